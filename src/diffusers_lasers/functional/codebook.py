@@ -1,0 +1,117 @@
+r"""Vector quantisation with running-mean codebooks.
+
+A codebook of K codewords \(e_k \in \mathbb{R}^L\) codes a signal by its nearest codeword (LASERS, 2024, eqs 1–2). It is learned by
+exponential moving averages of the count \(N_k\) and the sum \(m_k\) of the signals assigned to each codeword (van den Oord et al.,
+2017, appendix A.1),
+
+    N_k ← λ N_k + (1 − λ) n_k,    m_k ← λ m_k + (1 − λ) Σ_{assigned} y,    e_k = m_k / N_k .
+
+A codeword whose count sinks below a share of the mean count is dead; it restarts at a random signal, with its statistics reset
+so that the next average does not pull it back (research on codebook collapse; espnet/espnet#6284 shows the fault).
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["codeword_statistics", "kmeans", "nearest_codewords", "update_codebook"]
+
+
+def nearest_codewords(signals: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    """
+    Index of the nearest codeword in Euclidean distance (LASERS, 2024, eq 1); the first one on ties.
+
+    Args:
+        signals (`torch.Tensor` of shape `(N, features)`): Signals.
+        codebook (`torch.Tensor` of shape `(codewords, features)`): Codewords as rows.
+
+    Returns:
+        `torch.Tensor` of shape `(N,)`: Indices, int64.
+    """
+    half_norms = codebook.square().sum(dim=1) / 2
+    return torch.addmm(half_norms, signals, codebook.t(), alpha=-1.0).min(dim=1).indices
+
+
+def codeword_statistics(
+    signals: torch.Tensor, indices: torch.Tensor, codewords: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Count and sum of the signals assigned to each codeword.
+
+    Args:
+        signals (`torch.Tensor` of shape `(N, features)`): Signals.
+        indices (`torch.Tensor` of shape `(N,)`): Codeword of each, int64.
+        codewords (`int`): Number of codewords.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Counts `(codewords,)` and sums `(codewords, features)`, in the dtype of `signals`.
+    """
+    counts = signals.new_zeros(codewords).index_add_(0, indices, signals.new_ones(signals.shape[0]))
+    sums = signals.new_zeros(codewords, signals.shape[1]).index_add_(0, indices, signals)
+    return counts, sums
+
+
+def update_codebook(
+    running_counts: torch.Tensor,
+    running_sums: torch.Tensor,
+    counts: torch.Tensor,
+    sums: torch.Tensor,
+    candidates: torch.Tensor,
+    decay: float,
+    dead_share: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    One step of the running-mean codebook, with revival of dead codewords.
+
+    Args:
+        running_counts (`torch.Tensor` of shape `(codewords,)`): N_k before the step.
+        running_sums (`torch.Tensor` of shape `(codewords, features)`): m_k before the step.
+        counts (`torch.Tensor` of shape `(codewords,)`): n_k of this batch (over all ranks).
+        sums (`torch.Tensor` of shape `(codewords, features)`): Sums of this batch (over all ranks).
+        candidates (`torch.Tensor` of shape `(codewords, features)`): Signals of this batch, where a dead codeword restarts.
+        decay (`float`): λ, in [0, 1).
+        dead_share (`float`): A codeword is dead once N_k falls below this share of the mean of N; 0 disables revival.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: The new counts, sums and codebook.
+    """
+    running_counts = decay * running_counts + (1 - decay) * counts
+    running_sums = decay * running_sums + (1 - decay) * sums
+    mean = running_counts.mean()
+    dead = running_counts < dead_share * mean
+    restart = (10 * dead_share * mean).clamp_max(mean)  # lives ln(10) / (1 − λ) steps without a signal
+    running_counts = torch.where(dead, restart, running_counts)
+    running_sums = torch.where(dead.unsqueeze(1), candidates * restart, running_sums)
+    tiny = torch.finfo(running_sums.dtype).tiny
+    return running_counts, running_sums, running_sums / running_counts.clamp_min(tiny).unsqueeze(1)
+
+
+def kmeans(
+    signals: torch.Tensor, codewords: int, iterations: int = 10, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Lloyd's algorithm from distinct random signals; an emptied codeword restarts at a random signal.
+
+    Args:
+        signals (`torch.Tensor` of shape `(N, features)`): Signals, N ≥ 1; drawn with repetition where N < `codewords`.
+        codewords (`int`): Number of codewords.
+        iterations (`int`, defaults to 10): Assignments and means.
+        generator (`torch.Generator`, *optional*): Source of randomness, on the CPU or the signals' device.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: The codebook `(codewords, features)` and the counts `(codewords,)` of its last
+        assignment.
+    """
+    device = signals.device if generator is None else generator.device
+
+    def draw() -> torch.Tensor:
+        order = torch.randperm(signals.shape[0], generator=generator, device=device)
+        repeats = -(-codewords // signals.shape[0])
+        return signals[order.repeat(repeats)[:codewords].to(signals.device)]
+
+    codebook = draw()
+    for _ in range(iterations):
+        counts, sums = codeword_statistics(signals, nearest_codewords(signals, codebook), codewords)
+        codebook = torch.where(counts.unsqueeze(1) > 0, sums / counts.clamp_min(1).unsqueeze(1), draw())
+    counts, _ = codeword_statistics(signals, nearest_codewords(signals, codebook), codewords)
+    return codebook, counts

@@ -1,0 +1,99 @@
+r"""From sparse codes back to signals, with both gradients.
+
+`synthesize` is the linear map \(\hat y = \sum_s c_s d_{k_s}\) (LASERS, 2024, eq 12) with its plain gradient to the
+coefficients and the atoms.
+
+`projection_synthesis` is the same value seen as a function of the *signal*: for a fixed support τ the least-squares
+reconstruction is the orthogonal projection \(\hat y = D_τ (D_τ^⊤ D_τ)^{-1} D_τ^⊤ y\), so that its Jacobian is known in closed
+form. With \(g = ∂ℓ/∂\hat y\) and \(a = (D_τ^⊤ D_τ)^{-1} D_τ^⊤ g\),
+
+    ∂ℓ/∂y = D_τ a,        ∂ℓ/∂d_{k_s} += (g − D_τ a) c_s + (y − D_τ c) a_s .
+
+It replaces the paper's straight-through estimate (eq 7), which sends g itself to y and nothing to D.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+__all__ = ["projection_synthesis", "synthesize"]
+
+
+def synthesize(indices: torch.Tensor, coefficients: torch.Tensor, dictionary: torch.Tensor) -> torch.Tensor:
+    r"""
+    Sums the chosen atoms with their coefficients, \(\hat y_n = \sum_s c_{ns} d_{k_{ns}}\) (LASERS, 2024, eq 12).
+
+    Args:
+        indices (`torch.Tensor` of shape `(N, sparsity)`): Atom of each slot, int64; −1 marks an unused slot.
+        coefficients (`torch.Tensor` of shape `(N, sparsity)`): Their coefficients.
+        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns.
+
+    Returns:
+        `torch.Tensor` of shape `(N, features)`: The signals, in the dtype of `dictionary`; differentiable with respect to
+        `coefficients` and `dictionary`.
+
+    Raises:
+        ValueError: If `indices` and `coefficients` are not of one shape `(N, sparsity)`.
+    """
+    if indices.ndim != 2 or indices.shape != coefficients.shape:
+        raise ValueError(
+            f"`indices` and `coefficients` must share one shape (N, sparsity), got {tuple(indices.shape)} and "
+            f"{tuple(coefficients.shape)}."
+        )
+    weights = coefficients.to(dictionary.dtype) * (indices >= 0)
+    rows = dictionary.t()
+    if indices.numel() == 0:
+        return weights.sum(dim=1, keepdim=True) * rows[:1]
+    return F.embedding_bag(indices.clamp_min(0), rows, per_sample_weights=weights, mode="sum")
+
+
+class _ProjectionSynthesis(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, signals, dictionary, indices, coefficients):
+        reconstruction = synthesize(indices, coefficients, dictionary)
+        ctx.save_for_backward(signals, dictionary, indices, coefficients, reconstruction)
+        return reconstruction
+
+    @staticmethod
+    def backward(ctx, gradient):
+        signals, dictionary, indices, coefficients, reconstruction = ctx.saved_tensors
+        used = (indices >= 0).unsqueeze(-1)
+        slots = indices.clamp_min(0)
+        atoms = dictionary.t()[slots] * used  # (N, S, L), unused slots zero
+        gram = atoms @ atoms.transpose(1, 2)  # (N, S, S)
+        # Unused slots get a unit diagonal; the ridge keeps nearly dependent atoms solvable in the working precision.
+        ridge = torch.finfo(gram.dtype).eps * atoms.shape[1]
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        diagonal.copy_(torch.where(used.squeeze(-1), diagonal * (1 + ridge), 1.0))
+        factor, _ = torch.linalg.cholesky_ex(gram)
+        dual = torch.cholesky_solve(atoms @ gradient.unsqueeze(-1), factor).squeeze(-1)  # a: (N, S)
+        projected = (atoms * dual.unsqueeze(-1)).sum(dim=1)  # D_τ a: (N, L)
+        to_dictionary = None
+        if ctx.needs_input_grad[1]:
+            outside = (gradient - projected).unsqueeze(1) * coefficients.unsqueeze(-1)
+            outside = (outside + (signals - reconstruction).unsqueeze(1) * dual.unsqueeze(-1)) * used  # (N, S, L)
+            rows = torch.zeros_like(dictionary.t(), memory_format=torch.contiguous_format)
+            to_dictionary = rows.index_add_(0, slots.flatten(), outside.flatten(0, 1)).t()
+        return projected if ctx.needs_input_grad[0] else None, to_dictionary, None, None
+
+
+def projection_synthesis(
+    signals: torch.Tensor, dictionary: torch.Tensor, indices: torch.Tensor, coefficients: torch.Tensor
+) -> torch.Tensor:
+    r"""
+    Reconstructs signals from their least-squares codes, with the exact gradient for a fixed support.
+
+    The value equals [`synthesize`]; the gradient is that of the orthogonal projection of `signals` on their chosen atoms
+    (see the module's text), to `signals` and to `dictionary`.
+
+    Args:
+        signals (`torch.Tensor` of shape `(N, features)`): The coded signals.
+        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns.
+        indices (`torch.Tensor` of shape `(N, sparsity)`): Support found by a pursuit, −1 in unused slots.
+        coefficients (`torch.Tensor` of shape `(N, sparsity)`): Least-squares coefficients on that support.
+
+    Returns:
+        `torch.Tensor` of shape `(N, features)`: The reconstructed signals.
+    """
+    return _ProjectionSynthesis.apply(signals, dictionary, indices, coefficients)

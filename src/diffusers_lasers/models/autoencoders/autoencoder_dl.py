@@ -1,0 +1,388 @@
+r"""The dictionary-learning autoencoder of LASERS (2024): encoder, bottleneck, decoder.
+
+    x ─ encoder → z_e ─ bottleneck → ẑ_e ─ decoder → x̂
+
+One encoder and decoder serve every bottleneck (dictionary, VQ, residual VQ, FSQ, none), so that they can be compared at equal
+network and equal rate. As in diffusers' `VQModel`, `encode` gives the latents *before* the bottleneck and `decode` takes such
+latents through it, so that a stock pipeline's latents are coded on their way to the image; `encode_to_code` and
+`decode_from_code` give and take the code itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin, Decoder, DecoderOutput, Encoder
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch.nn import functional as F
+
+from ...coding import IndexCode, SparseCode
+from ...utils.hub import LasersHubMixin
+from ..bottlenecks import (
+    DictionaryBottleneck,
+    FSQBottleneck,
+    IdentityBottleneck,
+    ResidualVQBottleneck,
+    VectorQuantizerBottleneck,
+)
+from .light import LightDecoder, LightEncoder
+from .tiling import tiled_map
+
+__all__ = ["AutoencoderDL", "AutoencoderDLEncoderOutput", "AutoencoderDLOutput"]
+
+BOTTLENECKS = {
+    "dictionary": DictionaryBottleneck,
+    "vq": VectorQuantizerBottleneck,
+    "residual_vq": ResidualVQBottleneck,
+    "fsq": FSQBottleneck,
+    "none": IdentityBottleneck,
+}
+
+# The bottleneck of LASERS as its text has it, and as the evidence supports it (docs: conceptual/design).
+PRESETS = {
+    "paper": {"bottleneck_config": {"num_atoms": 512, "sparsity": 5, "patch_size": 1}},
+    "corrected": {"bottleneck_config": {"num_atoms": 512, "sparsity": 5, "patch_size": 1, "coefficient_bits": 8}},
+}
+
+
+@dataclass
+class AutoencoderDLEncoderOutput(BaseOutput):
+    """
+    Output of [`AutoencoderDL.encode`].
+
+    Args:
+        latents (`torch.Tensor` of shape `(B, latent_channels, h, w)`): Latents before the bottleneck.
+    """
+
+    latents: torch.Tensor
+
+
+@dataclass
+class AutoencoderDLOutput(BaseOutput):
+    """
+    Output of [`AutoencoderDL.forward`].
+
+    Args:
+        sample (`torch.Tensor` of shape `(B, out_channels, H, W)`): Reconstruction.
+        loss (`torch.Tensor`): Weighted bottleneck losses (LASERS, 2024, second and third term of eqs 3 and 13), 0-dimensional.
+        commitment_loss (`torch.Tensor`): Commitment loss, unweighted and without gradient.
+        codebook_loss (`torch.Tensor`): Dictionary or codebook loss, unweighted and without gradient.
+        latents (`torch.Tensor` of shape `(B, latent_channels, h, w)`): Latents before the bottleneck, z_e.
+        quantized_latents (`torch.Tensor` of shape `(B, latent_channels, h, w)`): Latents after it, ẑ_e.
+        code ([`SparseCode`] or [`IndexCode`], *optional*): The code, without gradient.
+    """
+
+    sample: torch.Tensor
+    loss: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
+    codebook_loss: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    quantized_latents: torch.Tensor | None = None
+    code: SparseCode | IndexCode | None = None
+
+
+class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
+    r"""
+    An autoencoder whose latents are coded by a learned dictionary (DL-VAE of LASERS, 2024) or by a baseline bottleneck.
+
+    Images are `(B, in_channels, H, W)` in [−1, 1], of any size: they are padded to a multiple of the downsampling factor
+    2^(len(`block_out_channels`) − 1) by repeating their edge, and reconstructions are cropped back.
+
+    Args:
+        in_channels (`int`, defaults to 3): Channels of the images.
+        out_channels (`int`, defaults to 3): Channels of the reconstructions.
+        backbone (`str`, defaults to `"light"`): Encoder and decoder: `"light"` (LASERS, section 5) or `"diffusers"` (the blocks of
+            `AutoencoderKL`, with group norm and attention).
+        block_out_channels (`tuple[int, ...]`, defaults to `(64, 128, 128)`): Widths from fine to coarse; each but the last is halved after.
+        layers_per_block (`int`, defaults to 2): Residual blocks (of each resolution in `"diffusers"`).
+        residual_channels (`int`, defaults to 32): Channels inside a residual block of `"light"`.
+        latent_channels (`int`, defaults to 16): Channels L of the latents.
+        bottleneck_type (`str`, defaults to `"dictionary"`): `"dictionary"`, `"vq"`, `"residual_vq"`, `"fsq"` or `"none"`.
+        bottleneck_config (`dict`, *optional*): Arguments of the bottleneck's class, without `latent_channels`.
+        act_fn (`str`, defaults to `"silu"`): Activation of `"diffusers"`.
+        norm_num_groups (`int`, defaults to 32): Groups of its group norm.
+        mid_block_add_attention (`bool`, defaults to `True`): Whether it has attention at the lowest resolution.
+        sample_size (`int`, defaults to 32): Side of the training images, for pipelines that ask.
+        scaling_factor (`float`, defaults to 1.0): Factor that pipelines multiply latents with before diffusion.
+        shift_factor (`float`, *optional*): Shift that pipelines subtract before that.
+        force_upcast (`bool`, defaults to `False`): Whether pipelines decode in float32.
+
+    Raises:
+        ValueError: On an unknown `backbone` or `bottleneck_type`, or arguments that the bottleneck refuses.
+    """
+
+    _supports_gradient_checkpointing = True
+    _supports_group_offloading = False
+    _no_split_modules = ["ResidualBlock"]
+    _keep_in_fp32_modules = ["bottleneck"]
+    _skip_layerwise_casting_patterns = ["bottleneck"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        backbone: str = "light",
+        block_out_channels: tuple[int, ...] = (64, 128, 128),
+        layers_per_block: int = 2,
+        residual_channels: int = 32,
+        latent_channels: int = 16,
+        bottleneck_type: str = "dictionary",
+        bottleneck_config: dict | None = None,
+        act_fn: str = "silu",
+        norm_num_groups: int = 32,
+        mid_block_add_attention: bool = True,
+        sample_size: int = 32,
+        scaling_factor: float = 1.0,
+        shift_factor: float | None = None,
+        force_upcast: bool = False,
+    ):
+        super().__init__()
+        if backbone not in ("light", "diffusers"):
+            raise ValueError(f"`backbone` must be 'light' or 'diffusers', got {backbone!r}.")
+        if bottleneck_type not in BOTTLENECKS:
+            raise ValueError(f"`bottleneck_type` must be one of {sorted(BOTTLENECKS)}, got {bottleneck_type!r}.")
+        if len(block_out_channels) < 1:
+            raise ValueError("`block_out_channels` must name at least one width, got none.")
+        if backbone == "light":
+            shape = (block_out_channels, layers_per_block, residual_channels)
+            self.encoder = LightEncoder(in_channels, latent_channels, *shape)
+            self.decoder = LightDecoder(latent_channels, out_channels, *shape)
+        else:
+            shared = {
+                "block_out_channels": tuple(block_out_channels),
+                "act_fn": act_fn,
+                "norm_num_groups": norm_num_groups,
+                "mid_block_add_attention": mid_block_add_attention,
+            }
+            blocks = len(block_out_channels)
+            self.encoder = Encoder(
+                in_channels,
+                latent_channels,
+                down_block_types=("DownEncoderBlock2D",) * blocks,
+                layers_per_block=layers_per_block,
+                double_z=False,
+                **shared,
+            )
+            self.decoder = Decoder(
+                latent_channels,
+                out_channels,
+                up_block_types=("UpDecoderBlock2D",) * blocks,
+                layers_per_block=layers_per_block,
+                **shared,
+            )
+        arguments = dict(bottleneck_config or {})
+        try:
+            self.bottleneck = BOTTLENECKS[bottleneck_type](latent_channels=latent_channels, **arguments)
+        except TypeError as error:
+            raise ValueError(
+                f"`bottleneck_config` must hold arguments of {BOTTLENECKS[bottleneck_type].__name__}, got "
+                f"{sorted(arguments)}."
+            ) from error
+
+        self.use_slicing = False
+        self.use_tiling = False
+        self.tile_sample_min_size = 512
+        self.tile_overlap_factor = 0.25
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides) -> AutoencoderDL:
+        """
+        A new model with the settings of LASERS: `"paper"` as its text has them (512 atoms, 5 a site, float32 coefficients), or
+        `"corrected"` as the evidence supports them (coefficients of 8 bits).
+
+        Args:
+            name (`str`): `"paper"` or `"corrected"`.
+            **overrides: Arguments of the class that replace the preset's; those in `bottleneck_config` are merged into it.
+
+        Returns:
+            [`AutoencoderDL`]: A model with random weights.
+
+        Raises:
+            ValueError: On an unknown name.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"`name` must be one of {sorted(PRESETS)}, got {name!r}.")
+        arguments = {**PRESETS[name], **overrides}
+        if overrides.get("bottleneck_type", "dictionary") == "dictionary":
+            arguments["bottleneck_config"] = {
+                **PRESETS[name]["bottleneck_config"],
+                **(overrides.get("bottleneck_config") or {}),
+            }
+        else:
+            arguments["bottleneck_config"] = overrides.get("bottleneck_config")
+        return cls(**arguments)
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Image pixels a latent position, along each side."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def bits_per_pixel(self, height: int, width: int) -> float:
+        """
+        Nominal rate of an image's code.
+
+        Args:
+            height (`int`): Pixels down.
+            width (`int`): Pixels across.
+
+        Returns:
+            `float`: Bits of the code divided by `height · width`; `bottleneck_type="none"` counts 16 bits a latent value.
+        """
+        factor = self.downsampling_factor
+        return self.bottleneck.bits(-(-height // factor), -(-width // factor)) / (height * width)
+
+    @apply_forward_hook
+    def encode(
+        self, x: torch.Tensor, return_dict: bool = True
+    ) -> AutoencoderDLEncoderOutput | tuple[torch.Tensor]:
+        """
+        Latents of images, before the bottleneck.
+
+        Args:
+            x (`torch.Tensor` of shape `(B, in_channels, H, W)`): Images in [−1, 1].
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            [`AutoencoderDLEncoderOutput`] or `tuple`: Latents `(B, latent_channels, ⌈H/f⌉, ⌈W/f⌉)`.
+        """
+        latents = self._sliced(self._encode, x)
+        return AutoencoderDLEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(
+        self,
+        z: torch.Tensor,
+        force_not_quantize: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """
+        Images of latents, which pass the bottleneck first.
+
+        Args:
+            z (`torch.Tensor` of shape `(B, latent_channels, h, w)`): Latents, as `encode` gives them.
+            force_not_quantize (`bool`, defaults to `False`): Whether to skip the bottleneck.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+            generator (`torch.Generator`, *optional*): Taken for compatibility with pipelines; decoding is deterministic.
+
+        Returns:
+            `DecoderOutput` or `tuple`: Images `(B, out_channels, f·h, f·w)`.
+        """
+        quantized = z if force_not_quantize else self._sliced(lambda part: self.bottleneck(part).latents, z)
+        sample = self._sliced(self._decode, quantized)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    @apply_forward_hook
+    @torch.no_grad()
+    def encode_to_code(self, x: torch.Tensor) -> SparseCode | IndexCode:
+        """
+        The code of images.
+
+        Args:
+            x (`torch.Tensor` of shape `(B, in_channels, H, W)`): Images in [−1, 1].
+
+        Returns:
+            [`SparseCode`] or [`IndexCode`]: The code, with the images' size.
+
+        Raises:
+            ValueError: If the model has no bottleneck.
+        """
+        code = self.bottleneck.encode(self._sliced(self._encode, x))
+        return replace(code, image_size=tuple(x.shape[-2:]))
+
+    @apply_forward_hook
+    def decode_from_code(
+        self, code: SparseCode | IndexCode, return_dict: bool = True
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """
+        Images of a code.
+
+        Args:
+            code ([`SparseCode`] or [`IndexCode`]): A code of this model.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            `DecoderOutput` or `tuple`: Images, cropped to the code's `image_size` where it has one.
+        """
+        sample = self._sliced(self._decode, self.bottleneck.decode(code).to(self.dtype))
+        if code.image_size is not None:
+            sample = sample[..., : code.image_size[0], : code.image_size[1]]
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def forward(self, sample: torch.Tensor, return_dict: bool = True) -> AutoencoderDLOutput | tuple:
+        """
+        Reconstructs images, with the losses of the bottleneck.
+
+        Args:
+            sample (`torch.Tensor` of shape `(B, in_channels, H, W)`): Images in [−1, 1].
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            [`AutoencoderDLOutput`] or `tuple`: The reconstruction and, in training, the loss to add to its own.
+        """
+        height, width = sample.shape[-2:]
+        latents = self._sliced(self._encode, sample)
+        bottleneck = self.bottleneck(latents)
+        code = bottleneck.code
+        if code is not None:
+            code = replace(code, image_size=(height, width))
+        output = AutoencoderDLOutput(
+            sample=self._sliced(self._decode, bottleneck.latents)[..., :height, :width],
+            loss=bottleneck.loss,
+            commitment_loss=bottleneck.commitment_loss,
+            codebook_loss=bottleneck.codebook_loss,
+            latents=latents,
+            quantized_latents=bottleneck.latents,
+            code=code,
+        )
+        return output if return_dict else tuple(output.values())
+
+    def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
+        """Saves the configuration, with that of the bottleneck as it is now. See `ConfigMixin.save_config`."""
+        given = self.config.bottleneck_config or {}
+        now = {name: value for name, value in self.bottleneck.config.items() if not name.startswith("_")}
+        defaults = BOTTLENECKS[self.config.bottleneck_type]().config
+        changed = {n: v for n, v in now.items() if n != "latent_channels" and (n in given or v != defaults[n])}
+        self.register_to_config(bottleneck_config=changed or None)
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _sliced(self, function, sample: torch.Tensor) -> torch.Tensor:
+        """Applies `function` to one sample of the batch at a time where slicing is on."""
+        if self.use_slicing and sample.shape[0] > 1:
+            return torch.cat([function(part) for part in sample.split(1)])
+        return function(sample)
+
+    def _encode(self, sample: torch.Tensor) -> torch.Tensor:
+        factor = self.downsampling_factor
+        height, width = sample.shape[-2:]
+        pad = (0, -width % factor, 0, -height % factor)
+        if any(pad):
+            sample = F.pad(sample, pad, mode="replicate")
+        if self.use_tiling and max(sample.shape[-2:]) > self.tile_sample_min_size:
+            return self._tiled(self.encoder, sample, factor, (1, factor))
+        return self.encoder(sample)
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        latents = latents.to(self.decoder.conv_in.weight.dtype)
+        if self.use_tiling and max(latents.shape[-2:]) * self.downsampling_factor > self.tile_sample_min_size:
+            return self._tiled(self.decoder, latents, 1, (self.downsampling_factor, 1))
+        return self.decoder(latents)
+
+    def _tiled(self, network, sample: torch.Tensor, positions: int, scale: tuple[int, int]) -> torch.Tensor:
+        """Runs a network in tiles; `positions` input positions make one latent position."""
+        tile = self.tile_sample_min_size // self.downsampling_factor
+        overlap = int(tile * self.tile_overlap_factor)
+        # Reach of the light networks in latent positions: residual blocks, the 3×3 convolution, the strided ones.
+        margin = self.config.layers_per_block + 4
+        if not 2 * margin < overlap < tile:
+            raise ValueError(
+                f"`tile_overlap_factor` must make tiles of {tile} latent positions share from {2 * margin + 1} to "
+                f"{tile - 1}, got {self.tile_overlap_factor} ({overlap} positions)."
+            )
+        sizes = {"tile": tile * positions, "overlap": overlap * positions, "margin": margin * positions}
+        return tiled_map(network, sample, **sizes, scale=scale, multiple=positions)

@@ -1,0 +1,262 @@
+r"""The dictionary-learning bottleneck of LASERS (2024), sections 3.2–3.3.
+
+Each site y of the latents z_e is replaced by a combination of at most S atoms of a learned dictionary (eqs 10–12),
+
+    ẑ = D γ,   γ = OMP(y, D, S),   ‖d_k‖₂ = 1 ,
+
+and the model minimises ℓ_recon + w_D ‖sg[z_e] − ẑ‖² + β ‖z_e − sg[ẑ]‖² (eq 13), each norm as a mean over elements.
+
+Ours differs from the paper where it is silent or wrong: a patch of p × p sites is one signal of p²·L features with a dictionary
+of as many rows; the support is coded by `omp`, safe on zero, repeated and dependent atoms; the gradient to the encoder is
+the straight-through copy (eq 7) or, with `gradient="projection"`, the exact one for the chosen support; and coefficients can be
+quantised, since a code with floats in it costs 32 bits for each.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+from torch.nn import functional as F
+
+from ...coding import SparseCode, coefficient_scale, dequantize_coefficients, quantize_coefficients
+from ...functional.dictionary import dictionary_from_signals, normalize_atoms
+from ...functional.omp import omp
+from ...functional.patches import patch_grid
+from ...functional.rates import support_bits
+from ...functional.synthesis import projection_synthesis, synthesize
+from ...utils.distributed import all_reduce_sum, broadcast
+from .base import Bottleneck, BottleneckOutput, check_positive
+
+__all__ = ["DictionaryBottleneck"]
+
+_SCALE_SAMPLES = 4096  # sites that a step's coefficient scale is read from
+_SCALE_MEMORY = 100.0  # steps that the running scale remembers
+
+
+class DictionaryBottleneck(Bottleneck):
+    r"""
+    Codes latents by sparse combinations of learned atoms (LASERS, 2024).
+
+    Args:
+        latent_channels (`int`, defaults to 16): Channels L of the latents.
+        num_atoms (`int`, defaults to 512): Atoms K of the dictionary.
+        sparsity (`int`, defaults to 5): Atoms S a site may use, at most `num_atoms`.
+        patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
+        gradient (`str`, defaults to `"straight_through"`): How gradients pass: `"straight_through"` copies them to the encoder (eq 7;
+            the dictionary learns from its own loss alone), `"projection"` uses the exact Jacobian for the chosen support,
+            to the encoder and to the dictionary.
+        dictionary_weight (`float`, defaults to 1.0): Weight of the dictionary loss, second term of eq 13.
+        commitment_weight (`float`, defaults to 0.25): Weight β of the commitment loss, third term of eq 13.
+        coefficient_bits (`int`, *optional*): Bits n of a coefficient, 1 to 16. Defaults to `None`: float32 coefficients.
+        coefficient_scaling (`str`, defaults to `"depth"`): Range of the quantised coefficients: `"depth"` has one for each slot in order of
+            selection, so that the order is part of the code; `"shared"` has one for all, so that the support is a set and log2 S! bits
+            are saved.
+        tolerance (`float`, *optional*): Residual norm below which a site takes no further atom. Defaults to `None`.
+
+    Attributes:
+        dictionary (`torch.nn.Parameter` of shape `(p²·L, K)`): Atoms as columns, of unit norm; kept so by
+            [`DictionaryUpkeep`] in training.
+        coefficient_scale (`torch.Tensor` of shape `(S,)`): Half-width of the quantised range for each slot: the 99.5th percentile of the
+            coefficients' magnitude, a running mean over training steps.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        num_atoms: int = 512,
+        sparsity: int = 5,
+        patch_size: int = 1,
+        gradient: str = "straight_through",
+        dictionary_weight: float = 1.0,
+        commitment_weight: float = 0.25,
+        coefficient_bits: int | None = None,
+        coefficient_scaling: str = "depth",
+        tolerance: float | None = None,
+    ):
+        super().__init__()
+        check_positive(
+            latent_channels=latent_channels, num_atoms=num_atoms, sparsity=sparsity, patch_size=patch_size
+        )
+        if sparsity > num_atoms:
+            raise ValueError(f"`sparsity` must be at most `num_atoms` ({num_atoms}), got {sparsity}.")
+        if gradient not in ("straight_through", "projection"):
+            raise ValueError(f"`gradient` must be 'straight_through' or 'projection', got {gradient!r}.")
+        if coefficient_scaling not in ("depth", "shared"):
+            raise ValueError(f"`coefficient_scaling` must be 'depth' or 'shared', got {coefficient_scaling!r}.")
+        _check_bits(coefficient_bits)
+        features = patch_size * patch_size * latent_channels
+        self.dictionary = nn.Parameter(F.normalize(torch.randn(features, num_atoms), dim=0))
+        self.register_buffer("coefficient_scale", torch.ones(sparsity))
+        self.register_buffer("scale_steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def num_symbols(self) -> int:
+        """Atoms of the dictionary."""
+        return self.config.num_atoms
+
+    @property
+    def bits_per_site(self) -> float:
+        """
+        Bits of one site: its support (of at most S atoms; a set, or a sequence where each depth has a scale of its own) and S
+        coefficients of `coefficient_bits`, or 32 for float32.
+        """
+        bits = self.config.coefficient_bits
+        ordered = bits is not None and self.config.coefficient_scaling == "depth"
+        support = support_bits(self.config.num_atoms, self.config.sparsity, ordered=ordered)
+        return support + self.config.sparsity * (32 if bits is None else bits)
+
+    def set_coefficient_bits(self, bits: int | None) -> None:
+        """
+        Switches the quantisation of coefficients, also of a model trained without.
+
+        Args:
+            bits (`int`, *optional*): Bits a coefficient, 1 to 16, or `None` for float32.
+
+        Raises:
+            ValueError: If `bits` is out of range.
+        """
+        _check_bits(bits)
+        self.register_to_config(coefficient_bits=bits)
+
+    @torch.no_grad()
+    def initialize(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> None:
+        """
+        Sets the first atom to the direction of the mean site and the others to those of random sites less that mean; the same on
+        all ranks. The sites of an untrained encoder share most of their energy: taken as they are, they would make a
+        dictionary of nearly one atom (measured in docs: conceptual/design).
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
+            generator (`torch.Generator`, *optional*): Source of randomness.
+        """
+        signals = self.signals(latents)
+        mean = signals.mean(dim=0, keepdim=True)
+        atoms = dictionary_from_signals(signals - mean, self.config.num_atoms, generator=generator)
+        atoms[:, :1] = torch.where(mean.norm() > 0, F.normalize(mean, dim=1).t(), atoms[:, :1])
+        self.dictionary.copy_(broadcast(atoms.contiguous()))
+
+    @torch.no_grad()
+    def encode(self, latents: torch.Tensor) -> SparseCode:
+        """
+        Codes latents.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+
+        Returns:
+            [`SparseCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites of `sparsity` slots; coefficients are float32, on the quantiser's grid where
+            `coefficient_bits` is set.
+        """
+        indices, coefficients = self._pursue(self.signals(latents))
+        return self._code(indices, self._quantize(indices, coefficients), latents)
+
+    def decode(self, code: SparseCode) -> torch.Tensor:
+        """
+        Latents of a code (LASERS, 2024, eq 12); differentiable in the coefficients and the dictionary.
+
+        Args:
+            code ([`SparseCode`]): A code of this dictionary; it may have fewer slots than `sparsity`.
+
+        Returns:
+            `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
+
+        Raises:
+            ValueError: If the code is not a sparse code of as many atoms.
+        """
+        if not isinstance(code, SparseCode) or code.num_atoms != self.config.num_atoms:
+            raise ValueError(
+                f"`code` must be a SparseCode of {self.config.num_atoms} atoms, got {type(code).__name__} of "
+                f"{getattr(code, 'num_atoms', 'no')} atoms."
+            )
+        with torch.autocast(code.indices.device.type, enabled=False):
+            signals = synthesize(
+                code.indices.flatten(0, 2), code.coefficients.flatten(0, 2), self.dictionary.float()
+            )
+            return self.latents(signals, code.latent_size, torch.float32)
+
+    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+        """
+        Codes and decodes latents, with gradients and losses (LASERS, 2024, eqs 7 and 13).
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+
+        Returns:
+            [`BottleneckOutput`]: Latents in the dtype of the input, losses in float32, and the [`SparseCode`].
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            signals = self.signals(latents)
+            dictionary = self.dictionary.float()
+            indices, exact = self._pursue(signals)
+            if self.training:
+                self._track_scale(indices, exact)
+            coefficients = self._quantize(indices, exact)
+            coded = synthesize(indices, coefficients, dictionary)
+            codebook_loss = F.mse_loss(coded, signals.detach())
+            commitment_loss = F.mse_loss(signals, coded.detach())
+            if self.config.gradient == "projection":
+                passed = projection_synthesis(signals, dictionary, indices, exact)
+                passed = passed + (coded - passed).detach()
+            else:
+                passed = signals + (coded - signals).detach()
+            loss = self.config.dictionary_weight * codebook_loss + self.config.commitment_weight * commitment_loss
+            return BottleneckOutput(
+                latents=self.latents(passed, latents.shape[-2:], latents.dtype),
+                loss=loss,
+                commitment_loss=commitment_loss.detach(),
+                codebook_loss=codebook_loss.detach(),
+                code=self._code(indices, coefficients, latents),
+            )
+
+    def _pursue(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Greedy codes of signals. The check for non-finite values synchronises, so that only the CPU has it."""
+        check_finite = signals.device.type == "cpu"
+        dictionary = self.dictionary.detach()
+        return omp(
+            signals.detach(), dictionary, self.config.sparsity, self.config.tolerance, check_finite=check_finite
+        )
+
+    def _quantize(self, indices: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+        """Coefficients `(N, S)` on the quantiser's grid; unused slots stay 0."""
+        bits = self.config.coefficient_bits
+        if bits is None:
+            return coefficients
+        scale = self._scale()
+        cells = quantize_coefficients(coefficients, scale, bits)
+        return torch.where(indices >= 0, dequantize_coefficients(cells, scale, bits), 0.0)
+
+    def _scale(self) -> torch.Tensor:
+        """Half-widths `(S,)` of the quantised ranges: one a depth, or the largest for all."""
+        scale = self.coefficient_scale.float()
+        return scale.max().expand_as(scale) if self.config.coefficient_scaling == "shared" else scale
+
+    @torch.no_grad()
+    def _track_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> None:
+        """Moves the running coefficient scale towards this batch's; the mean over ranks. The first step sets it."""
+        step = -(-indices.shape[0] // _SCALE_SAMPLES)
+        used = indices[::step] >= 0
+        now = coefficient_scale(coefficients[::step], used)
+        now = torch.where(now > 0, now, self.coefficient_scale.float())
+        total = all_reduce_sum(torch.cat([now, now.new_ones(1)]))
+        self.scale_steps += 1
+        momentum = (1 / self.scale_steps).clamp_min(1 / _SCALE_MEMORY)
+        self.coefficient_scale.lerp_((total[:-1] / total[-1]).to(self.coefficient_scale), momentum)
+
+    def _code(self, indices: torch.Tensor, coefficients: torch.Tensor, latents: torch.Tensor) -> SparseCode:
+        height, width = latents.shape[-2:]
+        shape = (latents.shape[0], *patch_grid(height, width, self.config.patch_size), self.config.sparsity)
+        return SparseCode(
+            indices.reshape(shape), coefficients.reshape(shape), self.config.num_atoms, (height, width)
+        )
+
+    @torch.no_grad()
+    def normalize_(self) -> None:
+        """Scales the atoms back to unit norm, in place: the retraction that follows an optimiser's step."""
+        self.dictionary.copy_(normalize_atoms(self.dictionary))
+
+
+def _check_bits(bits: int | None) -> None:
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16):
+        raise ValueError(f"`coefficient_bits` must be an integer from 1 to 16 or None, got {bits!r}.")

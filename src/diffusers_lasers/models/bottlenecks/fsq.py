@@ -1,0 +1,132 @@
+r"""Finite scalar quantisation (Mentzer et al., 2023): a baseline without a codebook, supplied by `vector-quantize-pytorch`.
+
+Each channel of a site is squashed to an interval and rounded to one of its `levels`; the code is the tuple of levels and costs
+Σ log₂ levels bits. Gradients pass straight through the rounding; there is no further loss.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from diffusers.configuration_utils import register_to_config
+
+from ...coding import IndexCode
+from ...functional.patches import patch_grid
+from ...utils.import_utils import requires
+from .base import Bottleneck, BottleneckOutput, check_positive
+
+__all__ = ["FSQBottleneck"]
+
+
+class FSQBottleneck(Bottleneck):
+    """
+    Rounds each channel to a few levels (FSQ). With as many levels as channels of a site there are no projections; else linear
+    ones lead to the quantised space and back.
+
+    Args:
+        latent_channels (`int`, defaults to 16): Channels L of the latents.
+        levels (`tuple[int, ...]`, defaults to sixteen times 7): Levels of each quantised channel, each at least 3.
+        patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
+
+    Raises:
+        ImportError: Without `vector-quantize-pytorch` (extra `training`).
+    """
+
+    @register_to_config
+    def __init__(self, latent_channels: int = 16, levels: tuple[int, ...] = (7,) * 16, patch_size: int = 1):
+        super().__init__()
+        check_positive(latent_channels=latent_channels, patch_size=patch_size)
+        if not levels or any(isinstance(n, bool) or not isinstance(n, int) or n < 3 for n in levels):
+            raise ValueError(f"`levels` must be one or more integers of at least 3, got {levels!r}.")
+        requires("vector_quantize_pytorch", extra="training")
+        from vector_quantize_pytorch import FSQ
+
+        features = patch_size * patch_size * latent_channels
+        self.quantizer = FSQ(levels=list(levels), dim=features, return_indices=False)
+        self.register_buffer("half_widths", torch.tensor([n // 2 for n in levels]))
+
+    @property
+    def num_symbols(self) -> int:
+        """Levels of the finest channel."""
+        return max(self.config.levels)
+
+    @property
+    def bits_per_site(self) -> float:
+        """Bits of one site: the sum of log₂ of the levels."""
+        return sum(math.log2(levels) for levels in self.config.levels)
+
+    @torch.no_grad()
+    def encode(self, latents: torch.Tensor) -> IndexCode:
+        """
+        Codes latents.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+
+        Returns:
+            [`IndexCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites with a level for each quantised channel.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._code(self._round(self.signals(latents)), latents)
+
+    def decode(self, code: IndexCode) -> torch.Tensor:
+        """
+        Latents of a code.
+
+        Args:
+            code ([`IndexCode`]): A code with the same levels.
+
+        Returns:
+            `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
+
+        Raises:
+            ValueError: If the code has other levels.
+        """
+        if tuple(code.levels) != tuple(self.config.levels):
+            raise ValueError(f"`code` must have levels {tuple(self.config.levels)}, got {tuple(code.levels)}.")
+        half = self.half_widths
+        values = (code.indices.flatten(0, 2) - half) / half
+        with torch.autocast(code.indices.device.type, enabled=False):
+            signals = self._project(self.quantizer.project_out, values)
+        return self.latents(signals, code.latent_size, torch.float32)
+
+    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+        """
+        Rounds latents, with gradients straight through.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+
+        Returns:
+            [`BottleneckOutput`]: Latents in the dtype of the input, zero losses, and the [`IndexCode`].
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            signals = self.signals(latents)
+            values = self._round(signals)
+            passed = self._project(self.quantizer.project_out, values)
+            zero = signals.new_zeros(())
+            return BottleneckOutput(
+                latents=self.latents(passed, latents.shape[-2:], latents.dtype),
+                loss=zero,
+                commitment_loss=zero,
+                codebook_loss=zero,
+                code=self._code(values.detach(), latents),
+            )
+
+    def _round(self, signals: torch.Tensor) -> torch.Tensor:
+        """Quantised values in [−1, 1], `(N, channels)`, differentiable straight through."""
+        return self.quantizer.quantize(self._project(self.quantizer.project_in, signals))
+
+    @staticmethod
+    def _project(projection: torch.nn.Module, signals: torch.Tensor) -> torch.Tensor:
+        """Applies a projection in its own precision, which a half-precision checkpoint lowers, and returns float32."""
+        weight = getattr(projection, "weight", None)
+        return projection(signals if weight is None else signals.to(weight.dtype)).float()
+
+    def _code(self, values: torch.Tensor, latents: torch.Tensor) -> IndexCode:
+        half = self.half_widths
+        levels = (values * half + half).round().long()
+        height, width = latents.shape[-2:]
+        shape = (latents.shape[0], *patch_grid(height, width, self.patch_size), len(self.config.levels))
+        return IndexCode(levels.reshape(shape), tuple(self.config.levels), (height, width))

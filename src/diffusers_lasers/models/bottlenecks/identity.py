@@ -1,0 +1,64 @@
+"""No bottleneck: the autoencoder's upper bound, at the rate of half-precision latents."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import register_to_config
+
+from .base import Bottleneck, BottleneckOutput, check_positive
+
+__all__ = ["IdentityBottleneck"]
+
+
+class IdentityBottleneck(Bottleneck):
+    """
+    Passes latents unchanged. Its rate is that of storing them in half precision, 16 bits a channel.
+
+    Args:
+        latent_channels (`int`, defaults to 16): Channels L of the latents.
+    """
+
+    @register_to_config
+    def __init__(self, latent_channels: int = 16):
+        super().__init__()
+        check_positive(latent_channels=latent_channels)
+        self.register_buffer("nothing", torch.zeros(0))  # diffusers writes no weights file without a tensor
+
+    @property
+    def bits_per_site(self) -> float:
+        """Bits of one site: 16 a channel."""
+        return 16.0 * self.config.latent_channels
+
+    def encode(self, latents: torch.Tensor) -> None:
+        """
+        There is no code.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("A model with `bottleneck_type='none'` has no code: use `encode(...).latents` instead.")
+
+    def decode(self, code: None) -> torch.Tensor:
+        """
+        There is no code; see [`IdentityBottleneck.encode`].
+
+        Raises:
+            ValueError: Always.
+        """
+        return self.encode(code)
+
+    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+        """
+        Returns the latents as they are, with zero losses.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+
+        Returns:
+            [`BottleneckOutput`]: The latents; `code` is `None`.
+        """
+        zero = latents.new_zeros((), dtype=torch.float32)
+        return BottleneckOutput(latents=latents, loss=zero, commitment_loss=zero, codebook_loss=zero)

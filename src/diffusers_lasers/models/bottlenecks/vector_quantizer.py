@@ -1,0 +1,238 @@
+r"""Vector-quantised bottlenecks with running-mean codebooks: the baselines of LASERS (2024), section 3.1.
+
+`VectorQuantizerBottleneck` replaces each site by its nearest codeword (eqs 1–2). `ResidualVQBottleneck` repeats that on what the
+earlier stages leave, ẑ = Σ_d e^{(d)}_{k_d}, which buys log₂ K bits a stage: it is the peer of a dictionary code at the same rate.
+Gradients are copied straight through (eq 7), the encoder pays β‖z_e − sg[ẑ_e]‖² (third term of eq 3), and running means with data
+initialisation and revival of dead codewords replace the second term. The authors' baseline subtracted the codewords' mean in
+place and re-created its parameters each step; ours is the plain algorithm, as strong as we can make it.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch.nn import functional as F
+
+from ...coding import IndexCode
+from ...functional.codebook import codeword_statistics, kmeans, nearest_codewords, update_codebook
+from ...functional.patches import patch_grid
+from ...utils.distributed import all_reduce_sum, broadcast
+from .base import Bottleneck, BottleneckOutput, check_positive
+
+__all__ = ["ResidualVQBottleneck", "VectorQuantizerBottleneck"]
+
+_INITIAL_SIGNALS = 65536  # signals that initialisation looks at
+
+
+class _RunningMeanQuantizer(Bottleneck):
+    """
+    Stages of vector quantisation, each on the residual of those before.
+
+    Attributes:
+        codebook (`torch.Tensor` of shape `(depth, K, p²·L)`): Codewords of each stage.
+        counts (`torch.Tensor` of shape `(depth, K)`): Running counts N_k.
+        sums (`torch.Tensor` of shape `(depth, K, p²·L)`): Running sums m_k.
+    """
+
+    def _build(self, depth: int, config: dict) -> None:
+        check_positive(
+            depth=depth,
+            latent_channels=config["latent_channels"],
+            num_codewords=config["num_codewords"],
+            patch_size=config["patch_size"],
+        )
+        if not 0 <= config["decay"] < 1:
+            raise ValueError(f"`decay` must be in [0, 1), got {config['decay']!r}.")
+        if not 0 <= config["revive_threshold"] < 1:
+            raise ValueError(f"`revive_threshold` must be in [0, 1), got {config['revive_threshold']!r}.")
+        self.depth = depth
+        features = config["patch_size"] ** 2 * config["latent_channels"]
+        codebook = torch.randn(depth, config["num_codewords"], features) / features**0.5
+        self.register_buffer("codebook", codebook)
+        self.register_buffer("counts", torch.ones(depth, config["num_codewords"]))
+        self.register_buffer("sums", codebook.clone())
+
+    @property
+    def num_symbols(self) -> int:
+        """Codewords of each stage."""
+        return self.config.num_codewords
+
+    @property
+    def bits_per_site(self) -> float:
+        """Bits of one site: log₂ K for each stage."""
+        return self.depth * float(torch.tensor(self.config.num_codewords, dtype=torch.float64).log2())
+
+    @torch.no_grad()
+    def initialize(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> None:
+        """
+        Runs k-means on the sites of `latents`, stage by stage; the same on all ranks.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
+            generator (`torch.Generator`, *optional*): Source of randomness.
+        """
+        residual = self.signals(latents)[:_INITIAL_SIGNALS]
+        for stage in range(self.depth):
+            codebook, counts = kmeans(residual, self.config.num_codewords, generator=generator)
+            counts = counts.clamp_min(1e-3)
+            self.codebook[stage] = broadcast(codebook)
+            self.counts[stage] = broadcast(counts)
+            self.sums[stage] = self.codebook[stage] * self.counts[stage].unsqueeze(1)
+            residual = residual - codebook[nearest_codewords(residual, codebook)]
+
+    @torch.no_grad()
+    def encode(self, latents: torch.Tensor) -> IndexCode:
+        """
+        Codes latents.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+
+        Returns:
+            [`IndexCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites with an index for each stage.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            indices, _, _ = self._quantize(self.signals(latents))
+        return self._code(indices, latents)
+
+    def decode(self, code: IndexCode) -> torch.Tensor:
+        """
+        Latents of a code (LASERS, 2024, eq 2): the sum of the stages' codewords.
+
+        Args:
+            code ([`IndexCode`]): A code with as many codewords; of all stages or only the first ones.
+
+        Returns:
+            `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
+
+        Raises:
+            ValueError: If the code has another alphabet or more stages.
+        """
+        stages = code.indices.shape[-1]
+        if stages > self.depth or any(level != self.config.num_codewords for level in code.levels):
+            raise ValueError(
+                f"`code` must have at most {self.depth} slots of {self.config.num_codewords} codewords, got levels "
+                f"{code.levels}."
+            )
+        indices = code.indices.flatten(0, 2)
+        signals = sum(self.codebook[stage].float()[indices[:, stage]] for stage in range(stages))
+        return self.latents(signals, code.latent_size, torch.float32)
+
+    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+        """
+        Codes and decodes latents; in training the running means move afterwards, so that this step used the old codebook.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+
+        Returns:
+            [`BottleneckOutput`]: Latents in the dtype of the input, losses in float32, and the [`IndexCode`].
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            signals = self.signals(latents)
+            indices, quantized, inputs = self._quantize(signals.detach())
+            if self.training:
+                self._update(indices, inputs)
+            commitment_loss = F.mse_loss(signals, quantized)
+            passed = signals + (quantized - signals).detach()
+            return BottleneckOutput(
+                latents=self.latents(passed, latents.shape[-2:], latents.dtype),
+                loss=self.config.commitment_weight * commitment_loss,
+                commitment_loss=commitment_loss.detach(),
+                codebook_loss=torch.zeros_like(commitment_loss.detach()),
+                code=self._code(indices, latents),
+            )
+
+    def _quantize(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Indices `(N, depth)`, the quantised signals, and what each stage was given."""
+        residual, indices, inputs = signals, [], []
+        for stage in range(self.depth):
+            codebook = self.codebook[stage].float()
+            chosen = nearest_codewords(residual, codebook)
+            inputs.append(residual)
+            indices.append(chosen)
+            residual = residual - codebook[chosen]
+        return torch.stack(indices, dim=1), signals - residual, inputs
+
+    @torch.no_grad()
+    def _update(self, indices: torch.Tensor, inputs: list[torch.Tensor]) -> None:
+        """Moves the running means of each stage by the statistics of all ranks; dead codewords restart at rank 0's signals."""
+        codewords = self.config.num_codewords
+        for stage, signals in enumerate(inputs):
+            counts, sums = codeword_statistics(signals, indices[:, stage], codewords)
+            all_reduce_sum(counts)
+            all_reduce_sum(sums)
+            chosen = torch.randint(signals.shape[0], (codewords,), device=signals.device)
+            candidates = broadcast(signals[chosen])
+            self.counts[stage], self.sums[stage], self.codebook[stage] = update_codebook(
+                self.counts[stage].float(),
+                self.sums[stage].float(),
+                counts,
+                sums,
+                candidates,
+                self.config.decay,
+                self.config.revive_threshold,
+            )
+
+    def _code(self, indices: torch.Tensor, latents: torch.Tensor) -> IndexCode:
+        height, width = latents.shape[-2:]
+        shape = (latents.shape[0], *patch_grid(height, width, self.patch_size), self.depth)
+        return IndexCode(indices.reshape(shape), (self.config.num_codewords,) * self.depth, (height, width))
+
+
+class VectorQuantizerBottleneck(_RunningMeanQuantizer):
+    """
+    Replaces each site by its nearest codeword (VQ-VAE with running means; LASERS, 2024, eqs 1–5).
+
+    Args:
+        latent_channels (`int`, defaults to 16): Channels L of the latents.
+        num_codewords (`int`, defaults to 512): Codewords K.
+        patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
+        decay (`float`, defaults to 0.99): Memory λ of the running means.
+        commitment_weight (`float`, defaults to 0.25): Weight β of the commitment loss.
+        revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at a random
+            signal; 0 disables that.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        num_codewords: int = 512,
+        patch_size: int = 1,
+        decay: float = 0.99,
+        commitment_weight: float = 0.25,
+        revive_threshold: float = 0.03,
+    ):
+        super().__init__()
+        self._build(1, self.config)
+
+
+class ResidualVQBottleneck(_RunningMeanQuantizer):
+    """
+    Quantises each site in stages, each coding what the stages before left over (residual vector quantisation).
+
+    Args:
+        latent_channels (`int`, defaults to 16): Channels L of the latents.
+        num_codewords (`int`, defaults to 512): Codewords K of each stage.
+        depth (`int`, defaults to 5): Stages.
+        patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
+        decay (`float`, defaults to 0.99): Memory λ of the running means.
+        commitment_weight (`float`, defaults to 0.25): Weight β of the commitment loss.
+        revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at a random
+            signal; 0 disables that.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        num_codewords: int = 512,
+        depth: int = 5,
+        patch_size: int = 1,
+        decay: float = 0.99,
+        commitment_weight: float = 0.25,
+        revive_threshold: float = 0.03,
+    ):
+        super().__init__()
+        self._build(depth, self.config)

@@ -1,0 +1,8 @@
+"""Helpers without mathematics: the Hub, registration in diffusers, ranks, optional imports."""
+
+from .distributed import all_reduce_sum, broadcast
+from .hub import LasersHubMixin, write_model_card
+from .import_utils import requires
+
+
+__all__ = ["LasersHubMixin", "all_reduce_sum", "broadcast", "requires", "write_model_card"]

@@ -1,0 +1,158 @@
+"""Model cards: a repository of one of our classes says how to install this package and how to use the class.
+
+diffusers writes its own card on a push, with `library_name: diffusers` and nothing else, from which nobody learns that a
+plug-in is needed. All pushes (`push_to_hub`, `save_pretrained(..., push_to_hub=True)`) end in `_upload_folder`, so that is
+where [`LasersHubMixin`] completes the card. The part that is written here stands between two marks and is replaced on the
+next push; everything that a person wrote around it, and every other field of the metadata, is kept.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+
+__all__ = ["LasersHubMixin", "write_model_card"]
+
+LIBRARY_NAME = "diffusers_lasers"
+CARD_NAME = "README.md"
+DEFAULT_TAGS = ("diffusers", LIBRARY_NAME)
+USAGE_START = "<!-- diffusers_lasers: usage, generated -->"
+USAGE_END = "<!-- diffusers_lasers: end of usage -->"
+PLACEHOLDER_REPOSITORY = "path/to/folder-or-repository"
+
+_EXAMPLES = {
+    "Autoencoder": """
+with torch.no_grad():
+    code = model.encode_to_code(images)  # images (B, 3, H, W) in [-1, 1]
+    reconstruction = model.decode_from_code(code).sample
+print(model.bits_per_pixel(*images.shape[-2:]), "bits per pixel")
+""",
+    "Bottleneck": """
+with torch.no_grad():
+    code = model.encode(latents)  # latents (B, latent_channels, H, W)
+    quantized_latents = model.decode(code)
+print(model.bits_per_site, "bits per site")
+""",
+}
+
+
+def usage_section(class_name: str, repository: str = PLACEHOLDER_REPOSITORY, subfolder: str | None = None) -> str:
+    """
+    The part of a model card that says how to install this package and how to load and use a class of it.
+
+    Args:
+        class_name (`str`): Public class of `diffusers_lasers` that the repository holds.
+        repository (`str`): Repository id or folder in the snippet.
+        subfolder (`str`, *optional*): Folder in the repository that holds the class.
+
+    Returns:
+        `str`: Markdown between two marks, by which it is found again.
+    """
+    example = next((text for word, text in _EXAMPLES.items() if word in class_name), "")
+    imports = ("import torch\n" if example else "") + f"from {LIBRARY_NAME} import {class_name}"
+    arguments = f'"{repository}"' + (f', subfolder="{subfolder}"' if subfolder else "")
+    return (
+        f"{USAGE_START}\n## Usage\n\n"
+        f"The weights belong to `{class_name}` of the diffusers plug-in `{LIBRARY_NAME}`:\n\n"
+        f"```bash\npip install {LIBRARY_NAME}\n```\n\n"
+        f"```python\n{imports}\n\nmodel = {class_name}.from_pretrained({arguments})\n{example}```\n{USAGE_END}"
+    )
+
+
+def complete_model_card(
+    card: ModelCard, class_name: str, repository: str = PLACEHOLDER_REPOSITORY, tags: tuple[str, ...] = ()
+) -> ModelCard:
+    """
+    Adds library, tags and usage to a card; what is there already is not added twice.
+
+    Args:
+        card (`ModelCard`): Changed in place. A `library_name` other than diffusers' default is kept.
+        class_name (`str`): Public class of `diffusers_lasers` that the repository holds.
+        repository (`str`): Repository id or folder in the snippet.
+        tags (`tuple[str, ...]`): Tags beside `DEFAULT_TAGS`.
+
+    Returns:
+        `ModelCard`: The same card.
+    """
+    if card.data.library_name in (None, "diffusers"):
+        card.data.library_name = LIBRARY_NAME
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *DEFAULT_TAGS, *tags]))
+
+    usage = usage_section(class_name, repository)
+    marked = re.compile(f"{re.escape(USAGE_START)}.*?{re.escape(USAGE_END)}", flags=re.DOTALL)
+    if marked.search(card.text):
+        card.text = marked.sub(lambda _: usage, card.text)
+    else:
+        card.text = f"{card.text.rstrip()}\n\n{usage}\n"
+    return card
+
+
+def write_model_card(
+    folder: str | os.PathLike,
+    class_name: str,
+    *,
+    license: str | None = "apache-2.0",
+    tags: tuple[str, ...] = (),
+    sections: dict[str, str] | None = None,
+) -> Path:
+    """
+    Writes the card (`README.md`) of a saved model into its folder, in the place of one that may be there.
+
+    Args:
+        folder (`str` or `os.PathLike`): Folder that `save_pretrained` filled; made if it is missing.
+        class_name (`str`): Public class of `diffusers_lasers` that the folder holds.
+        license (`str`, *optional*, defaults to `"apache-2.0"`): Licence of the *weights*, in the Hub's words.
+        tags (`tuple[str, ...]`): Tags beside `DEFAULT_TAGS`.
+        sections (`dict[str, str]`, *optional*): Heading → markdown, written after the usage in this order, e.g. the
+            training arguments and the figures with their bits.
+
+    Returns:
+        `Path`: The written file. It is written under another name first and then renamed, so that an interrupted run leaves
+        no half card.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    folder = Path(folder)
+    metadata = ModelCardData(license=license, library_name=LIBRARY_NAME)
+    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n# {class_name}\n")
+    complete_model_card(card, class_name, tags=tuple(tags))
+    for heading, text in (sections or {}).items():
+        card.text = f"{card.text.rstrip()}\n\n## {heading}\n\n{text.strip()}\n"
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return _save_card(card, folder / CARD_NAME)
+
+
+def _save_card(card: ModelCard, path: Path) -> Path:
+    scratch = path.with_name(path.name + ".part")
+    card.save(scratch)
+    os.replace(scratch, path)
+    return path
+
+
+class LasersHubMixin:
+    """
+    Completes the model card on every push to the Hub; the first base of each model, scheduler and pipeline of this package.
+
+    Class attribute `_model_card_tags` (`tuple[str, ...]`): tags of the class beside `DEFAULT_TAGS`.
+    """
+
+    _model_card_tags: tuple[str, ...] = ()
+
+    def _upload_folder(self, working_dir, repo_id, *args, **kwargs):
+        path = Path(working_dir) / CARD_NAME
+        if path.is_file():  # a push into a subfolder brings no card
+            from huggingface_hub import ModelCard
+
+            card = complete_model_card(
+                ModelCard.load(path), type(self).__name__, repository=repo_id, tags=self._model_card_tags
+            )
+            _save_card(card, path)
+        return super()._upload_folder(working_dir, repo_id, *args, **kwargs)

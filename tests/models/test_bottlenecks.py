@@ -1,0 +1,381 @@
+"""What every bottleneck must do, then what is particular to each."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from diffusers_lasers import (
+    DictionaryBottleneck,
+    FSQBottleneck,
+    IdentityBottleneck,
+    ResidualVQBottleneck,
+    VectorQuantizerBottleneck,
+)
+from diffusers_lasers.coding import SparseCode
+from diffusers_lasers.functional import latents_to_signals, omp, synthesize
+
+LEARNED = {
+    "dictionary": lambda **kw: DictionaryBottleneck(6, num_atoms=24, sparsity=3, **kw),
+    "dictionary-8bit": lambda **kw: DictionaryBottleneck(6, num_atoms=24, sparsity=3, coefficient_bits=8, **kw),
+    "dictionary-projection": lambda **kw: DictionaryBottleneck(6, num_atoms=24, sparsity=3, gradient="projection", **kw),
+    "vq": lambda **kw: VectorQuantizerBottleneck(6, num_codewords=24, **kw),
+    "residual_vq": lambda **kw: ResidualVQBottleneck(6, num_codewords=24, depth=3, **kw),
+}
+CODED = {**LEARNED, "fsq": lambda patch_size=1: FSQBottleneck(6, levels=(5,) * (6 * patch_size**2), patch_size=patch_size)}
+
+
+def latents(batch=3, channels=6, height=5, width=4, seed=0):
+    return torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=sorted(CODED))
+def make(request):
+    def build(**kwargs):
+        torch.manual_seed(0)
+        bottleneck = CODED[request.param](**kwargs)
+        bottleneck.initialize(latents(16, seed=7), generator=torch.Generator().manual_seed(0))
+        return bottleneck.eval()
+
+    return build
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_forward_is_decode_of_encode(make, patch_size):
+    bottleneck, z = make(patch_size=patch_size), latents()
+    output = bottleneck(z)
+    torch.testing.assert_close(bottleneck.decode(bottleneck.encode(z)), output.latents, rtol=1e-5, atol=1e-6)
+    assert output.latents.shape == z.shape
+    code = output.code
+    assert code.indices.shape[:3] == (3, math.ceil(5 / patch_size), math.ceil(4 / patch_size))
+    assert code.latent_size == (5, 4)
+
+
+def test_initial_atoms_spread_although_sites_share_a_direction():
+    z = latents(64) * 0.1 + 5.0
+    bottleneck = dictionary_bottleneck()
+    bottleneck.initialize(z)
+    mean = F.normalize(latents_to_signals(z).mean(dim=0), dim=0)
+    torch.testing.assert_close(bottleneck.dictionary[:, 0], mean)
+    assert (bottleneck.dictionary[:, 1:].t() @ mean).abs().mean() < 0.6
+    assert (bottleneck.encode(z).usage_counts() > 0).sum() >= 22
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_a_code_is_the_same_alone_and_in_any_batch(make, patch_size):
+    """The authors' release mixed the images of a batch: changing the others changed image 0 by up to 0.63."""
+    bottleneck, z = make(patch_size=patch_size), latents(7)
+    together = bottleneck.encode(z)
+    for image in range(7):
+        alone = bottleneck.encode(z[image : image + 1])
+        assert torch.equal(alone.indices[0], together.indices[image])
+        if isinstance(alone, SparseCode):
+            torch.testing.assert_close(alone.coefficients[0], together.coefficients[image], rtol=1e-6, atol=1e-6)
+
+
+def test_gradients_pass_and_evaluation_does_not_change_state(make):
+    bottleneck, z = make(), latents().requires_grad_()
+    before = {name: value.clone() for name, value in bottleneck.state_dict().items()}
+    output = bottleneck(z)
+    (output.latents.square().sum() + output.loss).backward()
+    assert torch.isfinite(z.grad).all() and z.grad.abs().sum() > 0
+    for name, value in bottleneck.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_latents_are_coded_in_float32(make, dtype):
+    bottleneck, z = make(), latents().to(dtype)
+    output = bottleneck(z)
+    assert output.latents.dtype == dtype and output.loss.dtype == torch.float32
+    assert torch.equal(output.code.indices, bottleneck.encode(z.float()).indices)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(bottleneck(z).code.indices, output.code.indices)
+
+
+def test_save_and_load_give_the_same_codes(make, tmp_path):
+    bottleneck, z = make(), latents()
+    bottleneck.train()(z)
+    bottleneck.eval().save_pretrained(str(tmp_path))
+    loaded = type(bottleneck).from_pretrained(str(tmp_path))
+    assert torch.equal(loaded.encode(z).indices, bottleneck.encode(z).indices)
+    assert torch.equal(loaded(z).latents, bottleneck(z).latents)
+    assert loaded.config.latent_channels == 6
+
+
+def test_wrong_channels_are_refused(make):
+    with pytest.raises(ValueError, match=r"`latents` must have shape \(batch, 6, height, width\)"):
+        make()(latents(channels=5))
+
+
+@pytest.mark.parametrize("name", sorted(LEARNED))
+def test_initialisation_uses_the_data_and_is_reproducible(name):
+    first, second = LEARNED[name](), LEARNED[name]()
+    # As an untrained encoder gives them: a common direction, and most of the rest in a plane.
+    z = latents(64) * torch.tensor([1.0, 1.0, 0.05, 0.05, 0.05, 0.05])[:, None, None] + 2.0
+    before = (first(z).latents - z).square().mean()
+    for bottleneck in (first, second):
+        bottleneck.initialize(z, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(first.encode(z).indices, second.encode(z).indices)
+    assert (first(z).latents - z).square().mean() < 0.5 * before
+
+
+# --- dictionary -----------------------------------------------------------------------------------------------------
+
+
+def dictionary_bottleneck(**kwargs):
+    torch.manual_seed(0)
+    return DictionaryBottleneck(**{"latent_channels": 6, "num_atoms": 24, "sparsity": 3, **kwargs})
+
+
+def test_codes_are_those_of_omp_on_true_patches():
+    bottleneck, z = dictionary_bottleneck(patch_size=2), latents()
+    assert bottleneck.dictionary.shape == (24, 24)
+    indices, coefficients = omp(latents_to_signals(z, 2), bottleneck.dictionary, 3)
+    code = bottleneck.encode(z)
+    assert torch.equal(code.indices.flatten(0, 2), indices)
+    assert torch.equal(code.coefficients.flatten(0, 2), coefficients)
+
+
+def test_losses_are_those_of_equation_13():
+    bottleneck = dictionary_bottleneck(dictionary_weight=0.7, commitment_weight=0.3)
+    z = latents()
+    output = bottleneck(z)
+    error = (output.latents - z).square().mean()
+    torch.testing.assert_close(output.codebook_loss, error)
+    torch.testing.assert_close(output.commitment_loss, error)
+    torch.testing.assert_close(output.loss, error)  # 0.7 + 0.3
+
+
+def test_each_loss_reaches_only_its_side():
+    """β on the wrong term is a known fault of VQ code: commitment moves the encoder, the other term the dictionary."""
+    z = latents().requires_grad_()
+    only_commitment = dictionary_bottleneck(dictionary_weight=0.0)
+    only_commitment(z).loss.backward()
+    assert z.grad.abs().sum() > 0 and only_commitment.dictionary.grad.abs().sum() == 0
+    z.grad = None
+    only_dictionary = dictionary_bottleneck(commitment_weight=0.0)
+    only_dictionary(z).loss.backward()
+    assert z.grad.abs().sum() == 0 and only_dictionary.dictionary.grad.abs().sum() > 0
+
+
+def test_straight_through_copies_the_gradient():
+    bottleneck, z = dictionary_bottleneck(), latents().requires_grad_()
+    weight = torch.randn_like(z)
+    (bottleneck(z).latents * weight).sum().backward()
+    assert torch.equal(z.grad, weight)
+    assert bottleneck.dictionary.grad is None
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_projection_gradient_is_that_of_least_squares_on_the_support(patch_size):
+    bottleneck = dictionary_bottleneck(gradient="projection", patch_size=patch_size)
+    z = latents(height=4).requires_grad_()
+    weight = torch.randn_like(z)
+    (bottleneck(z).latents * weight).sum().backward()
+
+    signals = latents_to_signals(z.detach(), patch_size).double().requires_grad_()
+    dictionary = bottleneck.dictionary.detach().double().requires_grad_()
+    indices = bottleneck.encode(z).indices.flatten(0, 2)
+    atoms = dictionary.t()[indices].transpose(1, 2)
+    projected = (atoms @ torch.linalg.solve(atoms.mT @ atoms, atoms.mT @ signals.unsqueeze(-1))).squeeze(-1)
+    (projected * latents_to_signals(weight, patch_size).double()).sum().backward()
+    torch.testing.assert_close(
+        latents_to_signals(z.grad, patch_size).double(), signals.grad, rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(bottleneck.dictionary.grad.double(), dictionary.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_bits_per_site_count_every_support_and_coefficient():
+    exact = math.log2(sum(math.comb(512, s) for s in range(6)))
+    assert DictionaryBottleneck().bits_per_site == pytest.approx(exact + 5 * 32)
+    shared = DictionaryBottleneck(coefficient_bits=8, coefficient_scaling="shared").bits_per_site
+    assert shared == pytest.approx(exact + 40)
+    assert shared == pytest.approx(78.1, abs=0.05)  # the figure of the research notes
+    ordered = math.log2(sum(math.perm(512, s) for s in range(6)))
+    assert DictionaryBottleneck(coefficient_bits=8).bits_per_site == pytest.approx(ordered + 40)
+
+
+def test_quantised_coefficients_lie_on_their_grid_and_cost_what_they_say():
+    bottleneck = dictionary_bottleneck(coefficient_bits=4).train()
+    for seed in range(5):
+        bottleneck(latents(8, seed=seed))
+    bottleneck.eval()
+    assert (bottleneck.coefficient_scale[:-1] >= bottleneck.coefficient_scale[1:]).all()  # greedy: first ones are largest
+    code = bottleneck.encode(latents())
+    for slot in range(3):
+        values = code.coefficients[..., slot].unique()
+        assert len(values) <= 16
+        position = (values / bottleneck.coefficient_scale[slot] + 1) * 8 - 0.5
+        torch.testing.assert_close(position, position.round(), rtol=0, atol=1e-4)
+
+
+def test_more_coefficient_bits_are_better():
+    bottleneck, z = dictionary_bottleneck().train(), latents(16)
+    bottleneck(z)
+    bottleneck.eval()
+    errors = []
+    for bits in (2, 4, 8, None):
+        bottleneck.set_coefficient_bits(bits)
+        errors.append((bottleneck(z).latents - z).square().mean().item())
+    assert errors == sorted(errors, reverse=True) and errors[0] > errors[-1]
+    assert bottleneck.config.coefficient_bits is None
+
+
+def test_coefficient_scale_follows_training_and_survives_saving(tmp_path):
+    bottleneck = dictionary_bottleneck(coefficient_bits=6).train()
+    bottleneck(latents(16))
+    scale = bottleneck.coefficient_scale.clone()
+    assert not torch.equal(scale, torch.ones(3))  # the first step sets it
+    bottleneck.save_pretrained(str(tmp_path))
+    assert torch.equal(DictionaryBottleneck.from_pretrained(str(tmp_path)).coefficient_scale, scale)
+
+
+def test_tolerance_spends_fewer_atoms():
+    z = latents(8)
+    code = dictionary_bottleneck(tolerance=1.5).encode(z)
+    used = (code.indices >= 0).sum()
+    assert 0 < used < code.indices.numel()
+    residual = latents_to_signals(z) - synthesize(
+        code.indices.flatten(0, 2), code.coefficients.flatten(0, 2), dictionary_bottleneck().dictionary
+    )
+    stopped = (code.indices < 0).any(dim=-1).flatten()
+    assert (residual.norm(dim=1)[stopped] <= 1.5 + 1e-5).all()
+
+
+def test_decode_takes_truncated_codes_and_refuses_others():
+    bottleneck, z = dictionary_bottleneck(), latents()
+    code = bottleneck.encode(z)
+    fewer = bottleneck.decode(code.truncate(1, bottleneck.dictionary))
+    assert (fewer - z).square().mean() > (bottleneck.decode(code) - z).square().mean()
+    with pytest.raises(ValueError, match="`code` must be a SparseCode of 24 atoms, got IndexCode of no atoms"):
+        bottleneck.decode(VectorQuantizerBottleneck(6, 24).encode(z))
+    with pytest.raises(ValueError, match="`code` must be a SparseCode of 24 atoms, got SparseCode of 30 atoms"):
+        bottleneck.decode(dictionary_bottleneck(num_atoms=30).encode(z))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_atoms": 0}, "`num_atoms` must be a positive integer, got 0"),
+        ({"sparsity": 25}, r"`sparsity` must be at most `num_atoms` \(24\), got 25"),
+        ({"patch_size": 1.5}, "`patch_size` must be a positive integer, got 1.5"),
+        ({"gradient": "none"}, "`gradient` must be 'straight_through' or 'projection'"),
+        ({"coefficient_bits": 17}, "`coefficient_bits` must be an integer from 1 to 16 or None, got 17"),
+        ({"coefficient_scaling": "x"}, "`coefficient_scaling` must be 'depth' or 'shared'"),
+    ],
+)
+def test_bad_dictionary_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        dictionary_bottleneck(**arguments)
+
+
+def test_non_finite_latents_are_refused():
+    z = latents()
+    z[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="`signals` must be finite"):
+        dictionary_bottleneck().encode(z)
+
+
+def test_forward_compiles_without_graph_breaks():
+    bottleneck, z = dictionary_bottleneck().eval(), latents()
+    compiled = torch.compile(lambda x: bottleneck(x).latents, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(z), bottleneck(z).latents)
+
+
+# --- vector quantisation --------------------------------------------------------------------------------------------
+
+
+def test_vq_rates():
+    assert VectorQuantizerBottleneck().bits_per_site == 9
+    assert ResidualVQBottleneck().bits_per_site == 45
+    assert FSQBottleneck().bits_per_site == pytest.approx(16 * math.log2(7))
+    assert IdentityBottleneck().bits_per_site == 256
+
+
+def test_first_step_after_initialisation_keeps_the_codebook():
+    """k-means counts must weigh the running means, or the first update ruins the codebook (a known fault)."""
+    bottleneck, z = VectorQuantizerBottleneck(6, 24), latents(64)
+    bottleneck.initialize(z, generator=torch.Generator().manual_seed(0))
+    before = bottleneck.codebook.clone()
+    bottleneck.train()(z)
+    torch.testing.assert_close(bottleneck.codebook, before, rtol=0, atol=0.05)
+
+
+def test_training_lowers_the_error_and_uses_all_codewords():
+    bottleneck = VectorQuantizerBottleneck(6, 24, decay=0.8).train()
+    with torch.no_grad():
+        bottleneck.codebook.mul_(0).add_(5.0)  # collapsed: every signal goes to codeword 0
+        bottleneck.sums.copy_(bottleneck.codebook * bottleneck.counts.unsqueeze(-1))
+    errors = [(bottleneck(latents(32, seed=s)).latents - latents(32, seed=s)).square().mean().item() for s in range(60)]
+    assert errors[-1] < 0.5 * errors[0]
+    assert (bottleneck.eval().encode(latents(32)).usage_counts() > 0).sum() >= 22
+
+
+def test_residual_stages_lower_the_error():
+    bottleneck, z = ResidualVQBottleneck(6, 24, depth=4), latents(32)
+    bottleneck.initialize(z)
+    code = bottleneck.encode(z)
+    errors = []
+    for stages in range(1, 5):
+        part = type(code)(code.indices[..., :stages], code.levels[:stages], code.latent_size)
+        errors.append((bottleneck.decode(part) - z).square().mean().item())
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.5 * errors[0]
+
+
+def test_vq_quantises_to_the_nearest_codeword():
+    bottleneck, z = VectorQuantizerBottleneck(6, 24), latents()
+    signals = latents_to_signals(z)
+    nearest = torch.cdist(signals, bottleneck.codebook[0]).argmin(dim=1)
+    assert torch.equal(bottleneck.encode(z).indices.flatten(), nearest)
+    torch.testing.assert_close(latents_to_signals(bottleneck.decode(bottleneck.encode(z))), bottleneck.codebook[0][nearest])
+
+
+@pytest.mark.parametrize("arguments", [{"decay": 1.0}, {"revive_threshold": -0.1}, {"num_codewords": -3}])
+def test_bad_vq_arguments_are_refused(arguments):
+    with pytest.raises(ValueError, match=f"`{next(iter(arguments))}` must be"):
+        VectorQuantizerBottleneck(**arguments)
+
+
+# --- finite scalar quantisation, none -------------------------------------------------------------------------------
+
+
+def test_fsq_levels_cover_their_range():
+    bottleneck = FSQBottleneck(2, levels=(5, 4))
+    z = torch.stack([torch.linspace(-6, 6, 4000)] * 2).reshape(1, 2, 1, 4000)
+    indices = bottleneck.encode(z).indices
+    assert indices[..., 0].unique().tolist() == [0, 1, 2, 3, 4]
+    assert indices[..., 1].unique().tolist() == [0, 1, 2, 3]
+
+
+def test_fsq_projects_where_levels_are_fewer_than_features():
+    bottleneck = FSQBottleneck(6, levels=(8, 8, 8))
+    code = bottleneck.encode(latents())
+    assert code.indices.shape[-1] == 3 and code.levels == (8, 8, 8)
+    torch.testing.assert_close(bottleneck.decode(code), bottleneck(latents()).latents)
+
+
+@pytest.mark.parametrize("levels", [(), (2, 5), (5, 1.5)])
+def test_bad_levels_are_refused(levels):
+    with pytest.raises(ValueError, match="`levels` must be one or more integers of at least 3"):
+        FSQBottleneck(6, levels=levels)
+
+
+def test_no_bottleneck_passes_latents_and_has_no_code():
+    z = latents()
+    output = IdentityBottleneck(6)(z)
+    assert output.latents is z and output.loss == 0 and output.code is None
+    for method in (IdentityBottleneck(6).encode, IdentityBottleneck(6).decode):
+        with pytest.raises(ValueError, match="has no code"):
+            method(z)
+
+
+def test_gain_shape_code_of_one_atom_beats_vq_by_its_gain():
+    """S = 1 with unit atoms is gain–shape VQ, not VQ as the paper says: it spends a coefficient and reads lower error."""
+    z = latents(32)
+    vq, dictionary = VectorQuantizerBottleneck(6, 24), dictionary_bottleneck(sparsity=1)
+    with torch.no_grad():
+        dictionary.dictionary.copy_(F.normalize(vq.codebook[0], dim=1).t())
+    assert (dictionary(z).latents - z).square().mean() < (vq(z).latents - z).square().mean()
+    assert dictionary.bits_per_site > vq.bits_per_site
