@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from diffusers_lasers import (
+    Bottleneck,
+    BottleneckOutput,
     DictionaryBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
@@ -16,14 +18,20 @@ from diffusers_lasers import (
 from diffusers_lasers.coding import SparseCode
 from diffusers_lasers.functional import latents_to_signals, omp, synthesize
 
+
 LEARNED = {
     "dictionary": lambda **kw: DictionaryBottleneck(6, num_atoms=24, sparsity=3, **kw),
     "dictionary-8bit": lambda **kw: DictionaryBottleneck(6, num_atoms=24, sparsity=3, coefficient_bits=8, **kw),
-    "dictionary-projection": lambda **kw: DictionaryBottleneck(6, num_atoms=24, sparsity=3, gradient="projection", **kw),
+    "dictionary-projection": lambda **kw: DictionaryBottleneck(
+        6, num_atoms=24, sparsity=3, gradient="projection", **kw
+    ),
     "vq": lambda **kw: VectorQuantizerBottleneck(6, num_codewords=24, **kw),
     "residual_vq": lambda **kw: ResidualVQBottleneck(6, num_codewords=24, depth=3, **kw),
 }
-CODED = {**LEARNED, "fsq": lambda patch_size=1: FSQBottleneck(6, levels=(5,) * (6 * patch_size**2), patch_size=patch_size)}
+CODED = {
+    **LEARNED,
+    "fsq": lambda patch_size=1: FSQBottleneck(6, levels=(5,) * (6 * patch_size**2), patch_size=patch_size),
+}
 
 
 def latents(batch=3, channels=6, height=5, width=4, seed=0):
@@ -45,6 +53,7 @@ def make(request):
 def test_forward_is_decode_of_encode(make, patch_size):
     bottleneck, z = make(patch_size=patch_size), latents()
     output = bottleneck(z)
+    assert isinstance(bottleneck, Bottleneck) and isinstance(output, BottleneckOutput)
     torch.testing.assert_close(bottleneck.decode(bottleneck.encode(z)), output.latents, rtol=1e-5, atol=1e-6)
     assert output.latents.shape == z.shape
     code = output.code
@@ -181,9 +190,7 @@ def test_projection_gradient_is_that_of_least_squares_on_the_support(patch_size)
     atoms = dictionary.t()[indices].transpose(1, 2)
     projected = (atoms @ torch.linalg.solve(atoms.mT @ atoms, atoms.mT @ signals.unsqueeze(-1))).squeeze(-1)
     (projected * latents_to_signals(weight, patch_size).double()).sum().backward()
-    torch.testing.assert_close(
-        latents_to_signals(z.grad, patch_size).double(), signals.grad, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(latents_to_signals(z.grad, patch_size).double(), signals.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(bottleneck.dictionary.grad.double(), dictionary.grad, rtol=1e-3, atol=1e-3)
 
 
@@ -202,7 +209,9 @@ def test_quantised_coefficients_lie_on_their_grid_and_cost_what_they_say():
     for seed in range(5):
         bottleneck(latents(8, seed=seed))
     bottleneck.eval()
-    assert (bottleneck.coefficient_scale[:-1] >= bottleneck.coefficient_scale[1:]).all()  # greedy: first ones are largest
+    assert (
+        bottleneck.coefficient_scale[:-1] >= bottleneck.coefficient_scale[1:]
+    ).all()  # greedy: first ones are largest
     code = bottleneck.encode(latents())
     for slot in range(3):
         values = code.coefficients[..., slot].unique()
@@ -308,7 +317,9 @@ def test_training_lowers_the_error_and_uses_all_codewords():
     with torch.no_grad():
         bottleneck.codebook.mul_(0).add_(5.0)  # collapsed: every signal goes to codeword 0
         bottleneck.sums.copy_(bottleneck.codebook * bottleneck.counts.unsqueeze(-1))
-    errors = [(bottleneck(latents(32, seed=s)).latents - latents(32, seed=s)).square().mean().item() for s in range(60)]
+    errors = [
+        (bottleneck(latents(32, seed=s)).latents - latents(32, seed=s)).square().mean().item() for s in range(60)
+    ]
     assert errors[-1] < 0.5 * errors[0]
     assert (bottleneck.eval().encode(latents(32)).usage_counts() > 0).sum() >= 22
 
@@ -329,7 +340,9 @@ def test_vq_quantises_to_the_nearest_codeword():
     signals = latents_to_signals(z)
     nearest = torch.cdist(signals, bottleneck.codebook[0]).argmin(dim=1)
     assert torch.equal(bottleneck.encode(z).indices.flatten(), nearest)
-    torch.testing.assert_close(latents_to_signals(bottleneck.decode(bottleneck.encode(z))), bottleneck.codebook[0][nearest])
+    torch.testing.assert_close(
+        latents_to_signals(bottleneck.decode(bottleneck.encode(z))), bottleneck.codebook[0][nearest]
+    )
 
 
 @pytest.mark.parametrize("arguments", [{"decay": 1.0}, {"revive_threshold": -0.1}, {"num_codewords": -3}])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+
 __all__ = ["IndexCode", "SparseCode"]
 
 

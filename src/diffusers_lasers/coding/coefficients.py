@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import torch
 
+
 __all__ = ["coefficient_scale", "dequantize_coefficients", "quantize_coefficients"]
 
 

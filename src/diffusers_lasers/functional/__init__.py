@@ -17,6 +17,7 @@ from .patches import latents_to_signals, patch_grid, signals_to_latents
 from .rates import entropy, perplexity, support_bits
 from .synthesis import projection_synthesis, synthesize
 
+
 __all__ = [
     "accumulate_statistics",
     "block_coordinate_update",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 
+
 __all__ = ["codeword_statistics", "kmeans", "nearest_codewords", "update_codebook"]
 
 

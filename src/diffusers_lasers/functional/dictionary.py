@@ -21,6 +21,7 @@ import torch
 
 from .online_learning import accumulate_statistics, block_coordinate_update, forgetting_factor
 
+
 __all__ = [
     "accumulate_statistics",
     "block_coordinate_update",

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import torch
 
+
 __all__ = ["omp"]
 
 # Correlations held at a time (signals × atoms): large enough for the matrix product, small enough for the cache.

@@ -21,6 +21,7 @@ import math
 
 import torch
 
+
 __all__ = ["accumulate_statistics", "block_coordinate_update", "forgetting_factor"]
 
 # An atom whose mean squared coefficient is below this share of the largest one has no usable statistics in float32.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+
 __all__ = ["latents_to_signals", "patch_grid", "signals_to_latents"]
 
 

@@ -19,6 +19,7 @@ import math
 
 import torch
 
+
 __all__ = ["entropy", "perplexity", "support_bits"]
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+
 __all__ = ["projection_synthesis", "synthesize"]
 
 

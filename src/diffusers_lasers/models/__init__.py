@@ -11,6 +11,7 @@ from .bottlenecks import (
     VectorQuantizerBottleneck,
 )
 
+
 __all__ = [
     "AutoencoderDL",
     "AutoencoderDLEncoderOutput",

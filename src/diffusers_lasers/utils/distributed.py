@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+
 __all__ = ["all_reduce_sum", "broadcast"]
 
 

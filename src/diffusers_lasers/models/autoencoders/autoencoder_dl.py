@@ -32,6 +32,7 @@ from ..bottlenecks import (
 from .light import LightDecoder, LightEncoder
 from .tiling import tiled_map
 
+
 __all__ = ["AutoencoderDL", "AutoencoderDLEncoderOutput", "AutoencoderDLOutput"]
 
 BOTTLENECKS = {
@@ -146,8 +147,8 @@ class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
             raise ValueError(f"`backbone` must be 'light' or 'diffusers', got {backbone!r}.")
         if bottleneck_type not in BOTTLENECKS:
             raise ValueError(f"`bottleneck_type` must be one of {sorted(BOTTLENECKS)}, got {bottleneck_type!r}.")
-        if len(block_out_channels) < 1:
-            raise ValueError("`block_out_channels` must name at least one width, got none.")
+        if len(block_out_channels) < 2:
+            raise ValueError(f"`block_out_channels` must name at least two widths, got {tuple(block_out_channels)}.")
         if backbone == "light":
             shape = (block_out_channels, layers_per_block, residual_channels)
             self.encoder = LightEncoder(in_channels, latent_channels, *shape)
@@ -237,9 +238,7 @@ class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
         return self.bottleneck.bits(-(-height // factor), -(-width // factor)) / (height * width)
 
     @apply_forward_hook
-    def encode(
-        self, x: torch.Tensor, return_dict: bool = True
-    ) -> AutoencoderDLEncoderOutput | tuple[torch.Tensor]:
+    def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderDLEncoderOutput | tuple[torch.Tensor]:
         """
         Latents of images, before the bottleneck.
 

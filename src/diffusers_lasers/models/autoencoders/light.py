@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+
 __all__ = ["LightDecoder", "LightEncoder"]
 
 
@@ -50,7 +51,7 @@ class LightEncoder(_Checkpointed):
     Args:
         in_channels (`int`): Channels of the image.
         out_channels (`int`): Channels of the latents.
-        block_out_channels (`tuple[int, ...]`): Widths: one a halving, and one for the final resolution.
+        block_out_channels (`tuple[int, ...]`): Two or more widths: one a halving, and one for the final resolution.
         layers_per_block (`int`): Residual blocks.
         residual_channels (`int`): Channels inside a residual block.
     """

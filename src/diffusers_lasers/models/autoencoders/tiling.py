@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import torch
 
+
 __all__ = ["tiled_map"]
 
 

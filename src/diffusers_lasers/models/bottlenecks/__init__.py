@@ -6,6 +6,7 @@ from .fsq import FSQBottleneck
 from .identity import IdentityBottleneck
 from .vector_quantizer import ResidualVQBottleneck, VectorQuantizerBottleneck
 
+
 __all__ = [
     "Bottleneck",
     "BottleneckOutput",

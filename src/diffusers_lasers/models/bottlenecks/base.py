@@ -12,6 +12,7 @@ from ...coding import IndexCode, SparseCode
 from ...functional.patches import latents_to_signals, patch_grid, signals_to_latents
 from ...utils.hub import LasersHubMixin
 
+
 __all__ = ["Bottleneck", "BottleneckOutput"]
 
 

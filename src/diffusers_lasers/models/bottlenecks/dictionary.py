@@ -28,6 +28,7 @@ from ...functional.synthesis import projection_synthesis, synthesize
 from ...utils.distributed import all_reduce_sum, broadcast
 from .base import Bottleneck, BottleneckOutput, check_positive
 
+
 __all__ = ["DictionaryBottleneck"]
 
 _SCALE_SAMPLES = 4096  # sites that a step's coefficient scale is read from
@@ -76,9 +77,7 @@ class DictionaryBottleneck(Bottleneck):
         tolerance: float | None = None,
     ):
         super().__init__()
-        check_positive(
-            latent_channels=latent_channels, num_atoms=num_atoms, sparsity=sparsity, patch_size=patch_size
-        )
+        check_positive(latent_channels=latent_channels, num_atoms=num_atoms, sparsity=sparsity, patch_size=patch_size)
         if sparsity > num_atoms:
             raise ValueError(f"`sparsity` must be at most `num_atoms` ({num_atoms}), got {sparsity}.")
         if gradient not in ("straight_through", "projection"):
@@ -171,9 +170,7 @@ class DictionaryBottleneck(Bottleneck):
                 f"{getattr(code, 'num_atoms', 'no')} atoms."
             )
         with torch.autocast(code.indices.device.type, enabled=False):
-            signals = synthesize(
-                code.indices.flatten(0, 2), code.coefficients.flatten(0, 2), self.dictionary.float()
-            )
+            signals = synthesize(code.indices.flatten(0, 2), code.coefficients.flatten(0, 2), self.dictionary.float())
             return self.latents(signals, code.latent_size, torch.float32)
 
     def forward(self, latents: torch.Tensor) -> BottleneckOutput:
@@ -247,9 +244,7 @@ class DictionaryBottleneck(Bottleneck):
     def _code(self, indices: torch.Tensor, coefficients: torch.Tensor, latents: torch.Tensor) -> SparseCode:
         height, width = latents.shape[-2:]
         shape = (latents.shape[0], *patch_grid(height, width, self.config.patch_size), self.config.sparsity)
-        return SparseCode(
-            indices.reshape(shape), coefficients.reshape(shape), self.config.num_atoms, (height, width)
-        )
+        return SparseCode(indices.reshape(shape), coefficients.reshape(shape), self.config.num_atoms, (height, width))
 
     @torch.no_grad()
     def normalize_(self) -> None:

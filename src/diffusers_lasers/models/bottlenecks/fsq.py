@@ -16,6 +16,7 @@ from ...functional.patches import patch_grid
 from ...utils.import_utils import requires
 from .base import Bottleneck, BottleneckOutput, check_positive
 
+
 __all__ = ["FSQBottleneck"]
 
 

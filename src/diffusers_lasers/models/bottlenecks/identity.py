@@ -7,6 +7,7 @@ from diffusers.configuration_utils import register_to_config
 
 from .base import Bottleneck, BottleneckOutput, check_positive
 
+
 __all__ = ["IdentityBottleneck"]
 
 

@@ -19,6 +19,7 @@ from ...functional.patches import patch_grid
 from ...utils.distributed import all_reduce_sum, broadcast
 from .base import Bottleneck, BottleneckOutput, check_positive
 
+
 __all__ = ["ResidualVQBottleneck", "VectorQuantizerBottleneck"]
 
 _INITIAL_SIGNALS = 65536  # signals that initialisation looks at

@@ -1,0 +1,57 @@
+# `make demo` trains and compares two autoencoders on photos; `make test` runs the tests. Both install what they need into
+# .venv first, once, and again only when setup.py or the constraints have changed.
+
+.PHONY: help demo test quality style docs env clean
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+check_dirs := src tests examples utils setup.py
+
+help:
+	@echo "make demo     train a dictionary and a VQ autoencoder on photos and compare them, with their bits"
+	@echo "make test     run the tests (PYTEST_ARGS='-m slow' for the slow ones)"
+	@echo "make quality  lint, format, and the repository's own checks"
+	@echo "make style    fix what lint and format can fix"
+	@echo "make docs     build the documentation into build/docs"
+	@echo "make env      only install into $(VENV)"
+
+env: $(STAMP)
+
+$(STAMP): setup.py requirements/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements/constraints.txt --editable ".[dev]"
+	touch $@
+
+# The demo: the same photos, encoder, decoder, steps and seed; only the bottleneck differs.
+DEMO_OUT ?= outputs/demo
+DEMO_ARGS ?= --resolution 64 --max_train_steps 600 --learning_rate 1e-3 --seed 0 --checkpointing_steps 0 --report_to none
+launch := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+demo: $(STAMP)
+	$(launch) examples/train_dlgan.py --bottleneck dictionary --output_dir $(DEMO_OUT)/dl $(DEMO_ARGS)
+	$(launch) examples/train_dlgan.py --bottleneck vq --output_dir $(DEMO_OUT)/vq $(DEMO_ARGS)
+	$(BIN)/python examples/evaluate_autoencoder.py $(DEMO_OUT)/dl $(DEMO_OUT)/vq --resolution 64 --output_dir $(DEMO_OUT)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+quality: $(STAMP)
+	$(BIN)/ruff check $(check_dirs)
+	$(BIN)/ruff format --check $(check_dirs)
+	$(BIN)/python utils/check_floors.py
+	$(BIN)/python utils/check_repo.py
+	$(BIN)/python utils/check_doc_toc.py
+	$(BIN)/python utils/print_env.py
+
+style: $(STAMP)
+	$(BIN)/ruff check --fix $(check_dirs)
+	$(BIN)/ruff format $(check_dirs)
+
+docs: $(STAMP)
+	$(BIN)/doc-builder build diffusers_lasers docs/source/en --build_dir build/docs --clean --version main --language en
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache

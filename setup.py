@@ -1,0 +1,97 @@
+"""Packaging of diffusers_lasers.
+
+Every dependency stands once, with its bounds, in `_deps`; the extras below name packages only. `requirements/constraints.txt`
+holds the exact versions that the tests were run with.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+ROOT = Path(__file__).parent
+
+_deps = [
+    "accelerate>=1.0",
+    "constriction>=0.4",
+    "datasets>=3.0",
+    "diffusers>=0.42,<0.43",  # LOADABLE_CLASSES is not public API, see utils/registration.py
+    "faiss-cpu>=1.8",
+    "flip-evaluator>=1.4",
+    "hf-doc-builder>=0.5.0",
+    "huggingface_hub>=1.32,<3.0",
+    "hypothesis>=6.100",
+    "numpy>=1.26",
+    "Pillow>=10.0",
+    "pytest>=8.0",
+    "ruff>=0.9",
+    "safetensors>=0.8",
+    "scikit-image>=0.22",
+    "scikit-learn>=1.4",
+    "scipy>=1.11",
+    "tensorboard>=2.15",
+    "torch>=2.6",
+    "torchmetrics>=1.4",
+    "tqdm>=4.60",
+    "transformers>=4.50",
+    "vector-quantize-pytorch>=1.20",
+]
+
+# name -> requirement, e.g. "torch" -> "torch>=2.6"
+deps = {re.match(r"[A-Za-z0-9_.-]+", requirement)[0]: requirement for requirement in _deps}
+
+
+def deps_list(*names):
+    return [deps[name] for name in names]
+
+
+extras = {
+    "training": deps_list("datasets", "scikit-image", "tensorboard", "tqdm", "vector-quantize-pytorch"),
+    "metrics": deps_list("datasets", "flip-evaluator", "scikit-image", "torchmetrics", "tqdm"),
+    "codec": deps_list("constriction", "faiss-cpu"),
+    "docs": deps_list("hf-doc-builder"),
+    "quality": deps_list("ruff"),
+}
+extras["test"] = [
+    *deps_list("hypothesis", "pytest", "scikit-learn", "scipy", "transformers"),
+    *extras["training"],
+    *extras["metrics"],
+    *extras["codec"],
+]
+extras["dev"] = [*extras["test"], *extras["quality"], *extras["docs"]]
+
+init = (ROOT / "src/diffusers_lasers/__init__.py").read_text(encoding="utf-8")
+version = re.search(r'^__version__ = "(.+)"$', init, re.MULTILINE)[1]
+
+setup(
+    name="diffusers_lasers",
+    version=version,
+    description="Structured latent codes for diffusers: sparse dictionary codes and their peers, with the bits they cost",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    keywords="diffusers autoencoder latent dictionary-learning sparse-coding vector-quantization compression",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"diffusers_lasers": ["py.typed"]},
+    include_package_data=True,
+    python_requires=">=3.10.0",
+    # accelerate: without it diffusers loads no model that keeps modules in float32, as ours do
+    install_requires=deps_list(
+        "torch", "diffusers", "accelerate", "huggingface_hub", "safetensors", "numpy", "Pillow"
+    ),
+    extras_require=extras,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,67 @@
+"""Structured latent codes for diffusers: sparse dictionary codes and their peers, each with the bits that it costs."""
+
+__version__ = "0.1.0.dev0"
+
+from typing import TYPE_CHECKING
+
+from diffusers.utils.import_utils import _LazyModule
+
+from .utils.registration import register_in_diffusers
+
+
+# Submodule -> public names in it. A submodule is imported when one of its names is asked for, and not before.
+_import_structure = {
+    "coding": ["IndexCode", "SparseCode"],
+    "functional": [],
+    "metrics": [],
+    "models": [],
+    "models.autoencoders.autoencoder_dl": ["AutoencoderDL", "AutoencoderDLEncoderOutput", "AutoencoderDLOutput"],
+    "models.bottlenecks": [
+        "Bottleneck",
+        "BottleneckOutput",
+        "DictionaryBottleneck",
+        "FSQBottleneck",
+        "IdentityBottleneck",
+        "ResidualVQBottleneck",
+        "VectorQuantizerBottleneck",
+    ],
+    "models.perceptual": ["PerceptualSimilarity"],
+    "training": [],
+    "utils": [],
+    "utils.bases": ["DiffusionPipeline", "ModelMixin", "SchedulerMixin"],
+}
+
+if TYPE_CHECKING:
+    from . import coding, functional, metrics, models, training, utils
+    from .coding import IndexCode, SparseCode
+    from .models.autoencoders.autoencoder_dl import AutoencoderDL, AutoencoderDLEncoderOutput, AutoencoderDLOutput
+    from .models.bottlenecks import (
+        Bottleneck,
+        BottleneckOutput,
+        DictionaryBottleneck,
+        FSQBottleneck,
+        IdentityBottleneck,
+        ResidualVQBottleneck,
+        VectorQuantizerBottleneck,
+    )
+    from .models.perceptual import PerceptualSimilarity
+    from .utils.bases import DiffusionPipeline, ModelMixin, SchedulerMixin
+else:
+    import sys
+
+    sys.modules[__name__] = _LazyModule(
+        __name__,
+        globals()["__file__"],
+        _import_structure,
+        module_spec=__spec__,
+        extra_objects={"__version__": __version__},
+    )
+    register_in_diffusers(
+        __name__,
+        [
+            name
+            for module, names in _import_structure.items()
+            if module.split(".")[0] in ("models", "schedulers", "pipelines")
+            for name in names
+        ],
+    )

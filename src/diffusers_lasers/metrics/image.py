@@ -1,0 +1,215 @@
+r"""Protocol cards: image distances whose range, averaging and network are declared and recorded with the value.
+
+Images are (B, 3, H, W) in [-1, 1]; uint8 images are converted first, v/127.5 − 1, so that no arithmetic wraps (the
+PSNRs of the 2023 paper's Table 1 were computed on wrapped uint8 differences and are 2.4 to 9 dB too high). Anything
+outside [-1, 1] is an error, not a guess. Every value is the mean over images of a per-image value, which depends
+neither on the batch size nor on the number of ranks:
+
+    PSNR(x, y) = 10 log₁₀ (2² / MSE(x, y)),       SSIM(x, y) = mean of the SSIM map (Wang et al., 2004),
+
+where the map is torchmetrics', of images moved to [0, 1] (its luminance term is not invariant to shifts), cut to the
+positions whose 11×11 window lies inside the image (Wang's definition and scikit-image's; torchmetrics averages over
+the mirrored border too, which moves the value of small images). Values are computed in float64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+
+from ..models.perceptual import PerceptualSimilarity
+from ..utils.import_utils import requires
+
+
+requires("torchmetrics", extra="metrics")
+
+from torchmetrics import Metric  # noqa: E402
+from torchmetrics.functional.image import structural_similarity_index_measure  # noqa: E402
+
+
+__all__ = ["LPIPS", "PSNR", "SSIM"]
+
+
+def as_images(images: torch.Tensor, name: str = "images") -> torch.Tensor:
+    """
+    Images as floats in [-1, 1]: uint8 is converted, floats are checked.
+
+    Args:
+        images (`torch.Tensor` of shape `(B, 3, H, W)`): uint8 in 0…255, or floating point in [-1, 1].
+        name (`str`, defaults to `"images"`): Name of the argument, for the error.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 3, H, W)`: float32 (float64 stays), in [-1, 1].
+
+    Raises:
+        ValueError: If the shape, the dtype or the range is another.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"`{name}` must be of shape (B, 3, H, W), got {tuple(images.shape)}.")
+    if images.dtype == torch.uint8:
+        return images.float() / 127.5 - 1
+    if not images.is_floating_point():
+        raise ValueError(f"`{name}` must be uint8 in 0…255 or floating point in [-1, 1], got {images.dtype}.")
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    if images.numel() > 0:
+        low, high = images.aminmax()
+        if not (low >= -1 and high <= 1):  # also refuses NaN
+            raise ValueError(f"`{name}` must lie in [-1, 1], got values from {low:.4g} to {high:.4g}.")
+    return images
+
+
+class ImagePairMetric(Metric):
+    """
+    The mean over images of a per-image value between reconstructions and references; subclasses give [`scores`].
+
+    `update(reconstructions, references)` takes two batches `(B, 3, H, W)`, uint8 or floats in [-1, 1]; `compute()`
+    returns a 0-dim float64 tensor; `protocol()` says how. Sums are kept in float64 and summed over ranks.
+
+    Args:
+        kwargs: Passed on to `torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.add_state("score_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("num_images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def scores(self, reconstructions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        """Values `(B,)` of two batches of floats in [-1, 1]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def update(self, reconstructions: torch.Tensor, references: torch.Tensor) -> None:
+        """Adds a batch of pairs."""
+        reconstructions = as_images(reconstructions, "reconstructions")
+        references = as_images(references, "references")
+        if reconstructions.shape != references.shape:
+            raise ValueError(
+                f"`reconstructions` must have the shape of `references`, {tuple(references.shape)}, got "
+                f"{tuple(reconstructions.shape)}."
+            )
+        self.score_sum += self.scores(reconstructions, references).double().sum()
+        self.num_images += references.shape[0]
+
+    def compute(self) -> torch.Tensor:
+        """The mean over all images seen by all ranks; NaN without images."""
+        return self.score_sum / self.num_images
+
+    def protocol(self) -> dict[str, Any]:
+        """How the value was computed: JSON-able."""
+        return {"average": "mean over images of the per-image value", "data_range": [-1, 1], "n": int(self.num_images)}
+
+
+class PSNR(ImagePairMetric):
+    r"""
+    Creates a peak signal-to-noise ratio in dB with the declared peak-to-peak range 2 of images in [-1, 1].
+
+    Args:
+        average (`str`, defaults to `"images"`): `"images"` takes the mean of the images' PSNRs (usual for image sets;
+            infinite if one image is reproduced exactly), `"dataset"` the PSNR of the mean over images of the MSE
+            (never higher, by Jensen's inequality).
+        kwargs: Passed on to `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If `average` is neither.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, average: str = "images", **kwargs: Any):
+        super().__init__(**kwargs)
+        if average not in ("images", "dataset"):
+            raise ValueError(f"`average` must be 'images' or 'dataset', got {average!r}.")
+        self.average = average
+
+    def scores(self, reconstructions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        """PSNRs `(B,)`, or MSEs where these are averaged."""
+        errors = (reconstructions.double() - references.double()).square().mean(dim=(1, 2, 3))
+        return errors if self.average == "dataset" else -10 * torch.log10(errors / 4)
+
+    def compute(self) -> torch.Tensor:
+        """PSNR in dB."""
+        mean = super().compute()
+        return -10 * torch.log10(mean / 4) if self.average == "dataset" else mean
+
+    def protocol(self) -> dict[str, Any]:
+        """How the value was computed: JSON-able."""
+        card = super().protocol() | {"unit": "dB", "channels": "RGB, one MSE over all"}
+        if self.average == "dataset":
+            card["average"] = "PSNR of the mean over images of the MSE"
+        return card
+
+
+class SSIM(ImagePairMetric):
+    r"""
+    Creates a structural similarity: 11×11 Gaussian window (σ = 1.5), K₁ = 0.01, K₂ = 0.03, of images moved to [0, 1],
+    population covariance, mean over channels and over the positions where the window lies inside the image.
+
+    Source: Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment", IEEE TIP 2004; equal to scikit-image's
+    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`. Images must be 11×11 or
+    larger.
+    """
+
+    higher_is_better = True
+
+    def scores(self, reconstructions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        """SSIMs `(B,)`."""
+        if min(references.shape[-2:]) < 11:
+            raise ValueError(f"`references` must be at least 11×11 for SSIM, got {tuple(references.shape)}.")
+        _, similarity = structural_similarity_index_measure(
+            reconstructions.double() / 2 + 0.5,
+            references.double() / 2 + 0.5,
+            sigma=1.5,
+            reduction="none",
+            data_range=1.0,
+            return_full_image=True,
+        )
+        return similarity[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))
+
+    def protocol(self) -> dict[str, Any]:
+        """How the value was computed: JSON-able."""
+        return super().protocol() | {
+            "data_range": [0, 1],
+            "window": "Gaussian 11×11, sigma 1.5, inside the image",
+            "channels": "mean over RGB",
+        }
+
+
+class LPIPS(ImagePairMetric):
+    """
+    Creates an LPIPS 0.1 distance over a [`PerceptualSimilarity`] network, at the images' own resolution.
+
+    Args:
+        network ([`PerceptualSimilarity`]): The network with its weights, e.g.
+            `PerceptualSimilarity.from_weights("squeeze", folder)`.
+        kwargs: Passed on to `torchmetrics.Metric`.
+    """
+
+    higher_is_better = False
+    feature_network = "network"
+
+    def __init__(self, network: PerceptualSimilarity, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.network = network
+
+    def scores(self, reconstructions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
+        """Distances `(B,)`."""
+        return self.network(reconstructions, references, check_range=True)
+
+    def protocol(self) -> dict[str, Any]:
+        """How the value was computed: JSON-able; `weights_sha256` is over the parameters in the order of their
+        names."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + value.detach().float().cpu().contiguous().numpy().tobytes())
+        return super().protocol() | {
+            "version": "0.1",
+            "network": self.network.config.network,
+            "resize": None,
+            "weights_sha256": digest.hexdigest(),
+        }

@@ -1,0 +1,132 @@
+r"""How many bits the symbols of codes are worth, beside what the model nominally pays.
+
+A model's nominal rate (`bits_per_site`) counts possible codes. The symbols that really occur are less evenly spread,
+and an ideal entropy coder with one static table for each slot d needs, a site,
+
+    Σ_d H(symbol_d)                                    for an index code (VQ, residual VQ, FSQ),
+    Σ_d [H(index_d) + P(used_d) H(cell_d)]             for a sparse code with its order,
+    H(s) + E[s] H(index) − E[log₂ s!] + E[s] H(cell)   for a sparse code whose support is a set of s atoms,
+
+where unused slots count as a symbol, a cell is a quantised coefficient, and order is part of a code whose coefficients
+have a scale for each depth. The last form pools the slots; it bounds
+the entropy of the set from above, since the atoms of a set in random order have that marginal and log₂ s! bits of
+order. Float coefficients are counted as 32 bits each. Atoms of a site are coded as if they were independent, so that
+evenly used atoms cost slightly more than nominal, by about S (S − 1) / (2 K ln 2) bits. Tables are not counted, and
+entropies of few sites are estimated too low (by about (K − 1) / (2 n ln 2) bits a slot for n sites): this is a bound
+to compare codes with, not a file size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from ..coding import IndexCode, SparseCode, quantize_coefficients
+from ..functional.rates import entropy
+from ..models.bottlenecks import DictionaryBottleneck
+from ..models.bottlenecks.base import Bottleneck
+from ..utils.import_utils import requires
+
+
+requires("torchmetrics", extra="metrics")
+
+from torchmetrics import Metric  # noqa: E402
+
+
+__all__ = ["CodeRate"]
+
+
+class CodeRate(Metric):
+    """
+    Creates a streaming rate of a bottleneck's codes: `update(code)`; `compute()` returns a dict of 0-dim float64
+    tensors, `nominal_bits_per_pixel`, `entropy_bits_per_pixel` and `entropy_bits_per_site`. Counts are summed over
+    ranks.
+
+    Args:
+        bottleneck ([`Bottleneck`]): Bottleneck that makes the codes. Its coefficient quantiser is read now: make a new
+            metric after `set_coefficient_bits`.
+        kwargs: Passed on to `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If the bottleneck makes no codes.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = False
+
+    def __init__(self, bottleneck: Bottleneck, **kwargs: Any):
+        super().__init__(**kwargs)
+        if bottleneck.num_symbols < 1:
+            raise ValueError(f"`bottleneck` must make codes, {type(bottleneck).__name__} does not.")
+        config = bottleneck.config
+        self.sparse = isinstance(bottleneck, DictionaryBottleneck)
+        self.nominal_bits_per_site = float(bottleneck.bits_per_site)
+        self.bits = config.coefficient_bits if self.sparse else None
+        self.ordered = self.bits is not None and config.coefficient_scaling == "depth"
+        if self.sparse:
+            self.levels = (config.num_atoms,) * config.sparsity
+            scale = bottleneck.coefficient_scale.detach().float()
+            self.scale = scale if self.ordered else scale.max().expand_as(scale)
+        else:
+            self.levels = tuple(config.get("levels") or (bottleneck.num_symbols,) * bottleneck.depth)
+        slots = len(self.levels)
+        # Column 0 of `symbols` counts unused slots.
+        self.add_state("symbols", torch.zeros(slots, max(self.levels) + 1, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("cells", torch.zeros(slots, 2 ** (self.bits or 0), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("sizes", torch.zeros(slots + 1, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("num_pixels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @torch.no_grad()
+    def update(self, code: SparseCode | IndexCode, num_pixels: int | None = None) -> None:
+        """
+        Adds the codes of a batch.
+
+        Args:
+            code ([`SparseCode`] or [`IndexCode`]): Codes of the declared bottleneck.
+            num_pixels (`int`, *optional*): Pixels of the batch's images, B·H·W; by default from the code's
+                `image_size`.
+
+        Raises:
+            ValueError: If the code has another alphabet, or neither `num_pixels` nor an `image_size`.
+        """
+        levels = (code.num_atoms,) * code.sparsity if isinstance(code, SparseCode) else tuple(code.levels)
+        if isinstance(code, SparseCode) != self.sparse or levels != self.levels:
+            raise ValueError(f"`code` must have slots {self.levels}, as `bottleneck` declared, got {levels}.")
+        if num_pixels is None:
+            if code.image_size is None:
+                raise ValueError("`num_pixels` must be given for a code without `image_size`, got None.")
+            num_pixels = code.indices.shape[0] * math.prod(code.image_size)
+        indices = code.indices.flatten(0, 2)  # (sites, slots)
+        for slot, row in enumerate(self.symbols):
+            row += torch.bincount(indices[:, slot] + 1, minlength=row.numel()).to(row.device)
+        sizes = (indices >= 0).sum(dim=1)
+        self.sizes += torch.bincount(sizes, minlength=self.sizes.numel()).to(self.sizes.device)
+        if self.bits is not None:
+            coefficients = code.coefficients.flatten(0, 2).float()
+            cells = quantize_coefficients(coefficients, self.scale.to(coefficients.device), self.bits)
+            for slot, row in enumerate(self.cells):
+                used = cells[indices[:, slot] >= 0, slot]
+                row += torch.bincount(used, minlength=row.numel()).to(row.device)
+        self.num_pixels += num_pixels
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """Rates of all codes seen by all ranks."""
+        sites = self.sizes.sum().double()
+        share = self.symbols[:, 1:].sum(dim=1).double() / sites  # of the sites that use each slot
+        if not self.sparse or self.ordered:
+            bits = sum(entropy(row) for row in self.symbols)
+            bits = bits + sum(used * entropy(row) for used, row in zip(share, self.cells))
+        else:
+            order = torch.tensor([math.lgamma(size + 1) / math.log(2) for size in range(self.sizes.numel())])
+            mean_order = (self.sizes * order.to(self.sizes.device, torch.float64)).sum() / sites
+            index_bits = entropy(self.symbols[:, 1:].sum(dim=0))
+            cell_bits = 32.0 if self.bits is None else entropy(self.cells.sum(dim=0))
+            bits = entropy(self.sizes) + share.sum() * (index_bits + cell_bits) - mean_order
+        return {
+            "nominal_bits_per_pixel": self.nominal_bits_per_site * sites / self.num_pixels,
+            "entropy_bits_per_pixel": bits * sites / self.num_pixels,
+            "entropy_bits_per_site": bits,
+        }

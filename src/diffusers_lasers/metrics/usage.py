@@ -1,0 +1,117 @@
+r"""How many symbols of a dictionary or a codebook are really used.
+
+Over a whole evaluation set, with n_k the number of support slots that hold symbol k, p = n / Σn, and over all ranks:
+
+    H(p) = −Σ_k p_k log₂ p_k  bits a slot,      perplexity = 2^H,      active = |{k : n_k > 0}| / K.
+
+Perplexity is the number of equally used symbols with the same entropy: K at most, and exactly S for a collapsed code
+that always takes the same S atoms. Equation 17 of LASERS (2024) is not defined for several atoms a site, and the
+quantity in its released code (the entropy of a softmax over γ) gives 507 of 512 for such a collapsed code. Sparse
+codes also have an energy-weighted perplexity, with p_k the share of Σγ² that atom k carries: atoms that are chosen
+often but with small coefficients count little.
+
+An index code with several codebooks (residual VQ, FSQ) counts each codebook on its own; its entropy is the mean over
+codebooks, and its perplexity 2 to that mean. Pooling them would compare index 3 of one codebook with index 3 of
+another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..coding import IndexCode, SparseCode
+from ..functional.rates import entropy
+from ..utils.import_utils import requires
+
+
+requires("torchmetrics", extra="metrics")
+
+from torchmetrics import Metric  # noqa: E402
+
+
+__all__ = ["AtomUsage"]
+
+
+class AtomUsage(Metric):
+    r"""
+    Creates a streaming usage metric of sparse codes and index codes.
+
+    `update(code)` takes a [`SparseCode`] or an [`IndexCode`]; `compute()` returns a dict of 0-dim float64 tensors:
+    `perplexity` (0 without any used slot), `active` (share of the symbols used at least once, in [0, 1]), `entropy_bits`
+    (bits a slot), and `energy_perplexity` where sparse codes were given. Counts are int64 and summed over ranks.
+
+    Args:
+        num_atoms (`int` or `Sequence[int]`): Size K of the dictionary or codebook that all slots share, or one size a
+            slot for index codes with several codebooks (`IndexCode.levels`).
+        kwargs: Passed on to `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: If a size is below 1.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from diffusers_lasers import IndexCode
+    >>> from diffusers_lasers.metrics import AtomUsage
+
+    >>> usage = AtomUsage(num_atoms=4)
+    >>> usage.update(IndexCode(torch.tensor([[[[0], [1]], [[1], [0]]]]), levels=(4,), latent_size=(2, 2)))
+    >>> {name: value.item() for name, value in usage.compute().items()}
+    {'perplexity': 2.0, 'active': 0.5, 'entropy_bits': 1.0}
+
+    ```
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+
+    def __init__(self, num_atoms: int | Sequence[int], **kwargs: Any):
+        super().__init__(**kwargs)
+        self.levels = (num_atoms,) if isinstance(num_atoms, int) else tuple(num_atoms)
+        if not self.levels or min(self.levels) < 1:
+            raise ValueError(f"`num_atoms` must be a positive integer or a sequence of them, got {num_atoms!r}.")
+        shape = (len(self.levels), max(self.levels))
+        self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("energy", torch.zeros(shape[1], dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, code: SparseCode | IndexCode) -> None:
+        """
+        Adds the codes of a batch.
+
+        Args:
+            code ([`SparseCode`] or [`IndexCode`]): Codes of the declared number of atoms.
+
+        Raises:
+            ValueError: If the code's alphabet is not the declared one.
+        """
+        sparse = isinstance(code, SparseCode)
+        levels = (code.num_atoms,) if sparse else code.levels
+        if levels != self.levels:
+            raise ValueError(f"`code` must have symbols {self.levels}, as `num_atoms` declared, got {levels}.")
+        if sparse:
+            self.counts[0] += code.usage_counts().to(self.counts.device)
+            used = code.indices >= 0
+            squares = code.coefficients[used].double().square()
+            self.energy.index_add_(0, code.indices[used].to(self.energy.device), squares.to(self.energy.device))
+        else:
+            for slot, row in enumerate(self.counts):
+                indices = code.indices[..., slot].flatten()
+                row += torch.bincount(indices, minlength=row.numel()).to(row.device)
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """Usage of all codes seen by all ranks."""
+        bits = torch.stack([entropy(row) for row in self.counts]).mean()
+        used = self.counts.sum() > 0
+        result = {
+            "perplexity": torch.where(used, torch.exp2(bits), 0.0),
+            "active": (self.counts > 0).sum().double() / sum(self.levels),
+            "entropy_bits": bits,
+        }
+        if self.energy.sum() > 0:
+            result["energy_perplexity"] = torch.exp2(entropy(self.energy))
+        return result

@@ -1,0 +1,204 @@
+"""Runs examples/evaluate_autoencoder.py on two tiny saved models and checks it against other computations."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+
+from diffusers_lasers import AutoencoderDL, PerceptualSimilarity
+
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "evaluate_autoencoder.py"
+NETWORK = {"block_out_channels": (8, 8), "residual_channels": 4, "layers_per_block": 1, "latent_channels": 4}
+
+
+class Quarters(torch.nn.Module):
+    def forward(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("evaluate_autoencoder", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six images, a dictionary and a VQ model, random LPIPS weights and a feature network."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    (folder / "images" / "nested").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        pixels = np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / ("nested" if i % 2 else ".") / f"{i}.png")
+    settings = {"dictionary": {"num_atoms": 12, "sparsity": 2}, "vq": {"num_codewords": 12}}
+    for kind, config in settings.items():
+        torch.manual_seed(0)
+        model = AutoencoderDL(bottleneck_type=kind, bottleneck_config=config, sample_size=32, **NETWORK)
+        images = torch.rand(2, 3, 32, 32) * 2 - 1
+        model.bottleneck.initialize(model.encode(images).latents.detach())
+        model.train()(images)  # a step of the running coefficient scale
+        model.save_pretrained(folder / kind)
+    torch.manual_seed(0)
+    PerceptualSimilarity("squeeze").save_pretrained(folder / "lpips")
+    torch.jit.script(Quarters()).save(folder / "features.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    command = [sys.executable, str(SCRIPT), str(folder / "dictionary"), str(folder / "vq")]
+    command += ["--data", str(folder / "images"), "--batch_size", "4", "--coefficient_bits", "8", "--grid_images", "3"]
+    command += ["--lpips_weights", str(folder / "lpips"), "--fid_features", str(folder / "features.pt")]
+    command += ["--fid_resize", "0", "--output_dir", str(folder / "out"), "--device", "cpu"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout, json.loads((folder / "out" / "results.json").read_text())
+
+
+def reconstructions(folder, name):
+    """Reconstructions and originals as uint8-valued floats, computed here."""
+    model = AutoencoderDL.from_pretrained(folder / name).eval()
+    files = sorted((folder / "images").rglob("*.png"))
+    originals = np.stack([np.asarray(Image.open(file)) for file in files])
+    images = torch.from_numpy(originals).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        output = model(images)
+    return output, images, originals, model
+
+
+def test_one_row_a_model_and_variant(run):
+    _, results = run
+    assert [row["name"] for row in results["models"]] == ["dictionary (float)", "dictionary (8-bit)", "vq"]
+    assert results["unavailable"] == {}
+    assert results["data"]["n"] == 6
+    assert results["data"]["resolution"] == 32  # the models' sample_size
+    assert set(results["protocols"]) == {"psnr", "ssim", "lpips", "flip", "rfid"}
+    assert all(card["n"] == 6 for card in results["protocols"].values())
+    assert results["versions"]["torch"] == torch.__version__
+    assert results["settings"]["coefficient_bits"] == [8]
+
+
+@pytest.mark.parametrize(("name", "row"), [("dictionary", 0), ("vq", 2)])
+def test_values_agree_with_other_computations(folder, run, name, row):
+    row = run[1]["models"][row]
+    output, images, originals, model = reconstructions(folder, name)
+    sample = output.sample.clamp(-1, 1)
+    each = [
+        peak_signal_noise_ratio(x.double().numpy(), y.double().numpy(), data_range=2) for x, y in zip(images, sample)
+    ]
+    assert row["psnr"] == pytest.approx(np.mean(each), abs=1e-4)
+    # the uint8 originals against the float reconstructions give the same value
+    bytes_ = ((sample + 1) * 127.5).double().permute(0, 2, 3, 1).numpy()
+    each = [peak_signal_noise_ratio(x.astype(np.float64), y, data_range=255) for x, y in zip(originals, bytes_)]
+    assert row["psnr"] == pytest.approx(np.mean(each), abs=1e-4)
+
+    lpips = PerceptualSimilarity.from_pretrained(folder / "lpips")
+    assert row["lpips"] == pytest.approx(lpips(images, sample).mean().item(), rel=1e-4)
+    variance = output.latents.double().var(dim=(0, 2, 3), correction=0).mean()
+    nmse = (output.latents - output.quantized_latents).double().square().mean() / variance
+    assert row["latent_nmse"] == pytest.approx(nmse.item(), rel=1e-4)
+    counts = output.code.usage_counts().double()
+    shares = counts[counts > 0] / counts.sum()
+    assert row["perplexity"] == pytest.approx((-shares * shares.log()).sum().exp().item(), rel=1e-6)
+    assert row["active"] == pytest.approx((counts > 0).double().mean().item())
+    assert row["bits_per_pixel"] == model.bits_per_pixel(32, 32)
+    assert row["rfid"] > 0
+    assert row["encode_images_per_second"] > 0
+    assert row["decode_images_per_second"] > 0
+
+
+def test_quantized_coefficients_cost_less(run):
+    floats, quantized, vq = run[1]["models"]
+    assert quantized["bits_per_pixel"] < floats["bits_per_pixel"] - 2 * 20 / 4  # 24 bits a coefficient, f = 2
+    assert quantized["latent_nmse"] >= floats["latent_nmse"]
+    assert quantized["bottleneck"]["coefficient_bits"] == 8
+    assert vq["coherence"] is None
+    assert 0 < floats["coherence"] <= 1.0001
+    assert 0 < vq["entropy_bits_per_pixel"] <= vq["bits_per_pixel"] + 1e-9
+
+
+def test_table_and_pictures(folder, run):
+    stdout, results = run
+    written = (folder / "out" / "results.md").read_text()
+    assert written in stdout
+    table = [line for line in written.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + len(results["models"])
+    assert len({line.count("|") for line in table}) == 1
+    assert f"{results['models'][0]['psnr']:.2f}" in table[2]
+    assert str(folder / "out" / "grid.png") in stdout
+    grid = Image.open(folder / "out" / "grid.png")
+    assert (
+        grid.height == (1 + 2 * 3) * 100
+    )  # original, then reconstruction and heat map of each; 32 pixels shown as 96
+    assert grid.width > 3 * 100
+    assert not list((folder / "out").glob("*tmp*"))
+
+
+def test_missing_parts_are_dashes_with_a_reason(script, folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flip_evaluator", None)
+    arguments = [str(folder / "dictionary"), "--data", str(folder / "images"), "--max_images", "2", "--device", "cpu"]
+    arguments += ["--lpips_weights", str(tmp_path / "nothing"), "--output_dir", str(tmp_path), "--resolution", "16"]
+    arguments += ["--grid_images", "0"]
+    script.main(script.parse_args(arguments))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["unavailable"]) == {"LPIPS", "FLIP", "rFID"}
+    row = results["models"][0]
+    assert (row["lpips"], row["flip"], row["rfid"]) == (None, None, None)
+    assert row["ssim"] is not None
+    table = capsys.readouterr().out
+    assert table.count("| – ") == 3
+    for reason in ("LPIPS is missing: `path`", "FLIP is missing: `flip_evaluator`", "rFID is missing: no feature"):
+        assert reason in table
+    assert not (tmp_path / "grid.png").exists()
+
+
+def test_a_model_without_code_and_a_diverged_one(script, folder, tmp_path):
+    torch.manual_seed(0)
+    AutoencoderDL(bottleneck_type="none", **NETWORK).save_pretrained(tmp_path / "none")
+    broken = AutoencoderDL.from_pretrained(folder / "vq")
+    torch.nn.init.constant_(next(iter(reversed(list(broken.decoder.parameters())))), float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    arguments = [str(tmp_path / "broken"), str(tmp_path / "none"), "--data", str(folder / "images"), "--device", "cpu"]
+    arguments += ["--output_dir", str(tmp_path), "--grid_images", "2", "--crops_per_image", "2", "--resolution", "16"]
+    script.main(script.parse_args(arguments + ["--lpips_weights", str(tmp_path / "no")]))
+    results = json.loads((tmp_path / "results.json").read_text())
+    broken, none = results["models"]
+    assert broken["psnr"] is None
+    assert "nan" in results["unavailable"]["PSNR of broken"]
+    assert none["psnr"] > 0
+    assert none["latent_nmse"] == 0
+    assert (none["perplexity"], none["entropy_bits_per_pixel"]) == (None, None)
+    assert none["bits_per_pixel"] == 16 * 4 / 4
+    assert results["data"]["n"] == 12
+    assert Image.open(tmp_path / "grid.png").height == (1 + 1 + 2) * 100  # no heat map of a diverged model
+
+
+def test_bundled_photographs_are_the_default(script, folder, tmp_path):
+    arguments = script.parse_args([str(folder / "vq"), "--resolution", "16", "--max_images", "1"])
+    dataset, about = script.load_data(arguments, 16)
+    assert len(dataset) == about["n"] == 32
+    assert dataset.__getitems__([0, 31])["pixel_values"].shape == (2, 3, 16, 16)
+
+
+def test_names_tell_models_apart(script):
+    assert script.names_of(["runs/a", "runs/b/"]) == ["a", "b"]
+    assert script.names_of(["one/model", "two/model"]) == ["one/model", "two/model"]
+    assert script.names_of(["same", "same"]) == ["same #1", "same #2"]
+
+
+@pytest.mark.parametrize("arguments", [["--coefficient_bits", "0"], ["--batch_size", "0"], ["--resolution", "-1"]])
+def test_wrong_arguments_are_refused(script, arguments, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(["model", *arguments])
+    assert arguments[0] in capsys.readouterr().err

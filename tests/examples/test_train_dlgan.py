@@ -1,0 +1,412 @@
+"""examples/train_dlgan.py as a user runs it: `accelerate launch` on a folder of small pictures; and its options in this process."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from diffusers_lasers import AutoencoderDL, PerceptualSimilarity, SparseCode
+from diffusers_lasers.training import TrainingLog
+
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "examples" / "train_dlgan.py"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+# Small enough for seconds, and with everything on that a checkpoint has to restore.
+FLAGS = {
+    "resolution": 32,
+    "train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "random_flip": None,
+    "num_atoms": 32,
+    "sparsity": 2,
+    "learning_rate": 1e-3,
+    "dictionary_learning_rate": 5e-3,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 1,
+    "revive_every": 1,
+    "revive_fraction": 0.5,
+    "max_train_steps": 6,
+    "log_steps": 1,
+    "checkpointing_steps": 2,
+    "checkpoints_total_limit": 2,
+    "validation_steps": 3,
+    "num_validation_images": 3,
+    "report_to": "none",
+}
+
+
+def pictures(folder, count, first):
+    folder.mkdir()
+    for index in range(count):
+        generator = np.random.default_rng(first + index)
+        image = Image.fromarray(generator.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        image.resize((40, 32), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return {
+        "train_data_dir": pictures(folder / "photos", 10, 0),
+        "validation_data_dir": pictures(folder / "held-out", 5, 100),
+    }
+
+
+def words(**flags):
+    """The flags as a command line."""
+    line = []
+    for name, value in flags.items():
+        line += [f"--{name}"] + ([] if value is None else [str(value)])
+    return line
+
+
+def launch(**flags):
+    """Runs the script in processes of its own, as the README says."""
+    path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--cpu", str(SCRIPT), *words(**flags)]
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """One uninterrupted run."""
+    folder = tmp_path_factory.mktemp("trained") / "model"
+    result = launch(**data, **FLAGS, output_dir=folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def script():
+    specification = importlib.util.spec_from_file_location("train_dlgan", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, data, tmp_path):
+    """Runs the script in this process with a few steps; gives the output folder."""
+
+    def start(steps=2, **flags):
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        base = {"resolution": 32, "train_batch_size": 4, "log_steps": 1, "checkpointing_steps": 0, "report_to": "none"}
+        if "model_config_name_or_path" not in flags and "bottleneck" not in flags:
+            base.update(num_atoms=16, sparsity=2)
+        arguments = {**data, **base, "max_train_steps": steps, "output_dir": tmp_path / "out", **flags}
+        script.main(script.parse_args(words(**{k: v for k, v in arguments.items() if v is not False})))
+        return tmp_path / "out"
+
+    yield start
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+def images(count=2):
+    return torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+# As a user runs it
+
+
+def test_the_model_folder_loads_and_reconstructs(trained):
+    model = AutoencoderDL.from_pretrained(trained).eval()
+    assert isinstance(model.encode_to_code(images()), SparseCode)
+    assert model.config.bottleneck_config["num_atoms"] == 32 and model.config.sample_size == 32
+    norms = model.bottleneck.dictionary.detach().norm(dim=0)
+    torch.testing.assert_close(norms, torch.ones(32), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        assert model(images()).sample.shape == (2, 3, 32, 32)
+
+
+def test_the_card_the_settings_and_the_log_say_what_was_done(trained, data):
+    card, settings = (trained / "README.md").read_text(), json.loads((trained / "settings.json").read_text())
+    log = TrainingLog.read(trained / "training_log.jsonl")
+    bits = AutoencoderDL.from_pretrained(trained).bits_per_pixel(32, 32)
+    assert settings["bits_per_pixel"] == pytest.approx(bits) and settings["steps"] == 6
+    assert settings["images"] == 10 and settings["total_batch_size"] == 4
+    assert settings["arguments"]["learning_rate"] == 1e-3 and settings["versions"]["torch"] == torch.__version__
+    steps = [line for line in log if "loss" in line]
+    held_out = [line for line in log if "validation_psnr" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6] and [line["step"] for line in held_out] == [3, 6]
+    for name in ("mse", "commitment", "codebook", "psnr", "perplexity", "dead_atoms", "lr", "images_per_second"):
+        assert all(np.isfinite(line[name]) for line in steps), name
+    assert steps[0]["lr"] == pytest.approx(1e-3) and steps[-1]["lr"] == pytest.approx(0)
+    for text in ("accelerate launch", "train_dlgan.py", "photos", f"{bits:.4g} bits per pixel", "6 of 4 images"):
+        assert text in card
+    assert f"{held_out[-1]['validation_psnr']:.2f} dB" in card and "5 held-out" in card
+
+
+def test_validation_pictures_show_originals_above_reconstructions(trained, data):
+    assert sorted(path.name for path in (trained / "validation").iterdir()) == ["step-0000003.png", "step-0000006.png"]
+    picture = Image.open(trained / "validation" / "step-0000006.png")
+    assert picture.size == (3 * 32, 2 * 32)
+    original = Image.open(Path(data["validation_data_dir"]) / "0.png").crop((4, 0, 36, 32))
+    np.testing.assert_allclose(np.asarray(picture)[:32, :32], np.asarray(original), atol=1)
+
+
+def test_the_logged_psnr_is_that_of_the_saved_model(trained, data):
+    model, values = AutoencoderDL.from_pretrained(trained).eval(), []
+    for index in range(5):
+        image = Image.open(Path(data["validation_data_dir"]) / f"{index}.png").crop((4, 0, 36, 32))
+        pixels = np.asarray(image, dtype=np.float64) / 255
+        with torch.no_grad():
+            sample = model(torch.from_numpy(pixels * 2 - 1).float().permute(2, 0, 1)[None]).sample[0].permute(1, 2, 0)
+        mse = ((sample.double().clamp(-1, 1).numpy() + 1) / 2 - pixels) ** 2
+        values.append(-10 * np.log10(mse.mean()))
+    logged = [line for line in TrainingLog.read(trained / "training_log.jsonl") if "validation_psnr" in line]
+    assert logged[-1]["validation_psnr"] == pytest.approx(np.mean(values), abs=1e-3)
+
+
+def test_checkpoints_are_limited_and_hold_a_model(trained):
+    checkpoints = sorted(path.name for path in trained.glob("checkpoint-*"))
+    assert checkpoints == ["checkpoint-4", "checkpoint-6"]
+    last = AutoencoderDL.from_pretrained(trained / "checkpoint-6", subfolder="autoencoder")
+    for name, value in AutoencoderDL.from_pretrained(trained).state_dict().items():
+        assert torch.equal(value, last.state_dict()[name]), name
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(trained, data, tmp_path):
+    shutil.copytree(trained / "checkpoint-4", tmp_path / "model" / "checkpoint-4")
+    shutil.copy(trained / "training_log.jsonl", tmp_path / "model")
+    result = launch(**data, **FLAGS, output_dir=tmp_path / "model", resume_from_checkpoint="latest")
+    assert result.returncode == 0, result.stderr
+    ours, theirs = load_file(tmp_path / "model" / WEIGHTS), load_file(trained / WEIGHTS)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+    def optimizer(folder):
+        return torch.load(folder / "checkpoint-6" / "optimizer.bin")["state"]
+
+    for index, state in optimizer(trained).items():
+        for name, value in state.items():
+            assert torch.equal(value, optimizer(tmp_path / "model")[index][name])
+    logs = [
+        [
+            {name: value for name, value in line.items() if name != "images_per_second"}
+            for line in TrainingLog.read(folder / "training_log.jsonl")
+        ]
+        for folder in (trained, tmp_path / "model")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_vq_is_trained_by_the_same_command(data, tmp_path):
+    result = launch(
+        **data,
+        bottleneck="vq",
+        num_atoms=16,
+        resolution=32,
+        train_batch_size=4,
+        max_train_steps=2,
+        output_dir=tmp_path / "m",
+    )
+    assert result.returncode == 0, result.stderr
+    model = AutoencoderDL.from_pretrained(tmp_path / "m").eval()
+    assert model.config.bottleneck_type == "vq" and model.bits_per_pixel(32, 32) == pytest.approx(4 / 16)
+    assert list((tmp_path / "m" / "logs").rglob("events.out.tfevents.*"))  # tensorboard is the default
+
+
+# Its options, in this process
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"bottleneck": "fsq", "fsq_levels": 5},
+        {"bottleneck": "residual_vq", "depth": 2, "num_atoms": 8, "patch_size": 2},
+        {"bottleneck": "none", "channels_last": None},
+        {"preset": "paper", "gradient": "projection", "patch_size": 2, "latent_channels": 4},
+        {"mixed_precision": "bf16", "adam_weight_decay": 0.1, "max_grad_norm": 0},
+        {"dataloader_num_workers": 1, "cache_in_memory": None, "center_crop": None, "crops_per_image": 2},
+    ],
+    ids=lambda flags: next(iter(flags.values())) or next(iter(flags)),
+)
+def test_variants_train_and_load(run, flags):
+    model = AutoencoderDL.from_pretrained(run(**flags)).eval()
+    with torch.no_grad():
+        assert model(images()).sample.isfinite().all()
+
+
+def test_flags_reach_the_model(run):
+    folder = run(preset="paper", latent_channels=4, num_atoms=8, sparsity=3, patch_size=2, coefficient_bits=6)
+    model = AutoencoderDL.from_pretrained(folder)
+    config = model.config.bottleneck_config
+    assert model.config.latent_channels == 4 and model.bottleneck.dictionary.shape == (16, 8)
+    assert (config["sparsity"], config["coefficient_bits"]) == (3, 6)
+    floats = AutoencoderDL.from_pretrained(run(coefficient_bits=0))
+    assert floats.bottleneck.config.coefficient_bits is None
+
+
+def test_a_config_file_replaces_the_model_flags(run, tmp_path):
+    AutoencoderDL(latent_channels=3, bottleneck_config={"num_atoms": 12, "sparsity": 1}).save_config(tmp_path / "c")
+    model = AutoencoderDL.from_pretrained(run(model_config_name_or_path=tmp_path / "c" / "config.json"))
+    assert model.bottleneck.dictionary.shape == (3, 12)
+
+
+def test_the_bundled_photographs_are_the_default(run):
+    folder = run(train_data_dir=False, validation_data_dir=False, max_train_steps=1)
+    settings = json.loads((folder / "settings.json").read_text())
+    assert (settings["images"], settings["samples_per_epoch"]) == (6, 6 * 256)
+    log = TrainingLog.read(folder / "training_log.jsonl")
+    assert log[-1]["step"] == 1 and "validation_psnr" in log[-1]
+    assert "64 held-out" in (folder / "README.md").read_text()
+
+
+def test_a_named_data_set_and_its_held_out_split(run, data, tmp_path):
+    import datasets
+
+    (tmp_path / "set").mkdir()
+    features = datasets.Features({"img": datasets.Image()})
+    for split, folder in (("train", "train_data_dir"), ("test", "validation_data_dir")):
+        files = sorted(str(path) for path in Path(data[folder]).iterdir())
+        table = datasets.Dataset.from_dict({"img": files}, features=features)
+        table.to_parquet(tmp_path / "set" / f"{split}-00000-of-00001.parquet")
+    named = {"dataset_name": tmp_path / "set", "image_column": "img", "validation_split": "test"}
+    folder = run(train_data_dir=False, validation_data_dir=False, cache_dir=tmp_path / "cache", **named)
+    assert json.loads((folder / "settings.json").read_text())["images"] == 10
+    ours = TrainingLog.read(folder / "training_log.jsonl")
+    theirs = TrainingLog.read(run() / "training_log.jsonl")
+    assert ours[-1] == theirs[-1] and "validation_psnr" in ours[-1]  # the pictures of the folder, in another place
+
+
+def test_without_held_out_images_no_figure_is_claimed(run):
+    folder = run(validation_data_dir=False)
+    assert not any("validation_psnr" in line for line in TrainingLog.read(folder / "training_log.jsonl"))
+    assert "held-out" not in (folder / "README.md").read_text() and list((folder / "validation").iterdir())
+
+
+def test_epochs_become_steps(run):
+    folder = run(max_train_steps=False, num_train_epochs=2)
+    assert TrainingLog.read(folder / "training_log.jsonl")[-1]["step"] == 5  # 2 · 10 images in batches of 4
+
+
+def test_the_perceptual_loss_is_part_of_the_loss(run, tmp_path):
+    torch.manual_seed(0)
+    features = PerceptualSimilarity("squeeze").features.state_dict()
+    save_file({f"features.{name}": value for name, value in features.items()}, tmp_path / "squeezenet1_1.safetensors")
+    folder = run(steps=1, perceptual="squeeze", perceptual_weights=tmp_path)
+    line = TrainingLog.read(folder / "training_log.jsonl")[0]
+    expected = 0.5 * line["mse"] + 0.5 * line["perceptual"] + line["codebook"] + 0.25 * line["commitment"]
+    assert line["perceptual"] > 0 and line["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_latest_without_a_checkpoint_starts_from_scratch(run):
+    assert TrainingLog.read(run(steps=1, resume_from_checkpoint="latest") / "training_log.jsonl")[0]["step"] == 1
+
+
+def test_a_finished_run_is_only_saved_again(run):
+    first = load_file(run(checkpointing_steps=2) / WEIGHTS)
+    folder = run(checkpointing_steps=2, resume_from_checkpoint="checkpoint-2")
+    again = load_file(folder / WEIGHTS)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert "Steps: 2 of" in (folder / "README.md").read_text()
+
+
+def test_the_hub_gets_the_model_without_checkpoints_or_token(run, monkeypatch):
+    import huggingface_hub
+
+    calls = {}
+
+    class Api:
+        def __init__(self, token=None):
+            calls["token"] = token
+
+        def create_repo(self, name, exist_ok):
+            calls["name"] = name
+            return type("Url", (), {"repo_id": f"me/{name}"})
+
+        def upload_folder(self, **arguments):
+            calls.update(arguments)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(sys, "argv", ["train_dlgan.py", "--hub_token", "hf_secret", "--hub_token=hf_secret"])
+    folder = run(push_to_hub=None, hub_token="hf_secret")
+    assert (calls["token"], calls["repo_id"], Path(calls["folder_path"])) == ("hf_secret", "me/out", folder)
+    assert "checkpoint-*" in calls["ignore_patterns"]
+    for path in folder.rglob("*"):
+        assert not path.is_file() or b"hf_secret" not in path.read_bytes(), path
+
+
+# What is wrong is said in one sentence, before anything is written
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ({"train_batch_size": 0}, "--train_batch_size must be at least 1, got 0."),
+        ({"max_train_steps": 0}, "--max_train_steps must be at least 1, got 0."),
+        ({"revive_every": -1}, "--revive_every must be at least 0, got -1."),
+        ({"num_validation_images": 0}, "--num_validation_images must be at least 1, got 0."),
+        ({"dataset_name": "a", "train_data_dir": "b"}, "Give --dataset_name or --train_data_dir, not both."),
+        ({"validation_split": "test"}, "--validation_split names a split of --dataset_name, which is not given."),
+        ({"eta": 0.5}, "--eta 0.5 needs a perceptual network: give --perceptual squeeze, alex or vgg."),
+        ({"eta": 2}, r"--eta must lie in [0, 1], got 2.0."),
+        ({"perceptual_weights": "x"}, "--perceptual_weights needs --perceptual squeeze, alex or vgg."),
+        ({"bottleneck": "vq", "sparsity": 2}, "--sparsity has no meaning for --bottleneck vq."),
+        ({"depth": 2}, "--depth has no meaning for --bottleneck dictionary."),
+        (
+            {"model_config_name_or_path": "x", "preset": "paper"},
+            "--preset cannot be given together with --model_config_name_or_path.",
+        ),
+        ({"bottleneck": "lasers"}, "invalid choice: 'lasers'"),
+        ({"lr_scheduler": "steep"}, "invalid choice: 'steep'"),
+        ({"learning_rate": -1}, "--learning_rate must be at least 0, got -1.0."),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.startswith("-") else None,
+)
+def test_bad_arguments(script, capsys, tmp_path, flags, sentence):
+    with pytest.raises(SystemExit) as stop:
+        script.parse_args(words(output_dir=tmp_path / "out", **flags))
+    assert stop.value.code == 2 and sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ({"train_data_dir": "nowhere"}, "found at 'nowhere'"),
+        ({"validation_data_dir": "nowhere"}, "found at 'nowhere'"),
+        ({"sparsity": 20}, "`sparsity`"),
+        ({"resize": 8}, "`resize`"),
+        ({"revive_fraction": 2}, "`revive_fraction`"),
+        ({"latent_channels": 4, "bottleneck": "fsq", "fsq_levels": 1}, "`levels`"),
+        ({"resume_from_checkpoint": "checkpoint-9"}, "--resume_from_checkpoint 'checkpoint-9'"),
+        ({"perceptual": "squeeze", "perceptual_weights": "nowhere"}, "'nowhere' does not exist"),
+        ({"model_config_name_or_path": "./nowhere.json"}, "nowhere"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_cannot_be_prepared(run, tmp_path, flags, sentence):
+    with pytest.raises(SystemExit, match="train_dlgan.py: error: ") as stop:
+        run(**flags)
+    assert sentence in stop.value.code and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_that_accumulates(data, tmp_path):
+    flags = {name: value for name, value in FLAGS.items() if name != "gradient_accumulation_steps"}
+    single = launch(**data, **flags, gradient_accumulation_steps=2, output_dir=tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command += words(**data, **flags, output_dir=tmp_path / "two")
+    double = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert single.returncode == double.returncode == 0, single.stderr + double.stderr
+    ours, theirs = (TrainingLog.read(tmp_path / name / "training_log.jsonl") for name in ("one", "two"))
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], abs=2e-6)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    assert len(list((tmp_path / "two" / "checkpoint-6").glob("random_states_*.pkl"))) == 2

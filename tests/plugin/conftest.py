@@ -1,0 +1,139 @@
+"""Fresh processes and a Hub on this machine.
+
+What a plug-in gets wrong shows only in a process that has not run the saving code, and from the Hub only. `fresh` runs a script
+in a new interpreter; `LocalHub` answers the requests of the real `huggingface_hub` client, so that nothing of it is mocked.
+"""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+
+SOURCE = Path(__file__).resolve().parents[2] / "src"
+COMMIT = f"{1:040x}"
+
+
+def run_fresh(script: str, folder: Path, **environment: str) -> dict:
+    """Runs `script` in a new process inside `folder`; the dictionary `result` that it fills comes back."""
+    code = f"result = {{}}\n{script}\nimport json\nprint('RESULT' + json.dumps(result))"
+    variables = {
+        **os.environ,
+        "PYTHONPATH": str(SOURCE),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hf_home"),
+        **environment,
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=variables, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    return json.loads(process.stdout.rsplit("RESULT", 1)[1])
+
+
+@pytest.fixture(scope="session")
+def fresh():
+    return run_fresh
+
+
+class LocalHub(ThreadingHTTPServer):
+    """A Hub whose repositories are folders `root/user/name`, with one commit each: enough to create, push and pull."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        super().__init__(("127.0.0.1", 0), _HubRequest)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_TOKEN": "hf_local",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+
+
+class _HubRequest(BaseHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+    def reply(self, status: int, content=b"", **headers: str):
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), "X-Repo-Commit": COMMIT, **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def do_GET(self):
+        parts = self.path.split("?")[0].strip("/").split("/")
+        if (
+            parts[:2] == ["api", "models"]
+            and len(parts) >= 4
+            and (folder := self.server.root.joinpath(*parts[2:4])).is_dir()
+        ):
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            names = [path.relative_to(folder).as_posix() for path in files]
+            if "tree" in parts:
+                sizes = [path.stat().st_size for path in files]
+                self.reply(200, [{"type": "file", "path": n, "size": s, "oid": "0"} for n, s in zip(names, sizes)])
+            else:
+                siblings = [{"rfilename": name} for name in names]
+                self.reply(200, {"id": "/".join(parts[2:4]), "sha": COMMIT, "siblings": siblings})
+        elif len(parts) > 4 and parts[2] == "resolve":
+            path = self.server.root.joinpath(*parts[:2], *parts[4:])
+            if path.is_file():
+                self.reply(200, path.read_bytes(), ETag=f'"{"-".join(parts[4:])}-{path.stat().st_size}"')
+            else:
+                known = path.parents[len(parts) - 5].is_dir()
+                self.reply(404, X_Error_Code="EntryNotFound" if known else "RepoNotFound")
+        else:
+            self.reply(404, X_Error_Code="RepoNotFound")
+
+    do_HEAD = do_GET
+
+    def do_POST(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        parts = self.path.split("?")[0].strip("/").split("/")
+        if self.path == "/api/repos/create":
+            name = json.loads(content)
+            name = "/".join(filter(None, (name.get("organization"), name["name"])))
+            (self.server.root / name).mkdir(parents=True, exist_ok=True)
+            self.reply(200, {"url": f"{self.server.endpoint}/{name}", "id": name})
+        elif "preupload" in parts:
+            files = json.loads(content)["files"]
+            self.reply(
+                200, {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            )
+        elif "commit" in parts:
+            for line in map(json.loads, content.splitlines()):
+                if line["key"] == "file":
+                    path = self.server.root.joinpath(*parts[2:4], line["value"]["path"])
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(base64.b64decode(line["value"]["content"]))
+            url = f"{self.server.endpoint}/{'/'.join(parts[2:4])}/commit/{COMMIT}"
+            self.reply(200, {"commitUrl": url, "commitOid": COMMIT})
+        else:
+            self.reply(200, {})
+
+
+@pytest.fixture(scope="module")
+def local_hub(tmp_path_factory):
+    with LocalHub(tmp_path_factory.mktemp("hub")) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        yield hub
+        hub.shutdown()

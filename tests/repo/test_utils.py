@@ -1,0 +1,201 @@
+"""The repository's own checks: clean here, and they find what is planted."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ("check_floors", "check_repo", "check_doc_toc")
+
+INIT = """
+_import_structure = {"models": [], "models.codec": ["Codec"], "functional": []}
+"""
+PAGE = "# Page\n\n[[autodoc]] Codec\n\n[[autodoc]] functional.transform\n"
+
+
+def run(script, *arguments):
+    process = subprocess.run(
+        [sys.executable, ROOT / "utils" / f"{script}.py", *map(str, arguments)], capture_output=True, text=True
+    )
+    return process.returncode, process.stdout + process.stderr
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository that every check finds clean; `write(path, text)` plants something in it."""
+
+    def write(path, text):
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return tmp_path
+
+    write("src/diffusers_lasers/__init__.py", INIT)
+    write("src/diffusers_lasers/functional/__init__.py", "from .maths import transform\n__all__ = ['transform']\n")
+    write("src/diffusers_lasers/functional/maths.py", "__all__ = ['transform']\ndef transform(): ...\n")
+    write("src/diffusers_lasers/models/__init__.py", "from .codec import Codec\n__all__ = ['Codec']\n")
+    write(
+        "src/diffusers_lasers/models/codec.py",
+        "from diffusers import ModelMixin\nfrom ..functional import transform\nclass Codec(ModelMixin): ...\n",
+    )
+    write("docs/source/en/page.md", PAGE)
+    write("docs/source/en/_toctree.yml", "- title: All\n  sections:\n  - local: page\n    title: Page\n")
+    write("tests/test_all.py", "Codec, transform\n")
+    return write
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "print_env"])
+def test_help(script):
+    code, output = run(script, "--help")
+    assert code == 0 and "usage:" in output
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_clean_repository_passes(repository, script):
+    code, output = run(script, "--root", repository("README.md", ""))
+    assert code == 0, output
+
+
+@pytest.mark.parametrize(
+    "path, text, found",
+    [
+        ("functional/bad.py", "from ..models import Codec\n", "functional (floor 0) imports up, models (floor 2)"),
+        ("functional/bad.py", "from ..models.codec import Codec\n", "imports up, models"),
+        ("functional/bad.py", "import diffusers_lasers.models.codec\n", "imports up, models"),
+        ("functional/bad.py", "from diffusers_lasers import Codec\n", "imports up, models"),
+        ("functional/bad.py", "from .. import Codec\n", "imports up, models"),
+        ("functional/bad.py", "from .. import models\n", "imports up, models"),
+        ("functional/deep/bad.py", "from ...models import Codec\n", "imports up, models"),
+        ("functional/bad.py", "def later():\n    from ..models import Codec\n", ":2: functional"),
+        ("functional/bad.py", "from ..utils import requires\n", "functional imports sideways, utils"),
+        ("training/bad.py", "from ..metrics import usage\n", "training imports sideways, metrics (both on floor 3)"),
+        (
+            "models/__init__.py",
+            "from ..training import losses\n__all__ = []\n",
+            "models (floor 2) imports up, training",
+        ),
+        ("surprise/bad.py", "x = 1\n", "`surprise` has no floor"),
+        ("models/bad.py", "from ..surprise import x\n", "`surprise` has no floor"),
+    ],
+)
+def test_floors_finds(repository, path, text, found):
+    code, output = run("check_floors", "--root", repository(f"src/diffusers_lasers/{path}", text))
+    assert code == 1
+    assert found in output and f"src/diffusers_lasers/{path}:" in output
+    assert len(output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from ..functional import transform\nfrom .codec import Codec\n",
+        "from ..functional.maths import transform\nfrom . import codec\nimport diffusers_lasers.utils\n",
+        "import torch\nfrom diffusers.models import ModelMixin\nfrom training import anything\n",
+    ],
+)
+def test_floors_allows(repository, text):
+    code, output = run("check_floors", "--root", repository("src/diffusers_lasers/models/good.py", text))
+    assert code == 0, output
+
+
+def test_constants_are_documented_in_code_style(repository):
+    module = "src/diffusers_lasers/functional/maths.py"
+    repository(module, "__all__ = ['transform', 'LIMIT']\nLIMIT = 1\ndef transform(): ...\n")
+    root = repository("tests/test_all.py", "Codec, transform, LIMIT\n")
+    code, output = run("check_repo", "--root", root)
+    assert code == 1 and "`LIMIT` has no [[autodoc]]" in output
+    repository("docs/source/en/page.md", PAGE + "`LIMIT` is one.\n")
+    assert run("check_repo", "--root", root)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "path, text, found",
+    [
+        ("docs/source/en/page.md", "[[autodoc]] Codec\n", ["`transform` has no [[autodoc]]"]),
+        ("docs/source/en/page.md", PAGE.replace("Codec", "Codec2"), ["`Codec` has no [[autodoc]]"]),
+        ("tests/test_all.py", "Codecs, transform\n", ["`Codec` stands in no file under tests/"]),
+        (
+            "src/diffusers_lasers/functional/maths.py",
+            "__all__ = ['transform', 'hidden']\ndef transform(): ...\ndef hidden(): ...\n",
+            ["`hidden` has no [[autodoc]]", "`hidden` stands in no file"],
+        ),
+        (
+            "src/diffusers_lasers/functional/maths.py",
+            "__all__ = ['transform']\n",
+            ["`transform` is in `__all__` but the module does not bind it"],
+        ),
+        ("src/diffusers_lasers/models/__init__.py", "from .codec import Codec\n", ["states no `__all__`"]),
+        (
+            "src/diffusers_lasers/models/second.py",
+            "from .codec import Codec\nclass Second(Codec): ...\nclass _Private(Codec): ...\nclass Other: ...\n",
+            ["`Second` is loadable but not in the lazy root"],
+        ),
+        (
+            "src/diffusers_lasers/__init__.py",
+            INIT.replace('"functional": []', '"functional": [], "training": []'),
+            ["there is no module `training`"],
+        ),
+        (
+            "src/diffusers_lasers/__init__.py",
+            INIT.replace('["Codec"]', '["Codec", "Output"]'),
+            ["`models.codec` does not bind `Output`", "`Output` has no [[autodoc]]", "`Output` stands in no file"],
+        ),
+    ],
+)
+def test_repo_finds(repository, path, text, found):
+    code, output = run("check_repo", "--root", repository(path, text))
+    assert code == 1
+    lines = output.strip().splitlines()
+    assert len(lines) == len(found)
+    for words in found:
+        assert any(words in line for line in lines), output
+
+
+@pytest.mark.parametrize(
+    "path, text, found",
+    [
+        ("docs/source/en/api/new.md", "# New\n", "docs/source/en/api/new.md is not in _toctree.yml"),
+        (
+            "docs/source/en/_toctree.yml",
+            "- title: All\n  sections:\n  - local: page\n  - local: gone\n",
+            "names `gone`, which is not there",
+        ),
+        (
+            "docs/source/en/_toctree.yml",
+            "- local: page\n- title: More\n  sections:\n  - title: Inner\n    sections:\n    - local: page\n",
+            "names `page` 2 times",
+        ),
+    ],
+)
+def test_doc_toc_finds(repository, path, text, found):
+    code, output = run("check_doc_toc", "--root", repository(path, text))
+    assert code == 1 and found in output
+
+
+def test_print_env():
+    code, output = run("print_env", "--json")
+    facts = json.loads(output)
+    assert code == 0
+    assert {"python", "torch", "diffusers", "diffusers_lasers", "device", "torch threads"} <= set(facts)
+
+
+def test_setup_and_constraints_name_the_same_packages():
+    """Each dependency of setup.py has a tested version, within its own bounds; and there is no other."""
+    statements = ast.parse((ROOT / "setup.py").read_text()).body
+    table = next(s.value for s in statements if isinstance(s, ast.Assign) and s.targets[0].id == "_deps")
+    requirements = map(Requirement, ast.literal_eval(table))
+    bounds = {requirement.name.lower(): requirement.specifier for requirement in requirements}
+    pins = {}
+    for line in (ROOT / "requirements/constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            pins[name.lower()] = version
+    assert set(bounds) == set(pins)
+    for name, version in pins.items():
+        assert bounds[name].contains(version), f"{name}: {version} is not in {bounds[name]}"
