@@ -476,8 +476,10 @@ def test_compiles_to_one_graph(backend, tolerance):
     assert torch.equal(indices, expected[0])
     torch.testing.assert_close(coefficients, expected[1])
     signals[7, 3] = math.nan  # the check is in the graph
-    with pytest.raises(RuntimeError, match="`signals` must be finite"):
-        compiled(signals, dictionary, 4, tolerance=tolerance)
+    with torch.enable_grad():  # restores the mode if the refusal should leave it off
+        with pytest.raises(RuntimeError, match="`signals` must be finite"):
+            compiled(signals, dictionary, 4, tolerance=tolerance)
+        assert torch.is_grad_enabled()
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

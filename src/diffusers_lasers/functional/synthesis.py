@@ -58,25 +58,31 @@ class _ProjectionSynthesis(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        signals, dictionary, indices, coefficients, reconstruction = ctx.saved_tensors
-        used = (indices >= 0).unsqueeze(-1)
-        slots = indices.clamp_min(0)
-        atoms = dictionary.t()[slots] * used  # (N, S, L), unused slots zero
-        gram = atoms @ atoms.transpose(1, 2)  # (N, S, S)
-        # Unused slots get a unit diagonal; the ridge keeps nearly dependent atoms solvable in the working precision.
-        ridge = torch.finfo(gram.dtype).eps * atoms.shape[1]
-        diagonal = gram.diagonal(dim1=1, dim2=2)
-        diagonal.copy_(torch.where(used.squeeze(-1), diagonal * (1 + ridge), 1.0))
-        factor, _ = torch.linalg.cholesky_ex(gram)
-        dual = torch.cholesky_solve(atoms @ gradient.unsqueeze(-1), factor).squeeze(-1)  # a: (N, S)
-        projected = (atoms * dual.unsqueeze(-1)).sum(dim=1)  # D_τ a: (N, L)
-        to_dictionary = None
-        if ctx.needs_input_grad[1]:
-            outside = (gradient - projected).unsqueeze(1) * coefficients.unsqueeze(-1)
-            outside = (outside + (signals - reconstruction).unsqueeze(1) * dual.unsqueeze(-1)) * used  # (N, S, L)
-            rows = torch.zeros_like(dictionary.t(), memory_format=torch.contiguous_format)
-            to_dictionary = rows.index_add_(0, slots.flatten(), outside.flatten(0, 1)).t()
-        return projected if ctx.needs_input_grad[0] else None, to_dictionary, None, None
+        with torch.autocast(gradient.device.type, enabled=False):
+            return *_projection_gradients(gradient, *ctx.saved_tensors, ctx.needs_input_grad[1]), None, None
+
+
+def _projection_gradients(gradient, signals, dictionary, indices, coefficients, reconstruction, wants_dictionary):
+    """The two formulas of the module's text, in float32 at least: gradients to `signals` and to `dictionary` (or `None`)."""
+    dtype = torch.promote_types(dictionary.dtype, torch.float32)
+    g, y, c = gradient.to(dtype), signals.to(dtype), coefficients.to(dtype)
+    used, slots = indices >= 0, indices.clamp_min(0)
+    atoms = dictionary.t()[slots].to(dtype) * used.unsqueeze(-1)  # (N, S, L), unused slots zero
+    gram = atoms @ atoms.transpose(1, 2)  # (N, S, S)
+    # Unused slots get a unit diagonal; the ridge keeps nearly dependent atoms solvable in the working precision.
+    ridge = torch.finfo(dtype).eps * atoms.shape[1]
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    diagonal.copy_(torch.where(used, diagonal * (1 + ridge), 1.0))
+    factor, _ = torch.linalg.cholesky_ex(gram)
+    dual = torch.cholesky_solve(atoms @ g.unsqueeze(-1), factor).squeeze(-1)  # a: (N, S)
+    projected = (atoms * dual.unsqueeze(-1)).sum(dim=1)  # D_τ a: (N, L)
+    if not wants_dictionary:
+        return projected.to(signals.dtype), None
+    change = (g - projected).unsqueeze(1) * c.unsqueeze(-1)
+    change = (change + (y - reconstruction.to(dtype)).unsqueeze(1) * dual.unsqueeze(-1)) * used.unsqueeze(-1)
+    rows = change.new_zeros(dictionary.shape[1], dictionary.shape[0])
+    rows.index_add_(0, slots.flatten(), change.flatten(0, 1))
+    return projected.to(signals.dtype), rows.t().to(dictionary.dtype)
 
 
 def projection_synthesis(
@@ -90,7 +96,7 @@ def projection_synthesis(
 
     Args:
         signals (`torch.Tensor` of shape `(N, features)`): The coded signals.
-        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns.
+        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns, of lengths whose squares the dtype holds.
         indices (`torch.Tensor` of shape `(N, sparsity)`): Support found by a pursuit, −1 in unused slots.
         coefficients (`torch.Tensor` of shape `(N, sparsity)`): Least-squares coefficients on that support.
 
