@@ -68,11 +68,10 @@ def omp(
     """
     _check_arguments(signals, dictionary, sparsity, tolerance)
     dtype = torch.float64 if signals.dtype == torch.float64 else torch.float32
+    signals, dictionary = signals.to(dtype), dictionary.to(dtype)
+    if check_finite:  # outside no_grad: a compiled refusal that raised inside would leave autograd off
+        _check_finite(signals, dictionary)
     with torch.no_grad(), torch.autocast(signals.device.type, enabled=False):
-        signals = signals.to(dtype)
-        dictionary = dictionary.to(dtype)
-        if check_finite:
-            _check_finite(signals, dictionary)
         atoms, scale = _unit_atoms(dictionary)
         block = max(1, _BLOCK_ELEMENTS // dictionary.shape[1])
         parts = [_omp_block(part, atoms, scale, sparsity, tolerance) for part in signals.split(block)]
