@@ -18,13 +18,15 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import diffusers
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.logging import get_logger
+from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -47,6 +49,9 @@ from diffusers_lasers.training import (
 )
 from diffusers_lasers.utils.hub import write_model_card
 
+
+logger = get_logger(__name__)
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 # The flags of each bottleneck; those that its class names otherwise are in RENAMED.
 BOTTLENECK_FLAGS = {
@@ -72,6 +77,11 @@ AT_LEAST = {
         *("checkpointing_steps", "validation_steps", "lr_warmup_steps", "revive_every", "max_grad_norm", "resize"),
         *("learning_rate", "dictionary_learning_rate", "dataloader_num_workers", "coefficient_bits", "seed"),
     ),
+}
+# How the presets train: LASERS says nothing of clipping, revival, initialisation or the sphere's tangent.
+TRAINING_PRESETS = {
+    "paper": {"max_grad_norm": 0.0, "revive_every": 0, "data_initialization": False, "tangent_projection": False},
+    "corrected": {"max_grad_norm": 1.0, "revive_every": 100, "data_initialization": True, "tangent_projection": True},
 }
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 CROPS_PER_BUNDLED_PHOTO = {"train": 256, "validation": 32}
@@ -103,7 +113,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dataloader_num_workers", type=int, default=0)
 
     add = parser.add_argument_group("model").add_argument
-    add("--preset", choices=["paper", "corrected"], help="Where the defaults come from. Default: corrected.")
+    add("--preset", choices=list(TRAINING_PRESETS), help="Where the defaults come from. Default: corrected.")
     add("--model_config_name_or_path", help="A config of AutoencoderDL, instead of the other flags of this group.")
     add("--bottleneck", choices=list(BOTTLENECK_FLAGS), help="Default: dictionary.")
     add("--num_atoms", type=int, help="Atoms or codewords. Default: 512.")
@@ -134,8 +144,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--adam_beta2", type=float, default=0.999)
     add("--adam_weight_decay", type=float, default=0.0, help="Never applied to the dictionary.")
     add("--adam_epsilon", type=float, default=1e-8)
-    add("--max_grad_norm", type=float, default=1.0, help="0 does not clip.")
-    add("--revive_every", type=int, default=100, help="Steps of a window of atom usage; 0 never revives.")
+    add("--max_grad_norm", type=float, help="0 does not clip. Default: the preset's, 1 (paper: 0).")
+    add("--revive_every", type=int, help="Steps of a window of atom usage; 0: never. Default: 100 (paper: 0).")
     add("--revive_fraction", type=float, default=0.05, help="Largest share of the atoms revived at once.")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: accelerate's configuration.")
     add("--channels_last", action="store_true", help="Memory format of the convolutions.")
@@ -154,6 +164,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max_validation_samples", type=int, default=256)
     add("--validation_steps", type=int, default=500, help="0 validates only at the end.")
     add("--num_validation_images", type=int, default=8, help="Images in the pictures.")
+    add("--license", help="Licence of the weights, in the Hub's words, for the card. Default: none stated.")
     add("--push_to_hub", action="store_true")
     add("--hub_model_id", help="Default: the name of --output_dir.")
     add("--hub_token")
@@ -165,7 +176,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_args(args: argparse.Namespace) -> str | None:
-    """The first thing wrong with the arguments, as a sentence; sets the default of --eta."""
+    """The first thing wrong with the arguments, as a sentence; sets the defaults of --eta and of the preset."""
+    for name, value in TRAINING_PRESETS[args.preset or "corrected"].items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
     for least, names in AT_LEAST.items():
         for name in names:
             if getattr(args, name) is not None and getattr(args, name) < least:
@@ -338,8 +352,8 @@ def validate(
 
 
 def describe(
-    args: argparse.Namespace, model: AutoencoderDL, dataset: ImageDataset, total_batch_size: int, steps: int
-) -> dict:
+    args: argparse.Namespace, model: AutoencoderDL, dataset: ImageDataset, run: argparse.Namespace
+) -> dict[str, Any]:
     """What `settings.json` records: everything that a repetition needs, but no secret."""
     kept = {name: value for name, value in vars(args).items() if name != "hub_token"}
     side = args.resolution
@@ -349,8 +363,11 @@ def describe(
         "data": args.dataset_name or args.train_data_dir or "photographs bundled with scikit-image",
         "images": len(dataset.source),
         "samples_per_epoch": len(dataset),
-        "total_batch_size": total_batch_size,
-        "steps": steps,
+        "total_batch_size": run.batch_size,
+        "processes": run.accelerator.num_processes,
+        "mixed_precision": run.accelerator.mixed_precision,
+        "threads": torch.get_num_threads(),
+        "steps": run.steps,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bits_per_pixel": model.bits_per_pixel(side, side),
         "model": dict(model.config),
@@ -385,19 +402,24 @@ def card_sections(settings: dict, results: dict) -> dict[str, str]:
     return {"Training": "\n".join([*lines, "", command]), "Settings": "See `settings.json` and `training_log.jsonl`."}
 
 
+def plain(accelerator: Accelerator, model: torch.nn.Module) -> AutoencoderDL:
+    """The model without the wrappers of distribution and compilation."""
+    return accelerator.unwrap_model(model, keep_torch_compile=False)
+
+
 def register_hooks(accelerator: Accelerator) -> None:
     """Checkpoints hold the weights once, as a model folder `autoencoder/`."""
 
     def save_model_hook(models, weights, output_dir):
         if accelerator.is_main_process:
             for model in models:
-                accelerator.unwrap_model(model).save_pretrained(os.path.join(output_dir, "autoencoder"))
+                plain(accelerator, model).save_pretrained(os.path.join(output_dir, "autoencoder"))
         weights.clear()
 
     def load_model_hook(models, input_dir):
         while models:
             saved = AutoencoderDL.from_pretrained(input_dir, subfolder="autoencoder")
-            accelerator.unwrap_model(models.pop()).load_state_dict(saved.state_dict())
+            plain(accelerator, models.pop()).load_state_dict(saved.state_dict())
 
     accelerator.register_save_state_pre_hook(save_model_hook)
     accelerator.register_load_state_pre_hook(load_model_hook)
@@ -453,7 +475,7 @@ class Recorder:
 
     def validate(self, model: AutoencoderDL, dataset: ImageDataset, held_out: ImageDataset | None) -> None:
         if self.accelerator.is_main_process:
-            unwrapped = self.accelerator.unwrap_model(model)
+            unwrapped = plain(self.accelerator, model)
             psnr, picture = validate(unwrapped, held_out or dataset, self.args, held_out is not None)
             picture.save(self.folder / "validation" / f"step-{self.state.step:07d}.png")
             for tracker in self.accelerator.trackers:
@@ -467,10 +489,10 @@ class Recorder:
 
     def finish(self, model: AutoencoderDL) -> None:
         if self.accelerator.is_main_process:
-            unwrapped = self.accelerator.unwrap_model(model).eval()
+            unwrapped = plain(self.accelerator, model).eval()
             unwrapped.save_pretrained(str(self.folder))
             sections = card_sections(self.settings, {"step": self.state.step, **self.results})
-            write_model_card(self.folder, type(unwrapped).__name__, sections=sections)
+            write_model_card(self.folder, type(unwrapped).__name__, license=self.args.license, sections=sections)
             if self.args.push_to_hub:
                 push(self.args, self.folder)
         self.accelerator.end_training()
@@ -487,8 +509,15 @@ def prepare(args: argparse.Namespace) -> argparse.Namespace:
             args.output_dir, logging_dir=os.path.join(args.output_dir, args.logging_dir)
         ),
     )
+    if run.accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            f"This script trains in one process or data-parallel, got {run.accelerator.distributed_type.value}: the upkeep of "
+            "the dictionary needs it whole."
+        )
     set_seed(args.seed)
     run.checkpoint = find_checkpoint(args)
+    if run.checkpoint is None and args.resume_from_checkpoint:
+        logger.warning(f"There is no checkpoint in {args.output_dir}: starting from scratch.")
     run.model = build_model(args)
     perceptual = None
     if args.perceptual != "none":
@@ -496,7 +525,12 @@ def prepare(args: argparse.Namespace) -> argparse.Namespace:
     run.criterion = ReconstructionLoss(args.eta, perceptual).to(run.accelerator.device)
     run.optimizer = build_optimizer(run.model, args)
     run.upkeep = DictionaryUpkeep(
-        run.model.bottleneck, run.optimizer, args.revive_every, args.revive_fraction, seed=args.seed
+        run.model.bottleneck,
+        run.optimizer,
+        args.revive_every,
+        args.revive_fraction,
+        tangent_projection=args.tangent_projection,
+        seed=args.seed,
     )
     with run.accelerator.main_process_first():  # it prepares what `datasets` keeps, the others read that
         run.dataset, run.held_out = build_data(args)
@@ -519,9 +553,9 @@ def main(args: argparse.Namespace) -> None:
     model.to(accelerator.device)
     if args.channels_last:
         model.to(memory_format=torch.channels_last)
-    if run.checkpoint is None:
+    if run.checkpoint is None and args.data_initialization:
         initialize_from_data(model, dataset, args)
-    settings = describe(args, model, dataset, run.batch_size, steps)
+    settings = describe(args, model, dataset, run)
     state, window = TrainingState(), Window(accelerator.num_processes)
     model.train()
     model, optimizer = accelerator.prepare(model, optimizer)

@@ -63,6 +63,15 @@ def test_dead_codewords_restart_with_their_statistics():
     assert not any(torch.allclose(new[k], signals[k]) for k in alive)
 
 
+def test_unused_codewords_stay_without_revival():
+    counts, sums, codebook = torch.ones(2), torch.tensor([[1.0, 0.0], [0.0, 3.0]]), None
+    for _ in range(3000):
+        counts, sums, codebook = update_codebook(
+            counts, sums, torch.tensor([4.0, 0.0]), torch.tensor([[4.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2), 0.9, 0.0
+        )
+    torch.testing.assert_close(codebook, torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+
+
 def test_kmeans_is_as_good_as_faiss():
     generator = torch.Generator().manual_seed(1)
     centres = torch.randn(20, 6, generator=generator) * 4

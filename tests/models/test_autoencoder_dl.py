@@ -30,8 +30,16 @@ def build(bottleneck_type="dictionary", **kwargs):
     torch.manual_seed(0)
     config = kwargs.pop("bottleneck_config", BOTTLENECKS[bottleneck_type])
     model = AutoencoderDL(bottleneck_type=bottleneck_type, bottleneck_config=config, **{**SMALL, **kwargs})
-    model.bottleneck.initialize(model.encode(images(8, seed=5)).latents.detach(), torch.Generator().manual_seed(0))
-    return model.eval()
+    # An untrained model's output hardly depends on its input: without biases and at unit scale it does.
+    x, last = images(8, seed=5), model.decoder.up[-1] if model.config.backbone == "light" else model.decoder.conv_out
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+        model.encoder.conv_out.weight.div_(model.encode(x).latents.std())
+        model.bottleneck.initialize(model.encode(x).latents, torch.Generator().manual_seed(0))
+        last.weight.mul_(0.5 / model.eval()(x).sample.std())
+    return model
 
 
 def images(batch=2, height=32, width=32, seed=0):
@@ -134,8 +142,8 @@ def test_tiling_of_the_diffusers_networks_is_close():
 def test_an_overlap_that_cannot_be_exact_is_refused():
     model = build()
     model.enable_tiling()
-    model.tile_sample_min_size, model.tile_overlap_factor = 64, 0.25
-    with pytest.raises(ValueError, match="`tile_overlap_factor` must make tiles of 16 latent positions share from 13"):
+    model.tile_sample_min_size, model.tile_overlap_factor = 52, 0.25
+    with pytest.raises(ValueError, match="`tile_sample_min_size` must be more than 52 pixels"):
         model.encode(images(1, 128, 128))
 
 
@@ -172,15 +180,59 @@ def test_round_trip_through_files(name, dtype, tmp_path):
     model, x = build(name), images()
     model.save_pretrained(str(tmp_path))
     loaded = AutoencoderDL.from_pretrained(str(tmp_path), torch_dtype=dtype)
-    assert loaded.dtype == dtype or name == "none"
-    assert all(v.dtype != torch.float16 for v in loaded.bottleneck.state_dict().values())
+    assert loaded.dtype == dtype
+    floating = [v for v in loaded.bottleneck.state_dict().values() if v.is_floating_point()]
+    assert all(v.dtype == torch.float32 for v in floating if v.numel())
     with torch.no_grad():
         expected, got = model(x).sample, loaded(x.to(dtype)).sample
     assert got.dtype == dtype
     if dtype == torch.float32:
         assert torch.equal(got, expected)
-    elif name != "fsq":  # a rounding border crossed in half precision is a whole level
-        torch.testing.assert_close(got.float(), expected, rtol=0.1, atol=0.1)
+    else:  # a rounding border crossed in half precision changes a codeword: compare in the mean
+        assert expected.std(dim=0).square().mean() > 1e-3  # the images differ
+        share = {torch.float16: 0.02, torch.bfloat16: 0.05}[dtype]
+        assert (got.float() - expected).square().mean() < share * expected.std(dim=0).square().mean()
+
+
+@torch.no_grad()
+def test_layerwise_casting_runs(name):
+    model = build(name)
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert torch.isfinite(model(images()).sample).all()
+
+
+@torch.no_grad()
+def test_sequential_offload_reaches_every_entrance(name):
+    """Hooks run where `forward` or an `apply_forward_hook` method is entered."""
+    accelerate = pytest.importorskip("accelerate")
+    model, x = build(name), images()
+    expected = model(x).sample
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    torch.testing.assert_close(model(x).sample, expected)
+    if name != "none":
+        torch.testing.assert_close(
+            model.decode_from_code(model.encode_to_code(x)).sample, expected, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_saving_leaves_the_random_state_alone(name, tmp_path):
+    model = build(name)
+    before = torch.get_rng_state()
+    model.save_pretrained(str(tmp_path))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("widths", [(4, 8), (4, 8, 8, 8, 8)])
+def test_default_tiles_fit_any_downsampling(widths):
+    model = AutoencoderDL(
+        block_out_channels=widths, residual_channels=4, latent_channels=4, bottleneck_type="none"
+    ).eval()
+    model.enable_tiling()
+    x = images(1, 16, 528)
+    tiled = model(x).sample
+    model.disable_tiling()
+    torch.testing.assert_close(tiled, model(x).sample, rtol=1e-4, atol=1e-4)
 
 
 def test_a_repeated_cast_to_half_precision_still_works(name):
@@ -195,11 +247,8 @@ def test_a_changed_bottleneck_is_saved_as_it_is(tmp_path):
     model = build()
     model.bottleneck.set_coefficient_bits(6)
     model.save_pretrained(str(tmp_path))
-    assert json.loads((tmp_path / "config.json").read_text())["bottleneck_config"] == {
-        "coefficient_bits": 6,
-        "num_atoms": 32,
-        "sparsity": 3,
-    }
+    saved = json.loads((tmp_path / "config.json").read_text())["bottleneck_config"]
+    assert saved["coefficient_bits"] == 6 and saved["num_atoms"] == 32 and "latent_channels" not in saved
     assert AutoencoderDL.from_pretrained(str(tmp_path)).bottleneck.config.coefficient_bits == 6
 
 

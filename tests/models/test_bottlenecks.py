@@ -199,7 +199,7 @@ def test_bits_per_site_count_every_support_and_coefficient():
     assert DictionaryBottleneck().bits_per_site == pytest.approx(exact + 5 * 32)
     shared = DictionaryBottleneck(coefficient_bits=8, coefficient_scaling="shared").bits_per_site
     assert shared == pytest.approx(exact + 40)
-    assert shared == pytest.approx(78.1, abs=0.05)  # the figure of the research notes
+    assert shared == pytest.approx(78.1, abs=0.05)
     ordered = math.log2(sum(math.perm(512, s) for s in range(6)))
     assert DictionaryBottleneck(coefficient_bits=8).bits_per_site == pytest.approx(ordered + 40)
 
@@ -251,6 +251,45 @@ def test_tolerance_spends_fewer_atoms():
     )
     stopped = (code.indices < 0).any(dim=-1).flatten()
     assert (residual.norm(dim=1)[stopped] <= 1.5 + 1e-5).all()
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_truncated_codes_stay_on_the_grid_and_know_their_bits(bits):
+    bottleneck = dictionary_bottleneck(coefficient_bits=bits)
+    bottleneck.initialize(latents(16))
+    z = latents(8)
+    errors, rates = [], []
+    for sparsity in (1, 2, 3):
+        code = bottleneck.truncate(bottleneck.encode(z), sparsity)
+        errors.append((bottleneck.decode(code) - z).square().mean().item())
+        rates.append(bottleneck.site_bits(sparsity))
+        if bits:
+            assert all(len(code.coefficients[..., slot].unique()) <= 2**bits for slot in range(sparsity))
+    assert errors == sorted(errors, reverse=True) and rates == sorted(rates) and errors[0] > errors[2]
+    assert rates[2] == bottleneck.bits_per_site
+
+
+def test_initialisation_sets_the_coefficient_scale():
+    """A dictionary that is fitted and used without training must not clip."""
+    z = latents(16) * 30
+    bottleneck = dictionary_bottleneck(coefficient_bits=10)
+    bottleneck.initialize(z)
+    exact = dictionary_bottleneck()
+    exact.load_state_dict(bottleneck.state_dict())
+    assert (bottleneck(z).latents - z).square().mean() < 1.05 * (exact(z).latents - z).square().mean()
+
+
+@pytest.mark.parametrize("bits", [None, 8])
+def test_diverged_values_are_never_coded_silently(bits):
+    """Without the finite check (accelerators skip it) NaN must reach the output, not turn into an empty code."""
+    bottleneck, z = dictionary_bottleneck(coefficient_bits=bits), latents()
+    z[0, 0, 0, 0] = float("nan")
+    indices, coefficients = omp(latents_to_signals(z), bottleneck.dictionary, 3, check_finite=False)
+    coefficients = bottleneck._quantize(indices, coefficients)
+    assert (indices[0] == -1).all() and coefficients[0].isnan().all() and torch.isfinite(coefficients[1:]).all()
+    broken = bottleneck.dictionary.detach().clone()
+    broken[0, 3] = float("nan")
+    assert omp(latents_to_signals(latents()), broken, 3, check_finite=False)[1].isnan().all()
 
 
 def test_decode_takes_truncated_codes_and_refuses_others():

@@ -132,7 +132,7 @@ def test_write_model_card(tmp_path):
 
     write_model_card(folder, "DictionaryBottleneck")
     card = ModelCard.load(path)
-    assert card.data.license == "apache-2.0" and "Training" not in card.text and "bits per site" in card.text
+    assert card.data.license is None and "Training" not in card.text and "bits per site" in card.text
 
 
 def test_every_model_has_the_mixin_first():

@@ -7,8 +7,9 @@ import time
 import pytest
 import torch
 
-from diffusers_lasers import SparseCode
+from diffusers_lasers import IndexCode, SparseCode
 from diffusers_lasers.training import TrainingLog, Window
+from diffusers_lasers.training.records import slot_counts
 
 
 def code(indices):
@@ -54,3 +55,14 @@ def test_a_new_run_starts_an_empty_file(tmp_path):
     TrainingLog(path).write({"step": 1})
     TrainingLog(path)
     assert path.read_text() == ""
+
+
+def test_each_codebook_is_counted_on_its_own():
+    """Pooled, the collapsed second stage below would hide behind the first."""
+    indices = torch.tensor([[[[0, 1]], [[1, 1]], [[2, 1]], [[3, 1]]]])
+    code = IndexCode(indices, levels=(4, 3), latent_size=(4, 1))
+    assert slot_counts(code).tolist() == [[1, 1, 1, 1], [0, 4, 0, 0]]
+    window = Window()
+    window.add({}, code, images=1)
+    record = window.summary()
+    assert record["perplexity"] == pytest.approx(2.0)  # 2 ** ((2 bits + 0 bits) / 2)

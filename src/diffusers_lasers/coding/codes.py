@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn import functional as F
 
 
 __all__ = ["IndexCode", "SparseCode"]
@@ -83,6 +84,7 @@ class SparseCode:
     def truncate(self, sparsity: int, dictionary: torch.Tensor) -> SparseCode:
         r"""
         The code with only the first `sparsity` atoms of each site, refitted by least squares to what the full code decodes to.
+        The new coefficients are floats: [`DictionaryBottleneck.truncate`] quantises them too.
 
         Greedy codes are nested, so that the support is the one a pursuit with this sparsity finds. The refit projects the
         full reconstruction \(Dγ\), which is exact for least-squares coefficients: the projection of the signal on fewer
@@ -104,10 +106,14 @@ class SparseCode:
         dtype = torch.promote_types(self.coefficients.dtype, torch.float32)
         atoms = dictionary.detach().to(dtype).t()[indices.clamp_min(0)] * (indices >= 0).unsqueeze(-1)  # (N, S, L)
         signals = (atoms * self.coefficients.flatten(0, 2).to(dtype).unsqueeze(-1)).sum(dim=1)  # (N, L)
-        kept, used = atoms[:, :sparsity], indices[:, :sparsity] >= 0
-        basis, triangle = torch.linalg.qr(kept.transpose(1, 2))  # (N, L, min), (N, min, s)
-        weights = torch.linalg.pinv(triangle) @ (basis.transpose(1, 2) @ signals.unsqueeze(-1))
-        weights = torch.where(used, weights.squeeze(-1), 0.0)
+        used = indices[:, :sparsity] >= 0
+        # Zero rows below make the matrix tall; an unused slot's zero column gets a unit diagonal and then weight 0.
+        missing = (0, max(0, sparsity - atoms.shape[-1]))
+        basis, triangle = torch.linalg.qr(F.pad(atoms[:, :sparsity], missing).transpose(1, 2))  # (N, L', s), (N, s, s)
+        triangle = triangle + torch.diag_embed((~used).to(dtype))
+        projected = (basis * F.pad(signals, missing).unsqueeze(-1)).sum(dim=1).unsqueeze(-1)
+        weights = torch.linalg.solve_triangular(triangle, projected, upper=True).squeeze(-1)
+        weights = torch.where(used, weights, 0.0)
         shape = (*self.indices.shape[:-1], sparsity)
         return replace(
             self,

@@ -7,7 +7,7 @@ exponential moving averages of the count \(N_k\) and the sum \(m_k\) of the sign
     N_k ← λ N_k + (1 − λ) n_k,    m_k ← λ m_k + (1 − λ) Σ_{assigned} y,    e_k = m_k / N_k .
 
 A codeword whose count sinks below a share of the mean count is dead; it restarts at a random signal, with its statistics reset
-so that the next average does not pull it back (research on codebook collapse; espnet/espnet#6284 shows the fault).
+so that the next average does not pull it back (espnet/espnet#6284 shows what happens otherwise).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 
 
 __all__ = ["codeword_statistics", "kmeans", "nearest_codewords", "update_codebook"]
+
+_BLOCK_ELEMENTS = 2**26  # distances held at a time (signals × codewords)
 
 
 def nearest_codewords(signals: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -30,7 +32,8 @@ def nearest_codewords(signals: torch.Tensor, codebook: torch.Tensor) -> torch.Te
         `torch.Tensor` of shape `(N,)`: Indices, int64.
     """
     half_norms = codebook.square().sum(dim=1) / 2
-    return torch.addmm(half_norms, signals, codebook.t(), alpha=-1.0).min(dim=1).indices
+    blocks = signals.split(max(1, _BLOCK_ELEMENTS // codebook.shape[0]))
+    return torch.cat([torch.addmm(half_norms, y, codebook.t(), alpha=-1.0).min(dim=1).indices for y in blocks])
 
 
 def codeword_statistics(
@@ -83,8 +86,10 @@ def update_codebook(
     restart = (10 * dead_share * mean).clamp_max(mean)  # lives ln(10) / (1 − λ) steps without a signal
     running_counts = torch.where(dead, restart, running_counts)
     running_sums = torch.where(dead.unsqueeze(1), candidates * restart, running_sums)
-    tiny = torch.finfo(running_sums.dtype).tiny
-    return running_counts, running_sums, running_sums / running_counts.clamp_min(tiny).unsqueeze(1)
+    # Without revival an unused codeword stays where it is: its count and sum are kept from fading away together.
+    lift = (1e-6 * mean / running_counts).clamp_min(1)
+    running_counts, running_sums = running_counts * lift, running_sums * lift.unsqueeze(1)
+    return running_counts, running_sums, running_sums / running_counts.unsqueeze(1)
 
 
 def kmeans(

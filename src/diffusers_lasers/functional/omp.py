@@ -15,6 +15,9 @@ N × K code, costs one matrix product a step, and tells a dependent atom by the 
 What the paper leaves open is settled so: chosen atoms are excluded from the argmax; a signal stops when its residual is
 within `tolerance`, or when no remaining atom can reduce it in the working precision, and its unused slots hold index −1
 and coefficient 0; atoms of any length are accepted, zero atoms are never chosen.
+
+All but the correlations is elementwise arithmetic, so that `torch.set_float32_matmul_precision` (TF32 on a GPU) can sway the choice
+between nearly equal atoms and nothing else.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ import torch
 
 __all__ = ["omp"]
 
-# Correlations held at a time (signals × atoms): large enough for the matrix product, small enough for the cache.
-_BLOCK_ELEMENTS = 2**19
+# Correlations held at a time (signals × atoms): on the CPU what its cache holds, on an accelerator what keeps it busy.
+_BLOCK_ELEMENTS = {"cpu": 2**19, "accelerator": 2**26}
 _FOLDS = 8  # see `_row_maximum`
 # A step must explain at least this share of a signal's length (squared length: its square); below it lies rounding.
 _RELATIVE_CORRELATION = {torch.float32: 1e-6, torch.float64: 1e-13}
@@ -57,7 +60,8 @@ def omp(
         tolerance (`float`, *optional*): A signal takes no further atom once its residual norm ‖y − Dγ‖₂ is at most
             this, in the units of the signals. Defaults to `None`: stop at rounding only.
         check_finite (`bool`, defaults to `True`): Whether to refuse NaN and infinite values, at the price of one host
-            synchronisation on accelerators. Without the check a non-finite signal gets indices −1 and NaN coefficients.
+            synchronisation on accelerators. Without the check a non-finite signal gets indices −1 and NaN coefficients, and
+            every signal does with a non-finite dictionary.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: `indices (N, sparsity)` (int64, in order of selection, −1 in unused slots)
@@ -73,7 +77,8 @@ def omp(
         _check_finite(signals, dictionary)
     with torch.no_grad(), torch.autocast(signals.device.type, enabled=False):
         atoms, scale = _unit_atoms(dictionary)
-        block = max(1, _BLOCK_ELEMENTS // dictionary.shape[1])
+        kind = "cpu" if signals.device.type == "cpu" else "accelerator"
+        block = max(1, _BLOCK_ELEMENTS[kind] // dictionary.shape[1])
         parts = [_omp_block(part, atoms, scale, sparsity, tolerance) for part in signals.split(block)]
         if len(parts) == 1:
             return parts[0]
@@ -134,7 +139,7 @@ def _omp_block(
         solution[s] = torch.where(used[s], value / triangle[s][s], 0.0)
     indices = torch.stack([torch.where(u, j, -1) for u, j in zip(used, slots)], dim=1)
     coefficients = torch.stack([value * scale[slot] for value, slot in zip(solution, slots)], dim=1) * unit
-    finite = torch.isfinite(length).unsqueeze(1)
+    finite = (torch.isfinite(length) & torch.isfinite(scale).all()).unsqueeze(1)
     return indices, torch.where(finite, coefficients, float("nan"))
 
 
@@ -156,12 +161,13 @@ def _row_maximum(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _unit_atoms(dictionary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit-norm columns and the factors that turn their coefficients into those of the given columns (0 stays 0)."""
+    """Unit-norm columns and the factors that turn their coefficients into those of the given columns (0 stays 0; NaN for a non-finite column)."""
     peak = dictionary.abs().amax(dim=0)
     safe = torch.where(peak > 0, peak, torch.ones_like(peak))
     norm = (dictionary / safe).norm(dim=0)
     unit = dictionary / safe / norm.clamp_min(1e-30)
-    return unit, torch.where(peak > 0, 1 / norm.clamp_min(1e-30) / safe, 0.0)
+    scale = torch.where(peak > 0, 1 / norm.clamp_min(1e-30) / safe, 0.0)
+    return unit, torch.where(torch.isfinite(peak), scale, float("nan"))
 
 
 def _check_arguments(signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None) -> None:

@@ -15,6 +15,7 @@ It replaces the paper's straight-through estimate (eq 7), which sends g itself t
 from __future__ import annotations
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -57,6 +58,7 @@ class _ProjectionSynthesis(torch.autograd.Function):
         return reconstruction
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         with torch.autocast(gradient.device.type, enabled=False):
             return *_projection_gradients(gradient, *ctx.saved_tensors, ctx.needs_input_grad[1]), None, None
@@ -68,13 +70,14 @@ def _projection_gradients(gradient, signals, dictionary, indices, coefficients, 
     g, y, c = gradient.to(dtype), signals.to(dtype), coefficients.to(dtype)
     used, slots = indices >= 0, indices.clamp_min(0)
     atoms = dictionary.t()[slots].to(dtype) * used.unsqueeze(-1)  # (N, S, L), unused slots zero
-    gram = atoms @ atoms.transpose(1, 2)  # (N, S, S)
+    # Elementwise, so that TF32 products cannot make the Gram matrix indefinite.
+    gram = (atoms.unsqueeze(2) * atoms.unsqueeze(1)).sum(dim=-1)  # (N, S, S)
     # Unused slots get a unit diagonal; the ridge keeps nearly dependent atoms solvable in the working precision.
     ridge = torch.finfo(dtype).eps * atoms.shape[1]
     diagonal = gram.diagonal(dim1=1, dim2=2)
     diagonal.copy_(torch.where(used, diagonal * (1 + ridge), 1.0))
     factor, _ = torch.linalg.cholesky_ex(gram)
-    dual = torch.cholesky_solve(atoms @ g.unsqueeze(-1), factor).squeeze(-1)  # a: (N, S)
+    dual = torch.cholesky_solve((atoms * g.unsqueeze(1)).sum(dim=-1, keepdim=True), factor).squeeze(-1)  # a: (N, S)
     projected = (atoms * dual.unsqueeze(-1)).sum(dim=1)  # D_τ a: (N, L)
     if not wants_dictionary:
         return projected.to(signals.dtype), None

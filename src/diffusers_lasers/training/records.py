@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from ..functional.rates import perplexity
+from ..coding.codes import IndexCode, SparseCode
+from ..functional.rates import entropy
 from ..utils.distributed import all_reduce_sum
 
 
@@ -55,7 +56,7 @@ class Window:
         self.batches += 1
         self.images += images
         if code is not None:
-            counts = code.usage_counts()
+            counts = slot_counts(code)
             self.counts = counts if self.counts is None else self.counts + counts
 
     @contextmanager
@@ -70,8 +71,9 @@ class Window:
         Closes the window, on all processes at once.
 
         Returns:
-            `dict[str, float]`: Mean of each loss over batches and processes; with codes, `perplexity` of the pooled shares of
-            slots and `dead_atoms` (symbols that no slot used in this window); `images_per_second` of all processes.
+            `dict[str, float]`: Mean of each loss over batches and processes; with codes, `perplexity` of the shares of slots (for
+            several codebooks 2 to the mean of their entropies, as in [`AtomUsage`]) and `dead_atoms` (symbols unused in this
+            window, over all codebooks); `images_per_second` of all processes.
         """
         record = {}
         if self.sums:
@@ -79,12 +81,29 @@ class Window:
             record = {name: round(value, 7) for name, value in zip(self.sums, means.tolist())}
         if self.counts is not None:
             counts = all_reduce_sum(self.counts)
-            record["perplexity"] = round(float(perplexity(counts)), 3)
+            record["perplexity"] = round(2 ** (sum(float(entropy(row)) for row in counts) / len(counts)), 3)
             record["dead_atoms"] = int((counts == 0).sum())
         elapsed = max(time.perf_counter() - self.start, 1e-9)
         record["images_per_second"] = round(self.images * self.num_processes / elapsed, 1)
         self.reset()
         return record
+
+
+def slot_counts(code: SparseCode | IndexCode) -> torch.Tensor:
+    """
+    Uses of each symbol of each codebook, without waiting for the device.
+
+    Args:
+        code ([`SparseCode`] or [`IndexCode`]): A code. The slots of a sparse code share one dictionary.
+
+    Returns:
+        `torch.Tensor` of shape `(codebooks, symbols)`: Counts, int64; symbols beyond a smaller codebook count 0.
+    """
+    if isinstance(code, SparseCode):
+        return code.usage_counts().unsqueeze(0)
+    slots, symbols = len(code.levels), max(code.levels)
+    flat = (code.indices + symbols * torch.arange(slots, device=code.indices.device)).flatten()
+    return flat.new_zeros(slots * symbols).index_add_(0, flat, torch.ones_like(flat)).view(slots, symbols)
 
 
 class TrainingLog:

@@ -5,6 +5,8 @@ space before the optimiser and retracts the atoms after it:
 
     g_j ← g_j − d_j (d_j · g_j),        d_j ← d_j / ‖d_j‖ .
 
+Adam scales each coordinate on its own and so leaves the tangent space again; the retraction makes up for that.
+
 What we add to the paper: *revival*. An atom that no site chose during a window of steps gets no gradient and stays
 dead; every `revive_every` steps at most `revive_fraction` of the atoms, all of them dead, are replaced by normalised
 signals of the current batch, drawn with probability proportional to the energy ‖y − Dγ‖² that the dictionary leaves
@@ -52,6 +54,7 @@ class DictionaryUpkeep:
         revive_fraction (`float`, defaults to 0.05):
             Largest share of the atoms, in [0, 1], that one event may replace; above 0 it is at least one atom.
         jitter (`float`, defaults to 0.05): Noise on a revived atom, relative to its norm.
+        tangent_projection (`bool`, defaults to `True`): Whether `before_step` projects the gradient.
         seed (`int`, defaults to 0): Seed of the events' randomness.
 
     Attributes:
@@ -81,6 +84,7 @@ class DictionaryUpkeep:
         revive_every: int = 100,
         revive_fraction: float = 0.05,
         jitter: float = 0.05,
+        tangent_projection: bool = True,
         seed: int = 0,
     ):
         if revive_every < 0:
@@ -89,6 +93,7 @@ class DictionaryUpkeep:
             raise ValueError(f"`revive_fraction` must lie in [0, 1], got {revive_fraction!r}.")
         self.bottleneck = bottleneck
         self.optimizer = optimizer
+        self.tangent_projection = tangent_projection
         self.revive_every = revive_every
         self.revive_fraction = revive_fraction
         self.jitter = jitter
@@ -109,7 +114,7 @@ class DictionaryUpkeep:
     @torch.no_grad()
     def before_step(self) -> None:
         """Projects the dictionary's gradient on the tangent space of the sphere; call between backward and the optimiser."""
-        if self.active and self.dictionary.grad is not None:
+        if self.active and self.tangent_projection and self.dictionary.grad is not None:
             self.dictionary.grad.copy_(project_to_tangent(self.dictionary.grad, self.dictionary))
 
     @torch.no_grad()
@@ -121,7 +126,7 @@ class DictionaryUpkeep:
         Args:
             code ([`SparseCode`]): The code of the batch.
         """
-        if not self.active:
+        if not self.active or not self.revive_every:
             return
         counts = code.usage_counts()
         self.counts = self.counts.to(counts.device) + all_reduce_sum(counts)

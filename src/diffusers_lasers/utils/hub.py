@@ -30,8 +30,7 @@ PLACEHOLDER_REPOSITORY = "path/to/folder-or-repository"
 _EXAMPLES = {
     "Autoencoder": """
 with torch.no_grad():
-    code = model.encode_to_code(images)  # images (B, 3, H, W) in [-1, 1]
-    reconstruction = model.decode_from_code(code).sample
+    output = model(images)  # images (B, 3, H, W) in [-1, 1]; output.sample and, unless there is no bottleneck, output.code
 print(model.bits_per_pixel(*images.shape[-2:]), "bits per pixel")
 """,
     "Bottleneck": """
@@ -98,7 +97,7 @@ def write_model_card(
     folder: str | os.PathLike,
     class_name: str,
     *,
-    license: str | None = "apache-2.0",
+    license: str | None = None,
     tags: tuple[str, ...] = (),
     sections: dict[str, str] | None = None,
 ) -> Path:
@@ -108,7 +107,7 @@ def write_model_card(
     Args:
         folder (`str` or `os.PathLike`): Folder that `save_pretrained` filled; made if it is missing.
         class_name (`str`): Public class of `diffusers_lasers` that the folder holds.
-        license (`str`, *optional*, defaults to `"apache-2.0"`): Licence of the *weights*, in the Hub's words.
+        license (`str`, *optional*): Licence of the *weights*, in the Hub's words. Defaults to `None`: none is stated.
         tags (`tuple[str, ...]`): Tags beside `DEFAULT_TAGS`.
         sections (`dict[str, str]`, *optional*): Heading → markdown, written after the usage in this order, e.g. the
             training arguments and the figures with their bits.

@@ -14,13 +14,16 @@ quantised, since a code with floats in it costs 32 bits for each.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn import functional as F
 
 from ...coding import SparseCode, coefficient_scale, dequantize_coefficients, quantize_coefficients
-from ...functional.dictionary import dictionary_from_signals, normalize_atoms
+from ...functional.dictionary import dictionary_from_signals
 from ...functional.omp import omp
 from ...functional.patches import patch_grid
 from ...functional.rates import support_bits
@@ -97,14 +100,23 @@ class DictionaryBottleneck(Bottleneck):
 
     @property
     def bits_per_site(self) -> float:
+        """Bits of one site's code: `site_bits(sparsity)`."""
+        return self.site_bits(self.config.sparsity)
+
+    def site_bits(self, sparsity: int) -> float:
         """
-        Bits of one site: its support (of at most S atoms; a set, or a sequence where each depth has a scale of its own) and S
-        coefficients of `coefficient_bits`, or 32 for float32.
+        Bits of one site with `sparsity` slots: its support (of at most so many atoms; a set, or a sequence where each depth has
+        a scale of its own) and as many coefficients of `coefficient_bits`, or 32 for float32.
+
+        Args:
+            sparsity (`int`): Slots a site.
+
+        Returns:
+            `float`: Bits.
         """
         bits = self.config.coefficient_bits
         ordered = bits is not None and self.config.coefficient_scaling == "depth"
-        support = support_bits(self.config.num_atoms, self.config.sparsity, ordered=ordered)
-        return support + self.config.sparsity * (32 if bits is None else bits)
+        return support_bits(self.config.num_atoms, sparsity, ordered=ordered) + sparsity * (bits or 32)
 
     def set_coefficient_bits(self, bits: int | None) -> None:
         """
@@ -124,7 +136,7 @@ class DictionaryBottleneck(Bottleneck):
         """
         Sets the first atom to the direction of the mean site and the others to those of random sites less that mean; the same on
         all ranks. The sites of an untrained encoder share most of their energy: taken as they are, they would make a
-        dictionary of nearly one atom (measured in docs: conceptual/design).
+        dictionary of nearly one atom (docs: conceptual/design, with figures). The coefficient scale is set from the same sites.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
@@ -135,7 +147,9 @@ class DictionaryBottleneck(Bottleneck):
         atoms = dictionary_from_signals(signals - mean, self.config.num_atoms, generator=generator)
         atoms[:, :1] = torch.where(mean.norm() > 0, F.normalize(mean, dim=1).t(), atoms[:, :1])
         self.dictionary.copy_(broadcast(atoms.contiguous()))
+        self.coefficient_scale.copy_(self._batch_scale(*self._pursue(signals)))
 
+    @apply_forward_hook
     @torch.no_grad()
     def encode(self, latents: torch.Tensor) -> SparseCode:
         """
@@ -151,6 +165,24 @@ class DictionaryBottleneck(Bottleneck):
         indices, coefficients = self._pursue(self.signals(latents))
         return self._code(indices, self._quantize(indices, coefficients), latents)
 
+    def truncate(self, code: SparseCode, sparsity: int) -> SparseCode:
+        """
+        A code of this bottleneck with only the first `sparsity` atoms of each site: refitted, and quantised again where
+        `coefficient_bits` is set. It costs `site_bits(sparsity)` a site.
+
+        Args:
+            code ([`SparseCode`]): A code of this dictionary.
+            sparsity (`int`): Atoms to keep, from 1 to the code's own.
+
+        Returns:
+            [`SparseCode`]: A code with `sparsity` slots.
+        """
+        code = code.truncate(sparsity, self.dictionary)
+        indices, coefficients = code.indices.flatten(0, 2), code.coefficients.flatten(0, 2)
+        coefficients = self._quantize(indices, coefficients).reshape(code.indices.shape)
+        return replace(code, coefficients=coefficients)
+
+    @apply_forward_hook
     def decode(self, code: SparseCode) -> torch.Tensor:
         """
         Latents of a code (LASERS, 2024, eq 12); differentiable in the coefficients and the dictionary.
@@ -220,9 +252,9 @@ class DictionaryBottleneck(Bottleneck):
         bits = self.config.coefficient_bits
         if bits is None:
             return coefficients
-        scale = self._scale()
+        scale = self._scale()[: indices.shape[1]]
         cells = quantize_coefficients(coefficients, scale, bits)
-        return torch.where(indices >= 0, dequantize_coefficients(cells, scale, bits), 0.0)
+        return torch.where(indices >= 0, dequantize_coefficients(cells, scale, bits), coefficients)  # 0, or NaN, stays
 
     def _scale(self) -> torch.Tensor:
         """Half-widths `(S,)` of the quantised ranges: one a depth, or the largest for all."""
@@ -232,24 +264,22 @@ class DictionaryBottleneck(Bottleneck):
     @torch.no_grad()
     def _track_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> None:
         """Moves the running coefficient scale towards this batch's; the mean over ranks. The first step sets it."""
-        step = -(-indices.shape[0] // _SCALE_SAMPLES)
-        used = indices[::step] >= 0
-        now = coefficient_scale(coefficients[::step], used)
-        now = torch.where(now > 0, now, self.coefficient_scale.float())
-        total = all_reduce_sum(torch.cat([now, now.new_ones(1)]))
         self.scale_steps += 1
         momentum = (1 / self.scale_steps).clamp_min(1 / _SCALE_MEMORY)
-        self.coefficient_scale.lerp_((total[:-1] / total[-1]).to(self.coefficient_scale), momentum)
+        self.coefficient_scale.lerp_(self._batch_scale(indices, coefficients), momentum)
+
+    def _batch_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+        """This batch's coefficient scale `(S,)`, the mean over ranks; an unused slot keeps the running one."""
+        step = max(1, -(-indices.shape[0] // _SCALE_SAMPLES))
+        now = coefficient_scale(coefficients[::step], indices[::step] >= 0)
+        now = torch.where(now > 0, now, self.coefficient_scale.float())
+        total = all_reduce_sum(torch.cat([now, now.new_ones(1)]))
+        return (total[:-1] / total[-1]).to(self.coefficient_scale)
 
     def _code(self, indices: torch.Tensor, coefficients: torch.Tensor, latents: torch.Tensor) -> SparseCode:
         height, width = latents.shape[-2:]
         shape = (latents.shape[0], *patch_grid(height, width, self.config.patch_size), self.config.sparsity)
         return SparseCode(indices.reshape(shape), coefficients.reshape(shape), self.config.num_atoms, (height, width))
-
-    @torch.no_grad()
-    def normalize_(self) -> None:
-        """Scales the atoms back to unit norm, in place: the retraction that follows an optimiser's step."""
-        self.dictionary.copy_(normalize_atoms(self.dictionary))
 
 
 def _check_bits(bits: int | None) -> None:

@@ -10,6 +10,7 @@ import math
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from ...coding import IndexCode
 from ...functional.patches import patch_grid
@@ -57,6 +58,7 @@ class FSQBottleneck(Bottleneck):
         """Bits of one site: the sum of log₂ of the levels."""
         return sum(math.log2(levels) for levels in self.config.levels)
 
+    @apply_forward_hook
     @torch.no_grad()
     def encode(self, latents: torch.Tensor) -> IndexCode:
         """
@@ -71,6 +73,7 @@ class FSQBottleneck(Bottleneck):
         with torch.autocast(latents.device.type, enabled=False):
             return self._code(self._round(self.signals(latents)), latents)
 
+    @apply_forward_hook
     def decode(self, code: IndexCode) -> torch.Tensor:
         """
         Latents of a code.

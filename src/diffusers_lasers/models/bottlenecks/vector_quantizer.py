@@ -9,8 +9,11 @@ place and re-created its parameters each step; ours is the plain algorithm, as s
 
 from __future__ import annotations
 
+import math
+
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch.nn import functional as F
 
 from ...coding import IndexCode
@@ -61,7 +64,7 @@ class _RunningMeanQuantizer(Bottleneck):
     @property
     def bits_per_site(self) -> float:
         """Bits of one site: log₂ K for each stage."""
-        return self.depth * float(torch.tensor(self.config.num_codewords, dtype=torch.float64).log2())
+        return self.depth * math.log2(self.config.num_codewords)
 
     @torch.no_grad()
     def initialize(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> None:
@@ -81,6 +84,7 @@ class _RunningMeanQuantizer(Bottleneck):
             self.sums[stage] = self.codebook[stage] * self.counts[stage].unsqueeze(1)
             residual = residual - codebook[nearest_codewords(residual, codebook)]
 
+    @apply_forward_hook
     @torch.no_grad()
     def encode(self, latents: torch.Tensor) -> IndexCode:
         """
@@ -96,6 +100,7 @@ class _RunningMeanQuantizer(Bottleneck):
             indices, _, _ = self._quantize(self.signals(latents))
         return self._code(indices, latents)
 
+    @apply_forward_hook
     def decode(self, code: IndexCode) -> torch.Tensor:
         """
         Latents of a code (LASERS, 2024, eq 2): the sum of the stages' codewords.
