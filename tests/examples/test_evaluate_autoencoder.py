@@ -177,7 +177,7 @@ def test_a_model_without_code_and_a_diverged_one(script, folder, tmp_path):
     assert broken["psnr"] is None
     assert "nan" in results["unavailable"]["PSNR of broken"]
     assert none["psnr"] > 0
-    assert none["latent_nmse"] == 0
+    assert 0 < none["latent_nmse"] < 1e-5  # latents rounded to float16, as its bits say
     assert (none["perplexity"], none["entropy_bits_per_pixel"]) == (None, None)
     assert none["bits_per_pixel"] == 16 * 4 / 4
     assert results["data"]["n"] == 12
