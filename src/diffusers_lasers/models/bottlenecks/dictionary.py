@@ -136,7 +136,7 @@ class DictionaryBottleneck(Bottleneck):
         """
         Sets the first atom to the direction of the mean site and the others to those of random sites less that mean; the same on
         all ranks. The sites of an untrained encoder share most of their energy: taken as they are, they would make a
-        dictionary of nearly one atom (docs: conceptual/results). The coefficient scale is set from the same sites.
+        dictionary of nearly one atom. The coefficient scale is set from the same sites.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
