@@ -1,5 +1,5 @@
 # `make demo` trains and compares two autoencoders on photos; `make test` runs the tests. Both install what they need into
-# .venv first, once, and again only when setup.py or the constraints have changed.
+# .venv first, once, and again only when setup.py, the constraints or the kernels' source have changed.
 
 .PHONY: help demo test quality style docs env clean
 .DEFAULT_GOAL := help
@@ -20,7 +20,7 @@ help:
 
 env: $(STAMP)
 
-$(STAMP): setup.py requirements/constraints.txt
+$(STAMP): setup.py requirements/constraints.txt $(wildcard src/diffusers_lasers/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements/constraints.txt --editable ".[dev]"
 	touch $@

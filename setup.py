@@ -7,7 +7,7 @@ holds the exact versions that the tests were run with.
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 
 ROOT = Path(__file__).parent
@@ -22,7 +22,9 @@ _deps = [
     "hf-doc-builder>=0.5.0",
     "huggingface_hub>=1.32,<3.0",
     "hypothesis>=6.100",
+    "matplotlib>=3.8",
     "numpy>=1.26",
+    "orthogonal-matching-pursuit-gpu>=0.1.3",
     "Pillow>=10.0",
     "pytest>=8.0",
     "ruff>=0.9",
@@ -30,6 +32,7 @@ _deps = [
     "scikit-image>=0.22",
     "scikit-learn>=1.4",
     "scipy>=1.11",
+    "spams-bin>=2.6.14",
     "tensorboard>=2.15",
     "torch>=2.6",
     "torchmetrics>=1.4",
@@ -50,6 +53,9 @@ extras = {
     "training": deps_list("datasets", "scikit-image", "tensorboard", "tqdm", "vector-quantize-pytorch"),
     "metrics": deps_list("datasets", "flip-evaluator", "scikit-image", "torchmetrics", "tqdm"),
     "codec": deps_list("constriction", "faiss-cpu"),
+    "benchmark": deps_list(
+        "matplotlib", "orthogonal-matching-pursuit-gpu", "scikit-image", "scikit-learn", "spams-bin", "tqdm"
+    ),
     "docs": deps_list("hf-doc-builder"),
     "quality": deps_list("ruff"),
 }
@@ -58,11 +64,24 @@ extras["test"] = [
     *extras["training"],
     *extras["metrics"],
     *extras["codec"],
+    *extras["benchmark"],
 ]
 extras["dev"] = [*extras["test"], *extras["quality"], *extras["docs"]]
 
 init = (ROOT / "src/diffusers_lasers/__init__.py").read_text(encoding="utf-8")
 version = re.search(r'^__version__ = "(.+)"$', init, re.MULTILINE)[1]
+
+# Sparse coding on the CPU, in plain C. Optional: without a compiler the package installs and computes with torch alone.
+CSRC = "src/diffusers_lasers/csrc"
+kernels = Extension(
+    "diffusers_lasers.functional._kernels",
+    sources=[f"{CSRC}/kernels.c"],
+    depends=sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / CSRC).glob("*.h")),
+    extra_compile_args=["-O3", "-pthread"],
+    extra_link_args=["-pthread"],
+    py_limited_api=True,
+    optional=True,
+)
 
 setup(
     name="diffusers_lasers",
@@ -76,6 +95,8 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={"diffusers_lasers": ["py.typed"]},
+    ext_modules=[kernels],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
     include_package_data=True,
     python_requires=">=3.10.0",
     # accelerate: without it diffusers loads no model that keeps modules in float32, as ours do

@@ -17,6 +17,7 @@ FLOORS = {
     "functional": 0,
     "utils": 0,
     "coding": 1,
+    "learning": 1,
     "models": 2,
     "schedulers": 2,
     "pipelines": 3,

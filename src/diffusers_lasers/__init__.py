@@ -13,6 +13,7 @@ from .utils.registration import register_in_diffusers
 _import_structure = {
     "coding": ["IndexCode", "SparseCode"],
     "functional": [],
+    "learning": ["OnlineDictionaryLearner"],
     "metrics": [],
     "models": [],
     "models.autoencoders.autoencoder_dl": ["AutoencoderDL", "AutoencoderDLEncoderOutput", "AutoencoderDLOutput"],
@@ -32,8 +33,9 @@ _import_structure = {
 }
 
 if TYPE_CHECKING:
-    from . import coding, functional, metrics, models, training, utils
+    from . import coding, functional, learning, metrics, models, training, utils
     from .coding import IndexCode, SparseCode
+    from .learning import OnlineDictionaryLearner
     from .models.autoencoders.autoencoder_dl import AutoencoderDL, AutoencoderDLEncoderOutput, AutoencoderDLOutput
     from .models.bottlenecks import (
         Bottleneck,

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from diffusers_lasers import DictionaryBottleneck, ResidualVQBottleneck
-from diffusers_lasers.utils import all_reduce_sum, broadcast
+from diffusers_lasers.utils import all_reduce_max, all_reduce_sum, broadcast, rank_and_world_size
 
 
 def latents(seed):
@@ -30,7 +30,8 @@ def worker(rank, port, folder):
     torch.set_num_threads(1)
     summed = all_reduce_sum(torch.tensor([1.0 + rank]))
     sent = broadcast(torch.tensor([10.0 * rank]), src=1)
-    states = {"summed": summed, "sent": sent}
+    largest = all_reduce_max(torch.tensor([1 - rank, rank * 7]))
+    states = {"summed": summed, "sent": sent, "largest": largest, "rank": rank_and_world_size()}
     for name, bottleneck in build().items():
         bottleneck.initialize(latents(seed=100 + rank), generator=torch.Generator().manual_seed(rank))
         states[f"{name} initial"] = {k: v.clone() for k, v in bottleneck.state_dict().items()}
@@ -53,11 +54,14 @@ def ranks(tmp_path_factory):
 def test_without_a_process_group_nothing_changes():
     tensor = torch.tensor([3.0])
     assert all_reduce_sum(tensor) is tensor and broadcast(tensor) is tensor and tensor.item() == 3.0
+    assert all_reduce_max(tensor) is tensor and tensor.item() == 3.0 and rank_and_world_size() == (0, 1)
 
 
-def test_sum_and_broadcast(ranks):
+def test_sum_maximum_and_broadcast(ranks):
     for states in ranks:
         assert states["summed"].item() == 3.0 and states["sent"].item() == 10.0
+        assert states["largest"].tolist() == [1, 7]
+    assert [states["rank"] for states in ranks] == [(0, 2), (1, 2)]
 
 
 @pytest.mark.parametrize("name", ["dictionary initial", "residual_vq initial", "dictionary", "residual_vq"])

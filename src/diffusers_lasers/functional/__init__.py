@@ -12,24 +12,33 @@ from .dictionary import (
     random_dictionary,
     revive_atoms,
 )
-from .omp import omp
+from .greedy import ols, omp
+from .kernels import get_backend, set_backend
 from .patches import latents_to_signals, patch_grid, signals_to_latents
+from .pursuits import PURSUITS, get_pursuit
 from .rates import entropy, perplexity, support_bits
 from .synthesis import projection_synthesis, synthesize
+from .thresholding import fista, iht
 
 
 __all__ = [
+    "PURSUITS",
     "accumulate_statistics",
     "block_coordinate_update",
     "codeword_statistics",
     "dictionary_from_signals",
     "entropy",
+    "fista",
     "forgetting_factor",
+    "get_backend",
+    "get_pursuit",
+    "iht",
     "kmeans",
     "latents_to_signals",
     "mutual_coherence",
     "nearest_codewords",
     "normalize_atoms",
+    "ols",
     "omp",
     "patch_grid",
     "perplexity",
@@ -37,6 +46,7 @@ __all__ = [
     "projection_synthesis",
     "random_dictionary",
     "revive_atoms",
+    "set_backend",
     "signals_to_latents",
     "support_bits",
     "synthesize",

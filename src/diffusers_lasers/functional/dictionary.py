@@ -26,6 +26,8 @@ __all__ = [
     "accumulate_statistics",
     "block_coordinate_update",
     "dictionary_from_signals",
+    "draw_signals",
+    "draw_subset",
     "forgetting_factor",
     "mutual_coherence",
     "normalize_atoms",
@@ -237,6 +239,46 @@ def revive_atoms(
     source = order[(dead.cumsum(0) - 1).clamp(min=0) % available]  # the n-th dead atom takes the n-th signal
     fresh = normalize_atoms(signals[source].t()) + _noise(atoms, signals, jitter, generator).t()
     return torch.where(dead & usable.any(), normalize_atoms(fresh), dictionary)
+
+
+@torch.no_grad()
+def draw_subset(mask: torch.Tensor, amount: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """
+    Draws at most so many of the marked atoms; nothing is decided on the host.
+
+    Args:
+        mask (`torch.Tensor` of shape `(atoms,)`): The marked atoms, for instance the dead ones; bool.
+        amount (`int`): Atoms to draw, from 0; as many as are marked, if fewer.
+        generator (`torch.Generator`, *optional*): Source of randomness, on any device.
+
+    Returns:
+        `torch.Tensor` of shape `(atoms,)`: The drawn atoms; bool.
+    """
+    order = torch.where(mask, _draw(torch.rand, mask.shape, generator, mask.device), -1.0)
+    chosen = order.topk(min(amount, len(mask))).indices
+    return torch.zeros_like(mask).scatter_(0, chosen, True) & mask
+
+
+@torch.no_grad()
+def draw_signals(
+    signals: torch.Tensor, weights: torch.Tensor, amount: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """
+    Draws distinct signals one after the other, each with probability proportional to its weight (Efraimidis & Spirakis, 2006).
+
+    Args:
+        signals (`torch.Tensor` of shape `(N, features)`): Signals.
+        weights (`torch.Tensor` of shape `(N,)`): At least 0; for instance the energy that a dictionary leaves unexplained.
+        amount (`int`): Signals to draw, from 0; all, if there are fewer.
+        generator (`torch.Generator`, *optional*): Source of randomness, on any device.
+
+    Returns:
+        `torch.Tensor` of shape `(min(amount, N), features)`: The drawn signals.
+    """
+    source = weights.device if generator is None else generator.device
+    noise = torch.empty(len(weights), device=source, dtype=weights.dtype).exponential_(generator=generator)
+    keys = weights / noise.clamp_min(1e-20).to(weights.device, non_blocking=True)
+    return signals[keys.topk(min(amount, len(signals))).indices]
 
 
 def _matrix(name: str, tensor: torch.Tensor, shape: str) -> torch.Tensor:

@@ -17,8 +17,6 @@ Half-precision input is computed and returned in float32, and nothing is decided
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 
@@ -26,6 +24,8 @@ __all__ = ["accumulate_statistics", "block_coordinate_update", "forgetting_facto
 
 # An atom whose mean squared coefficient is below this share of the largest one has no usable statistics in float32.
 _RELATIVE_ENERGY = 1e-10
+# Atoms whose residuals are computed by one matrix product; from 48 to 128 the time is the same within a few percent.
+_BLOCK = 64
 
 
 def forgetting_factor(step: int, batch_size: int) -> float:
@@ -62,6 +62,9 @@ def accumulate_statistics(
     indices: torch.Tensor,
     coefficients: torch.Tensor,
     forgetting: float = 1.0,
+    *,
+    weight: float | None = None,
+    in_place: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
     Adds a batch of codes to the statistics of online dictionary learning (eqs 23 and 24, as means over the batch).
@@ -76,13 +79,16 @@ def accumulate_statistics(
         indices (`torch.Tensor` of shape `(N, sparsity)`): Their atoms, int64; −1 marks an unused slot.
         coefficients (`torch.Tensor` of shape `(N, sparsity)`): Their coefficients; ignored in unused slots.
         forgetting (`float`, *optional*, defaults to 1.0): Weight β of the statistics so far ([`forgetting_factor`]).
+        weight (`float`, *optional*): Weight w of the batch's sums. Defaults to `None`: 1/N.
+        in_place (`bool`, *optional*, defaults to `False`): Whether to overwrite A and B and return them, which spares the copy of
+            K² numbers. Both have one dtype, float32 or float64; A is contiguous, and so is the transpose of B at best.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: New A and B, \(βA + γγ^⊤/N\) and \(βB + zγ^⊤/N\); the given ones stay as
-        they are.
+        `tuple[torch.Tensor, torch.Tensor]`: New A and B, \(βA + wγγ^⊤\) and \(βB + wzγ^⊤\); the given ones stay as
+        they are unless `in_place`.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not fit, or A and B cannot be overwritten.
     """
     features, atoms = B.shape
     if A.shape != (atoms, atoms):
@@ -95,16 +101,25 @@ def accumulate_statistics(
             f"{tuple(indices.shape)} and {tuple(coefficients.shape)}."
         )
     dtype = torch.promote_types(A.dtype, torch.float32)
+    if in_place and not (A.dtype == B.dtype == dtype and A.is_contiguous()):
+        raise ValueError(
+            "`in_place` needs a contiguous `A`, and `A` and `B` both of float32 or of float64, got "
+            f"{'a contiguous' if A.is_contiguous() else 'a non-contiguous'} `A` of {A.dtype} and `B` of {B.dtype}."
+        )
     signals, weights = signals.to(dtype), torch.where(indices >= 0, coefficients, 0.0).to(dtype)
-    scaled = weights / max(1, len(signals))
+    scaled = weights * (1 / max(1, len(signals)) if weight is None else weight)
     slots = indices.clamp(min=0)
-    new_a = (A.to(dtype) * forgetting).flatten()
-    new_b = (B.to(dtype) * forgetting).t().contiguous()  # (atoms, features)
+    if not in_place:
+        A, B = A.to(dtype, copy=True).contiguous(), B.to(dtype).t().clone(memory_format=torch.contiguous_format).t()
+    if forgetting != 1.0:
+        A.mul_(forgetting)
+        B.mul_(forgetting)
+    pairs_of, rows = A.view(-1), B.t()  # rows: (atoms, features)
     for s in range(slots.shape[1]):
-        new_b.index_add_(0, slots[:, s], signals * scaled[:, s : s + 1])
+        rows.index_add_(0, slots[:, s], signals * scaled[:, s : s + 1])
         pairs = slots[:, s : s + 1] * atoms + slots  # (N, sparsity): row k_s, column k_t
-        new_a.scatter_add_(0, pairs.flatten(), (weights[:, s : s + 1] * scaled).flatten())
-    return new_a.view(atoms, atoms), new_b.t().contiguous()
+        pairs_of.scatter_add_(0, pairs.flatten(), (weights[:, s : s + 1] * scaled).flatten())
+    return A, (B if in_place else B.contiguous())
 
 
 @torch.no_grad()
@@ -116,7 +131,10 @@ def block_coordinate_update(
 
     Each update is the exact minimiser of ½ Tr(DᵀDA) − Tr(DᵀB) over one unit-norm atom, so that the value never rises.
     Atoms without usable statistics (\(A_{jj}\) at most 1e-10 of the largest, or no direction left) stay as they are.
-    The sequence of K matrix-vector products takes about K × 50 µs on a CPU.
+    The value of A and B matters up to a common factor only.
+
+    The residuals \(b_j - D a_j\) of 64 atoms come from one matrix product, in which `torch.set_float32_matmul_precision`
+    (TF32 on a GPU) counts; within the 64 they are corrected for the atoms already updated.
 
     Args:
         dictionary (`torch.Tensor` of shape `(features, atoms)`): Unit-norm atoms as columns.
@@ -139,16 +157,45 @@ def block_coordinate_update(
     if iterations < 0:
         raise ValueError(f"`iterations` must not be negative, got {iterations}.")
     dtype = torch.promote_types(dictionary.dtype, torch.float32)
-    A, targets = A.to(dtype), B.to(dtype).t().contiguous()
-    columns = A.t().contiguous()  # row j is a_j
+    A, targets = A.to(dtype), B.to(dtype).t().contiguous()  # targets: row j is b_j
     energy = A.diagonal()
     usable = energy > _RELATIVE_ENERGY * energy.amax()
     inverse = torch.where(usable, 1 / torch.where(usable, energy, 1.0), 0.0)
     rows = dictionary.to(dtype).t().clone(memory_format=torch.contiguous_format)  # (atoms, features)
     with torch.autocast(rows.device.type, enabled=False):
         for _ in range(iterations):
-            for j in range(atoms):
-                atom = (targets[j] - columns[j] @ rows) * inverse[j] + rows[j]
-                norm = atom.norm()
-                rows[j] = torch.where(usable[j] & (norm > 0) & (norm < math.inf), atom / norm, rows[j])
+            for start in range(0, atoms, _BLOCK):
+                block = slice(start, start + _BLOCK)
+                residual = torch.addmm(targets[block], A[block], rows, alpha=-1.0)
+                _update_block(rows[block], residual, A[block, block], inverse[block], usable[block])
     return rows.t().contiguous()
+
+
+def _update_block(
+    rows: torch.Tensor, residual: torch.Tensor, coupling: torch.Tensor, inverse: torch.Tensor, usable: torch.Tensor
+) -> None:
+    r"""
+    Eqs 27 and 28 for the b atoms of one block in sequence; overwrites `rows`.
+
+    With \(E_j = b_j - D a_j\) from before the block, atom j of it aims at \(d_j + (E_j - \sum_{i<j} A_{ji} δ_i) / A_{jj}\), where
+    \(δ_i\) is what the update of atom i changed. An atom that is not usable aims at 0, which no atom may: it stays.
+
+    Args:
+        rows (`torch.Tensor` of shape `(b, features)`): The atoms, one a row, contiguous.
+        residual (`torch.Tensor` of shape `(b, features)`): E, one atom a row.
+        coupling (`torch.Tensor` of shape `(b, b)`): The block of A on the diagonal; its rows may be apart by more than b.
+        inverse (`torch.Tensor` of shape `(b,)`): 1 / A_jj, and 0 where an atom is not usable.
+        usable (`torch.Tensor` of shape `(b,)`): Which atoms have statistics; bool.
+    """
+    targets = torch.where(usable.unsqueeze(1), torch.addcmul(rows, residual, inverse.unsqueeze(1)), 0.0)
+    weights = coupling * inverse.unsqueeze(1)
+    changes = torch.zeros_like(rows)  # δ; still 0 for the atoms to come
+    columns, limits = changes.t(), torch.finfo(rows.dtype)
+    updated = []
+    for row, target, weight, change in zip(rows.unbind(), targets.unbind(), weights.unbind(), changes.unbind()):
+        atom = torch.addmv(target, columns, weight, alpha=-1.0)
+        norm = torch.linalg.vector_norm(atom)
+        unit = torch.where(norm.clamp(limits.tiny, limits.max) == norm, atom / norm, row)  # else 0, infinite or NaN
+        torch.sub(unit, row, out=change)
+        updated.append(unit)
+    torch.stack(updated, out=rows)

@@ -1,7 +1,8 @@
 r"""From sparse codes back to signals, with both gradients.
 
 `synthesize` is the linear map \(\hat y = \sum_s c_s d_{k_s}\) (LASERS, 2024, eq 12) with its plain gradient to the
-coefficients and the atoms.
+coefficients and the atoms. Forward it is an `embedding_bag`, as fast as a kernel of our own; backward the atoms' gradient is summed by the
+compiled kernel, or slot by slot where that does not apply, since `embedding_bag`'s own takes several times as long.
 
 `projection_synthesis` is the same value seen as a function of the *signal*: for a fixed support τ the least-squares
 reconstruction is the orthogonal projection \(\hat y = D_τ (D_τ^⊤ D_τ)^{-1} D_τ^⊤ y\), so that its Jacobian is known in closed
@@ -17,6 +18,8 @@ from __future__ import annotations
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from .kernels import fused_synthesis_gradients, uses_fused
 
 
 __all__ = ["projection_synthesis", "synthesize"]
@@ -44,10 +47,39 @@ def synthesize(indices: torch.Tensor, coefficients: torch.Tensor, dictionary: to
             f"{tuple(coefficients.shape)}."
         )
     weights = coefficients.to(dictionary.dtype) * (indices >= 0)
-    rows = dictionary.t()
     if indices.numel() == 0:
-        return weights.sum(dim=1, keepdim=True) * rows[:1]
-    return F.embedding_bag(indices.clamp_min(0), rows, per_sample_weights=weights, mode="sum")
+        return weights.sum(dim=1, keepdim=True) * dictionary.t()[:1]
+    return _Synthesis.apply(indices, weights, dictionary)
+
+
+class _Synthesis(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, indices, weights, dictionary):
+        ctx.save_for_backward(indices, weights, dictionary)
+        return F.embedding_bag(indices.clamp_min(0), dictionary.t(), per_sample_weights=weights, mode="sum")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        return None, *_synthesis_gradients(gradient, *ctx.saved_tensors, *ctx.needs_input_grad[1:])
+
+
+def _synthesis_gradients(gradient, indices, weights, dictionary, wants_weights, wants_dictionary):
+    """∂ℓ/∂c_ns = gᵀ_n d_{k_ns} and ∂ℓ/∂d_k = Σ c_ns g_n over the slots of atom k, each `None` where not wanted."""
+    if uses_fused(gradient):
+        return fused_synthesis_gradients(gradient, indices, weights, dictionary, wants_weights, wants_dictionary)
+    slots, used = indices.clamp_min(0), indices >= 0
+    to_weights = to_dictionary = None
+    if wants_weights:  # slot by slot: no (N, S, L) of gathered atoms
+        rows = dictionary.t()
+        products = [(gradient * rows[slots[:, s]]).sum(dim=1) for s in range(slots.shape[1])]
+        to_weights = torch.stack(products, dim=1) * used
+    if wants_dictionary:
+        to_rows = gradient.new_zeros(dictionary.shape[1], dictionary.shape[0])
+        for s in range(slots.shape[1]):
+            to_rows.index_add_(0, slots[:, s], gradient * weights[:, s : s + 1])
+        to_dictionary = to_rows.t()
+    return to_weights, to_dictionary
 
 
 class _ProjectionSynthesis(torch.autograd.Function):

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from ..coding.codes import SparseCode
-from ..functional.dictionary import normalize_atoms, project_to_tangent, revive_atoms
+from ..functional.dictionary import draw_signals, draw_subset, normalize_atoms, project_to_tangent, revive_atoms
 from ..functional.synthesis import synthesize
 from ..utils.distributed import all_reduce_sum, broadcast
 
@@ -153,7 +153,7 @@ class DictionaryUpkeep:
         """Replaces dead atoms on rank 0, sends the dictionary to all ranks and zeroes the moments of the replaced columns."""
         dictionary = self.dictionary
         generator = torch.Generator(dictionary.device).manual_seed(self.seed * 1_000_003 + self.step)
-        dead = self._choose_dead(self.counts == 0, generator)
+        dead = draw_subset(self.counts == 0, self._limit, generator)
         candidates = self._candidates(code, latents, generator)
         revived = revive_atoms(dictionary.detach(), dead, candidates, jitter=self.jitter, generator=generator)
         dictionary.copy_(broadcast(torch.where(dead, revived, dictionary)))
@@ -163,12 +163,6 @@ class DictionaryUpkeep:
         self.revived = self.revived.to(dead.device) + dead.sum()
         self.counts.zero_()
 
-    def _choose_dead(self, dead: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """At most `revive_fraction` of the atoms, chosen at random from the mask `dead` `(atoms,)`; the same on every rank."""
-        order = torch.rand(dead.numel(), generator=generator, device=dead.device)
-        chosen = torch.where(dead, order, -1.0).topk(self._limit).indices
-        return torch.zeros_like(dead).scatter_(0, chosen, True) & dead
-
     def _candidates(self, code: SparseCode, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """`(M, features)` signals drawn without replacement in proportion to their residual energy (Efraimidis–Spirakis)."""
         signals = self.bottleneck.signals(latents.detach()).float()  # (N, features)
@@ -176,9 +170,7 @@ class DictionaryUpkeep:
         stride = -(-signals.shape[0] // _MAX_CANDIDATES)
         signals, indices, coefficients = signals[::stride], indices[::stride], coefficients[::stride]
         energy = (signals - synthesize(indices, coefficients, self.dictionary.float())).square().sum(dim=1)
-        noise = torch.empty_like(energy).exponential_(generator=generator).clamp_min(1e-20)
-        amount = min(self._limit, signals.shape[0])
-        return signals[(energy / noise).topk(amount).indices]
+        return draw_signals(signals, energy, self._limit, generator)
 
     def state_dict(self) -> dict[str, Any]:
         """The step and the window's counts; the rest follows from the arguments."""

@@ -6,11 +6,36 @@ import torch
 import torch.distributed as dist
 
 
-__all__ = ["all_reduce_sum", "broadcast"]
+__all__ = ["all_reduce_max", "all_reduce_sum", "broadcast", "rank_and_world_size"]
 
 
 def _active() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """
+    Which rank this process is, and of how many.
+
+    Returns:
+        `tuple[int, int]`: The rank, from 0, and the number of ranks; 0 and 1 without an initialised process group.
+    """
+    return (dist.get_rank(), dist.get_world_size()) if _active() else (0, 1)
+
+
+def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
+    """
+    Takes the largest value over all ranks, element by element and in place.
+
+    Args:
+        tensor (`torch.Tensor`): The local values, of one shape on every rank.
+
+    Returns:
+        `torch.Tensor`: The same tensor, holding the largest values.
+    """
+    if _active():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ...coding import SparseCode, coefficient_scale, dequantize_coefficients, quantize_coefficients
 from ...functional.dictionary import dictionary_from_signals
-from ...functional.omp import omp
+from ...functional.greedy import omp
 from ...functional.patches import patch_grid
 from ...functional.rates import support_bits
 from ...functional.synthesis import projection_synthesis, synthesize

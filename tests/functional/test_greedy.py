@@ -1,7 +1,6 @@
-"""Orthogonal matching pursuit: against scikit-learn in float64, and the properties that define a code on every edge case."""
+"""Greedy pursuits, on both backends: against scikit-learn and brute force in float64, and invariances; edge cases are in test_pursuits.py."""
 
 import math
-import sys
 import warnings
 
 import numpy as np
@@ -13,10 +12,17 @@ from hypothesis.extra.numpy import arrays
 from sklearn.linear_model import orthogonal_mp_gram
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_lasers.functional import omp
+from diffusers_lasers.functional import get_backend, greedy_torch, kernels, ols, omp, set_backend
 
 
-MODULE = sys.modules["diffusers_lasers.functional.omp"]  # the package gives its name to the function
+@pytest.fixture(params=["torch", "fused"], autouse=True)
+def backend(request):
+    """Every test of this file runs on tensor operations and on the compiled kernels."""
+    if request.param == "fused" and kernels._kernels is None:
+        pytest.skip("the compiled kernels were not built")
+    set_backend(request.param)
+    yield request.param
+    set_backend("auto")
 
 
 def seeded(seed=0):
@@ -322,7 +328,7 @@ def test_code_does_not_depend_on_the_batch():
 def test_code_does_not_depend_on_the_chunks(monkeypatch, block_elements):
     signals, dictionary = problem(100, 16, 64)
     indices, coefficients = omp(signals, dictionary, 5)
-    monkeypatch.setitem(MODULE._BLOCK_ELEMENTS, "cpu", block_elements)
+    monkeypatch.setitem(greedy_torch._BLOCK_ELEMENTS, "cpu", block_elements)
     chunked, weights = omp(signals, dictionary, 5)
     assert torch.equal(chunked, indices)
     assert ((weights - coefficients).abs() <= 1e-6 * coefficients.abs().amax(dim=1, keepdim=True)).all()
@@ -347,8 +353,8 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_memory_does_not_grow_with_signals_times_atoms(monkeypatch):
-    assert MODULE._BLOCK_ELEMENTS["cpu"] * 4 <= 64 * 2**20
-    monkeypatch.setitem(MODULE._BLOCK_ELEMENTS, "cpu", 2**14)
+    assert greedy_torch._BLOCK_ELEMENTS["cpu"] * 4 <= 64 * 2**20
+    monkeypatch.setitem(greedy_torch._BLOCK_ELEMENTS, "cpu", 2**14)
     largest = {}
     for n in (400, 1600):
         signals, dictionary = problem(n, 8, 512)

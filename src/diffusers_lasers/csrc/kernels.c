@@ -1,0 +1,149 @@
+/* Sparse coding on the CPU for diffusers_lasers, float32: greedy pursuits, and what training needs around them.
+ *
+ * Python passes addresses of contiguous tensors (functional/kernels.py checks them), the interpreter's lock is released, and the best
+ * instruction set of the machine is chosen at run time.
+ */
+
+#define Py_LIMITED_API 0x030A0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define X86 1
+#include <immintrin.h>
+#endif
+
+#define GRAM_ROWS 64
+
+#include "parallel.h"
+#include "pursuit.h"
+
+#define FUNCTION TARGET static inline __attribute__((always_inline))
+#define TASK TARGET static __attribute__((noinline, unused))
+
+#if X86
+#define SUFFIX _avx512
+#define TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
+#define W 16
+#define ISA_AVX512 1
+#include "instruction_set.h"
+
+#define SUFFIX _avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define W 8
+#define ISA_AVX2 1
+#include "instruction_set.h"
+#endif
+
+#define SUFFIX _generic
+#define TARGET
+#define W 4
+#include "instruction_set.h"
+
+static const implementation *chosen;
+
+static void choose(int level)
+{
+    chosen = &implementation_generic;
+#if X86
+    __builtin_cpu_init();
+    if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) chosen = &implementation_avx2;
+    if (level >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl"))
+        chosen = &implementation_avx512;
+#endif
+}
+
+static void *at(unsigned long long address) { return (void *)(uintptr_t)address; }
+
+static PyObject *finish(int failed)
+{
+    if (failed) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+/* pursue(signals, atoms, packed, scale, gram or 0, indices, coefficients, n, features, count, panels, sparsity, tolerance, orthogonal, threads) */
+static PyObject *pursue(PyObject *self, PyObject *args)
+{
+    unsigned long long signals, atoms, packed, scale, gram, indices, coefficients;
+    pursuit p;
+    int threads, failed;
+    (void)self;
+    if (!PyArg_ParseTuple(
+            args, "KKKKKKKlllllfii", &signals, &atoms, &packed, &scale, &gram, &indices, &coefficients, &p.n, &p.features, &p.count,
+            &p.panels, &p.sparsity, &p.tolerance, &p.orthogonal, &threads))
+        return NULL;
+    p.signals = at(signals), p.atoms = at(atoms), p.packed = at(packed), p.scale = at(scale), p.gram = at(gram);
+    p.indices = at(indices), p.coefficients = at(coefficients);
+    Py_BEGIN_ALLOW_THREADS;
+    failed = chosen->pursue(&p, threads);
+    Py_END_ALLOW_THREADS;
+    return finish(failed);
+}
+
+/* synthesis_gradients(gradient, indices, coefficients, atoms, to_atoms or 0, to_coefficients or 0, n, features, count, sparsity, threads) */
+static PyObject *synthesis_gradients(PyObject *self, PyObject *args)
+{
+    unsigned long long gradient, indices, coefficients, atoms, to_atoms, to_coefficients;
+    synthesis p;
+    int threads, failed;
+    (void)self;
+    if (!PyArg_ParseTuple(
+            args, "KKKKKKlllli", &gradient, &indices, &coefficients, &atoms, &to_atoms, &to_coefficients, &p.n, &p.features, &p.count,
+            &p.sparsity, &threads))
+        return NULL;
+    p.gradient = at(gradient), p.indices = at(indices), p.coefficients = at(coefficients), p.atoms = at(atoms);
+    p.to_atoms = at(to_atoms), p.to_coefficients = at(to_coefficients);
+    Py_BEGIN_ALLOW_THREADS;
+    failed = chosen->synthesis_gradients(&p, threads);
+    Py_END_ALLOW_THREADS;
+    return finish(failed);
+}
+
+/* block_update(rows, residual, coupling, inverse, b, features, stride) */
+static PyObject *block_update(PyObject *self, PyObject *args)
+{
+    unsigned long long rows, residual, coupling, inverse;
+    long b, features, stride;
+    int failed;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KKKKlll", &rows, &residual, &coupling, &inverse, &b, &features, &stride)) return NULL;
+    Py_BEGIN_ALLOW_THREADS;
+    failed = chosen->block_update(at(rows), at(residual), at(coupling), at(inverse), b, features, stride);
+    Py_END_ALLOW_THREADS;
+    return finish(failed);
+}
+
+/* instruction_set(level or −1) -> name: 2 AVX-512, 1 AVX2, 0 neither; the best that the machine has up to that. For tests. */
+static PyObject *instruction_set(PyObject *self, PyObject *args)
+{
+    int level;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "i", &level)) return NULL;
+    if (level >= 0) choose(level);
+    return PyUnicode_FromString(chosen->name);
+}
+
+static PyMethodDef methods[] = {
+    {"pursue", pursue, METH_VARARGS, "Greedy pursuits, see functional/kernels.py."},
+    {"synthesis_gradients", synthesis_gradients, METH_VARARGS, "Gradients of synthesis, see functional/kernels.py."},
+    {"block_update", block_update, METH_VARARGS, "Block-coordinate descent, see functional/online_learning.py."},
+    {"instruction_set", instruction_set, METH_VARARGS, "Name of the instruction set in use; a level of 0 to 2 limits it."},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", "Compiled kernels of diffusers_lasers.", -1, methods};
+
+PyMODINIT_FUNC PyInit__kernels(void)
+{
+    choose(2);
+    return PyModule_Create(&definition);
+}

@@ -1,0 +1,65 @@
+"""What every pursuit asks of its arguments, and the unit-norm atoms that it computes with."""
+
+from __future__ import annotations
+
+import torch
+
+
+__all__ = ["check_finite_values", "check_pursuit_arguments", "computation_dtype", "unit_atoms"]
+
+
+def computation_dtype(signals: torch.Tensor) -> torch.dtype:
+    """Precision of a pursuit: float64 for float64 signals, float32 for all others."""
+    return torch.float64 if signals.dtype == torch.float64 else torch.float32
+
+
+def unit_atoms(dictionary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Unit-norm columns, whatever the scale of the given ones.
+
+    Args:
+        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns; zero columns stay zero.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: The columns, and the factors `(atoms,)` that turn their coefficients into those of the given
+        columns: 0 for a zero column, NaN for one that is not finite.
+    """
+    peak = dictionary.abs().amax(dim=0)
+    safe = torch.where(peak > 0, peak, torch.ones_like(peak))
+    norm = (dictionary / safe).norm(dim=0)
+    unit = dictionary / safe / norm.clamp_min(1e-30)
+    scale = torch.where(peak > 0, 1 / norm.clamp_min(1e-30) / safe, 0.0)
+    return unit, torch.where(torch.isfinite(peak), scale, float("nan"))
+
+
+def check_pursuit_arguments(
+    signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None
+) -> None:
+    """Raises a `ValueError` naming the argument of a pursuit that does not fit."""
+    if signals.ndim != 2 or not signals.is_floating_point():
+        raise ValueError(
+            f"`signals` must be a floating-point tensor of shape (N, features), got {signals.dtype} of shape "
+            f"{tuple(signals.shape)}."
+        )
+    if dictionary.ndim != 2 or not dictionary.is_floating_point() or dictionary.shape[0] != signals.shape[1]:
+        raise ValueError(
+            f"`dictionary` must be a floating-point tensor of shape (features, atoms) with features = "
+            f"{signals.shape[1]} as in `signals`, got {dictionary.dtype} of shape {tuple(dictionary.shape)}."
+        )
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int) or not 1 <= sparsity <= dictionary.shape[1]:
+        raise ValueError(
+            f"`sparsity` must be an integer from 1 to the number of atoms ({dictionary.shape[1]}), got {sparsity!r}."
+        )
+    if tolerance is not None and not tolerance >= 0:
+        raise ValueError(f"`tolerance` must be a non-negative residual norm or None, got {tolerance!r}.")
+
+
+def check_finite_values(**tensors: torch.Tensor) -> None:
+    """Refuses NaN and infinities with a `ValueError`; inside `torch.compile` the check becomes an assertion in the graph."""
+    for name, tensor in tensors.items():
+        finite = torch.isfinite(tensor).all()
+        message = f"`{name}` must be finite, got NaN or infinite values."
+        if torch.compiler.is_compiling():
+            torch._assert_async(finite, message)
+        elif not finite:
+            raise ValueError(message)

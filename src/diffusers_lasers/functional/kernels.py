@@ -1,0 +1,203 @@
+"""Compiled kernels for float32 on the CPU, behind custom operators of torch, and the choice between them and tensor operations.
+
+`csrc/` has the kernels' source, with the mathematics. They are an optional extension: where no C compiler was at hand when the package
+was installed, everything runs in tensor operations. An operator has a fake implementation, so that `torch.compile(fullgraph=True)` and
+`torch.export` keep it as one node. The kernels hold no state between calls: they may be called from several threads, after a fork and in
+data-loader workers, and use as many threads as `torch.get_num_threads()` says.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from .arguments import unit_atoms
+
+
+try:
+    from . import _kernels
+except ImportError:
+    _kernels = None
+
+__all__ = [
+    "fused_block_update",
+    "fused_greedy_pursuit",
+    "fused_synthesis_gradients",
+    "get_backend",
+    "set_backend",
+    "uses_fused",
+]
+
+_BACKENDS = ("auto", "torch", "fused")
+_backend = "auto"
+
+_PANEL = 32  # atoms of a panel of the packed dictionary, as in csrc/pursuit.h
+_PADDING = 128  # to which the number of atoms is padded
+_MAX_GRAM_ATOMS = 8192  # 256 MiB
+_GRAM_FROM = 96  # features × sparsity from which the Gram form is the faster one
+_PRODUCTS_PER_THREAD = 2**21  # multiply-adds below which another thread costs more than it brings
+
+
+def set_backend(backend: str) -> None:
+    """
+    Chooses what sparse coding runs on, for the whole process.
+
+    Args:
+        backend (`str`): `"auto"`, the default, takes the compiled kernels where they exist and apply (float32 on the CPU), and tensor
+            operations elsewhere. `"torch"` takes tensor operations everywhere, `"fused"` is `"auto"` that insists on the kernels being there.
+
+    Raises:
+        ValueError: If there is no such backend.
+        ImportError: If `"fused"` is asked for and the extension was not built.
+    """
+    global _backend
+    if backend not in _BACKENDS:
+        raise ValueError(f"`backend` must be one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}.")
+    if backend == "fused" and _kernels is None:
+        raise ImportError(
+            "The compiled kernels of diffusers_lasers are not there: they are built when the package is installed, where a C compiler is."
+        )
+    _backend = backend
+
+
+def get_backend() -> str:
+    """
+    What sparse coding on float32 CPU tensors runs on.
+
+    Returns:
+        `str`: `"fused"` or `"torch"`.
+    """
+    return "fused" if _kernels is not None and _backend != "torch" else "torch"
+
+
+def uses_fused(tensor: torch.Tensor) -> bool:
+    """Whether the compiled kernels apply to `tensor` under the present backend."""
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and get_backend() == "fused"
+
+
+def fused_greedy_pursuit(
+    signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None, orthogonal: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """OMP, or OLS where `orthogonal`, of float32 tensors on the CPU; arguments and result as those of `greedy_pursuit_torch`."""
+    return _greedy_pursuit(signals, dictionary, sparsity, -1.0 if tolerance is None else float(tolerance), orthogonal)
+
+
+@torch.library.custom_op("diffusers_lasers::greedy_pursuit", mutates_args=(), device_types="cpu")
+def _greedy_pursuit(
+    signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float, orthogonal: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    (n, features), count = signals.shape, dictionary.shape[1]
+    atoms, scale = unit_atoms(dictionary)
+    if not torch.isfinite(scale).all():
+        return signals.new_full((n, sparsity), -1, dtype=torch.int64), signals.new_full((n, sparsity), float("nan"))
+    width = -(-count // _PADDING) * _PADDING
+    packed = F.pad(atoms, (0, width - count)).view(features, width // _PANEL, _PANEL).transpose(0, 1).contiguous()
+    rows, signals = atoms.t().contiguous(), signals.contiguous()
+    gram = None
+    if features * sparsity > _GRAM_FROM and 1 < sparsity and n >= count // 2 and count <= _MAX_GRAM_ATOMS:
+        gram = signals.new_empty(count, width)
+    indices = signals.new_empty(n, sparsity, dtype=torch.int64)
+    coefficients = signals.new_empty(n, sparsity)
+    threads = min(torch.get_num_threads(), 1 + n * sparsity * count * features // _PRODUCTS_PER_THREAD)
+    _kernels.pursue(
+        signals.data_ptr(),
+        rows.data_ptr(),
+        packed.data_ptr(),
+        scale.data_ptr(),
+        0 if gram is None else gram.data_ptr(),
+        indices.data_ptr(),
+        coefficients.data_ptr(),
+        n,
+        features,
+        count,
+        width // _PANEL,
+        sparsity,
+        tolerance,
+        int(orthogonal),
+        threads,
+    )
+    return indices, coefficients
+
+
+@_greedy_pursuit.register_fake
+def _(signals, dictionary, sparsity, tolerance, orthogonal):
+    shape = (signals.shape[0], sparsity)
+    return signals.new_empty(shape, dtype=torch.int64), signals.new_empty(shape)
+
+
+def fused_synthesis_gradients(
+    gradient: torch.Tensor,
+    indices: torch.Tensor,
+    coefficients: torch.Tensor,
+    dictionary: torch.Tensor,
+    wants_coefficients: bool,
+    wants_dictionary: bool,
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """
+    Gradients of `synthesize` for float32 tensors on the CPU; the same bits whatever the number of threads.
+
+    Args:
+        gradient (`torch.Tensor` of shape `(N, features)`): Gradient of the loss with respect to the signals.
+        indices (`torch.Tensor` of shape `(N, sparsity)`): Atom of each slot, int64; −1 marks an unused slot.
+        coefficients (`torch.Tensor` of shape `(N, sparsity)`): Their coefficients.
+        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns.
+        wants_coefficients (`bool`): Whether to compute the first result.
+        wants_dictionary (`bool`): Whether to compute the second.
+
+    Returns:
+        `tuple[torch.Tensor | None, torch.Tensor | None]`: Gradients to the coefficients `(N, sparsity)` and to the dictionary.
+    """
+    to_coefficients, to_rows = _synthesis_gradients(
+        gradient, indices, coefficients, dictionary, wants_coefficients, wants_dictionary
+    )
+    return to_coefficients if wants_coefficients else None, to_rows.t() if wants_dictionary else None
+
+
+@torch.library.custom_op("diffusers_lasers::synthesis_gradients", mutates_args=(), device_types="cpu")
+def _synthesis_gradients(
+    gradient: torch.Tensor,
+    indices: torch.Tensor,
+    coefficients: torch.Tensor,
+    dictionary: torch.Tensor,
+    wants_coefficients: bool,
+    wants_dictionary: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    (features, count), (n, sparsity) = dictionary.shape, indices.shape
+    gradient, indices, coefficients = gradient.contiguous(), indices.contiguous(), coefficients.contiguous()
+    rows = dictionary.t().contiguous()
+    to_coefficients = gradient.new_empty((n, sparsity) if wants_coefficients else 0)
+    to_rows = gradient.new_empty((count, features) if wants_dictionary else 0)
+    _kernels.synthesis_gradients(
+        gradient.data_ptr(),
+        indices.data_ptr(),
+        coefficients.data_ptr(),
+        rows.data_ptr(),
+        to_rows.data_ptr() if wants_dictionary else 0,
+        to_coefficients.data_ptr() if wants_coefficients else 0,
+        n,
+        features,
+        count,
+        sparsity,
+        min(torch.get_num_threads(), 1 + n * sparsity * features // _PRODUCTS_PER_THREAD),
+    )
+    return to_coefficients, to_rows
+
+
+@_synthesis_gradients.register_fake
+def _(gradient, indices, coefficients, dictionary, wants_coefficients, wants_dictionary):
+    return (
+        gradient.new_empty(indices.shape if wants_coefficients else 0),
+        gradient.new_empty((dictionary.shape[1], dictionary.shape[0]) if wants_dictionary else 0),
+    )
+
+
+def fused_block_update(
+    rows: torch.Tensor, residual: torch.Tensor, coupling: torch.Tensor, inverse: torch.Tensor
+) -> None:
+    """
+    Updates the atoms of a block in sequence, in place; `block_coordinate_update` says what the arguments are. Float32 on the CPU; `rows`,
+    `residual` and `inverse` contiguous, `coupling` with contiguous rows.
+    """
+    _kernels.block_update(
+        rows.data_ptr(), residual.data_ptr(), coupling.data_ptr(), inverse.data_ptr(), *rows.shape, coupling.stride(0)
+    )

@@ -1,0 +1,6 @@
+"""Fitting dictionaries to fixed signals: state, but no `nn.Module`."""
+
+from .online_dictionary import OnlineDictionaryLearner
+
+
+__all__ = ["OnlineDictionaryLearner"]

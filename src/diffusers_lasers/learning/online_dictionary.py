@@ -1,0 +1,433 @@
+r"""Online dictionary learning of fixed signals (Mairal et al., 2010; LASERS, 2024, supplement 8).
+
+    min_D  E_y  min_γ ½ ‖y − D γ‖²   subject to  ‖γ‖₀ ≤ S,  ‖d_k‖₂ = 1
+
+by alternation over minibatches: code a minibatch with the current atoms, add the codes to the statistics A and B (eqs 23–26),
+and update the atoms one after the other (eqs 27, 28). The mathematics is in `functional/online_learning.py` and
+`statistics.py`; here are the start, the order and the end. What we add:
+
+* *Revival.* An atom that no code chose for `revive_every` steps is replaced by a signal, drawn in proportion to the energy that its
+  code leaves unexplained. Its rows and columns of A and B are zeroed: they belong to the atom that is gone, and eq 27 would
+  pull the new one back to it.
+* *Exact resumption.* Every draw is seeded by (seed, purpose, position), so that tensors and counters are all that a run needs to
+  go on as if it had not been stopped.
+* *Ranks.* ξ is the minibatch of all ranks together; rank 0 gives the first dictionary and the revived atoms.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from ..functional import ols, omp
+from ..functional.dictionary import (
+    draw_signals,
+    draw_subset,
+    normalize_atoms,
+    random_dictionary,
+    revive_atoms,
+)
+from ..functional.online_learning import block_coordinate_update
+from ..functional.synthesis import synthesize
+from ..utils.distributed import broadcast, rank_and_world_size
+from ..utils.import_utils import requires
+from .files import read_state, write_state
+from .initialisation import first_dictionary
+from .minibatches import Position, check_signals, leading_signals, minibatches, seeded_generator
+from .statistics import ScaledStatistics
+
+
+__all__ = ["OnlineDictionaryLearner"]
+
+_PURSUITS = {"ols": ols, "omp": omp}
+_INITIALISATION, _REVIVAL = 1, 2  # purposes of draws, see `minibatches._ORDER`
+_LEADING_SIGNALS = 10  # for each atom: what the first dictionary is taken from
+_JITTER = 0.05  # noise on a revived atom, relative to its norm
+_BLOCK = 65536  # signals encoded at a time
+
+
+class OnlineDictionaryLearner:
+    r"""
+    Creates a learner of a dictionary for fixed signals: latents of a frozen autoencoder, image patches.
+
+    Args:
+        num_atoms (`int`): Atoms K of the dictionary.
+        sparsity (`int`): Atoms S that a signal may use, at most `num_atoms`.
+        batch_size (`int`, *optional*, defaults to 512): Signals of a minibatch, on each rank.
+        pursuit (`str`, *optional*, defaults to `"omp"`): How signals are coded; a name of `PURSUITS`.
+        tolerance (`float`, *optional*): Residual norm below which a signal takes no further atom. Defaults to `None`: at
+            rounding only.
+        init (`str` or `torch.Tensor` of shape `(features, num_atoms)`, *optional*, defaults to `"signals"`): First atoms: distinct
+            random signals, normalised; `"random"`: uniform on the sphere; or those given, which are normalised.
+        revive_every (`int`, *optional*, defaults to 100): Steps of a window of usage, after which unused atoms are replaced; 0: never.
+        revive_fraction (`float`, *optional*, defaults to 0.05): Largest share of the atoms, in [0, 1], that one event replaces; above 0 it is
+            at least one atom.
+        seed (`int`, *optional*, defaults to 0): Seed of the order of the signals, the first atoms and the revivals, at least 0. The global
+            generator is not touched.
+        device (`torch.device` or `str`, *optional*): Where to compute. Defaults to `None`: where the first signals are.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): `torch.float32` or `torch.float64`, of everything here; signals may have
+            any floating-point type.
+
+    Attributes:
+        dictionary (`torch.Tensor` of shape `(features, atoms)`): The atoms, unit-norm columns; `None` before the first signals.
+        A (`torch.Tensor` of shape `(atoms, atoms)`): Statistics of the codes (eq 23).
+        B (`torch.Tensor` of shape `(features, atoms)`): Statistics of signals and codes (eq 24).
+        step (`int`): Minibatches learned.
+        position ([`Position`]): Passes, items and minibatches completed by `fit`.
+        counts (`torch.Tensor` of shape `(atoms,)`): Codes that used each atom in the current window, over all ranks; int64.
+        revived (`torch.Tensor`): Atoms replaced so far, 0-dim; int64.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        ```py
+        learner = OnlineDictionaryLearner(num_atoms=512, sparsity=5).fit(signals, passes=3)
+        indices, coefficients = learner.encode(signals)
+        ```
+    """
+
+    def __init__(
+        self,
+        num_atoms: int,
+        sparsity: int,
+        batch_size: int = 512,
+        pursuit: str = "omp",
+        tolerance: float | None = None,
+        init: str | torch.Tensor = "signals",
+        revive_every: int = 100,
+        revive_fraction: float = 0.05,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ):
+        for name, value, least in (
+            ("num_atoms", num_atoms, 1),
+            ("sparsity", sparsity, 1),
+            ("batch_size", batch_size, 1),
+            ("revive_every", revive_every, 0),
+            ("seed", seed, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+        if sparsity > num_atoms:
+            raise ValueError(f"`sparsity` must be at most `num_atoms` ({num_atoms}), got {sparsity}.")
+        if pursuit not in _PURSUITS:
+            raise ValueError(f"`pursuit` must be one of {sorted(_PURSUITS)}, got {pursuit!r}.")
+        if tolerance is not None and not tolerance >= 0:
+            raise ValueError(f"`tolerance` must be a non-negative residual norm or None, got {tolerance!r}.")
+        if isinstance(init, torch.Tensor):
+            if (
+                init.ndim != 2
+                or init.shape[1] != num_atoms
+                or not init.is_floating_point()
+                or not init.isfinite().all()
+            ):
+                raise ValueError(
+                    f"`init` must be finite and floating point of shape (features, {num_atoms}), got {init.dtype} of shape "
+                    f"{tuple(init.shape)}."
+                )
+        elif init not in ("signals", "random"):
+            raise ValueError(f"`init` must be 'signals', 'random' or a dictionary, got {init!r}.")
+        if not 0.0 <= revive_fraction <= 1.0:
+            raise ValueError(f"`revive_fraction` must lie in [0, 1], got {revive_fraction!r}.")
+        if dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"`dtype` must be torch.float32 or torch.float64, got {dtype}.")
+        self.num_atoms, self.sparsity, self.batch_size = num_atoms, sparsity, batch_size
+        self.pursuit, self.tolerance, self.init = pursuit, tolerance, init
+        self.revive_every, self.revive_fraction, self.seed = revive_every, revive_fraction, seed
+        self.device, self.dtype = None if device is None else torch.device(device), dtype
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything that was learned."""
+        self.step, self.position = 0, Position()
+        self.dictionary = self.revived = self._statistics = None
+
+    @property
+    def A(self) -> torch.Tensor:
+        """Statistics of the codes (eq 23), `(atoms, atoms)`."""
+        return self._statistics.A * self._statistics.scale
+
+    @property
+    def B(self) -> torch.Tensor:
+        """Statistics of signals and codes (eq 24), `(features, atoms)`."""
+        return self._statistics.B * self._statistics.scale
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """Codes that used each atom in the current window, `(atoms,)`."""
+        return self._statistics.counts
+
+    def fit(
+        self,
+        signals: torch.Tensor | Iterable[torch.Tensor],
+        passes: int = 1,
+        steps: int | None = None,
+        *,
+        resume: bool = False,
+        progress: bool = True,
+        callback: Callable[[OnlineDictionaryLearner], Any] | None = None,
+    ) -> OnlineDictionaryLearner:
+        """
+        Learns from all signals, in minibatches of random ones.
+
+        Args:
+            signals (`torch.Tensor` of shape `(N, features)`, or an iterable of such tensors): The signals, on any device; a tensor on the
+                CPU may be mapped from a file. The minibatches of an iterable are drawn within its items, one after the other: items
+                of many signals each, in random order, learn best. Over ranks, each rank gives its own signals.
+            passes (`int`, *optional*, defaults to 1): Passes over the signals.
+            steps (`int`, *optional*): Minibatches to learn instead, in as many passes as that takes.
+            resume (`bool`, *optional*, defaults to `False`): Whether to go on from where the learner stands until `passes` or `steps` are
+                reached, both counted from the very start; an iterable has to give the same items again. Otherwise all that was
+                learned is forgotten first.
+            progress (`bool`, *optional*, defaults to `True`): Whether to show a bar with the objective of a recent minibatch.
+            callback (`Callable`, *optional*): Called with the learner after each minibatch, e.g. to save it. The learner may be saved and
+                resumed at any of these calls, also after an exception raised here.
+
+        Returns:
+            [`OnlineDictionaryLearner`]: The learner.
+
+        Raises:
+            ValueError: If the signals are no finite floating-point matrices of one length, there is none, or `passes` or `steps` is below 1.
+        """
+        for name, value in (("passes", passes), ("steps", 1 if steps is None else steps)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+        if not resume:
+            self.reset()
+        if self.dictionary is None:
+            generator = seeded_generator(self.seed, _INITIALISATION)
+            head, signals = leading_signals(signals, _LEADING_SIGNALS * self.num_atoms, generator)
+            self._initialise(head, generator)
+        batches = minibatches(
+            signals,
+            self.batch_size,
+            self.seed,
+            self.position,
+            passes if steps is None else None,
+            self.dictionary.shape[0],
+            self.device,
+        )
+        with self._bar(signals, passes, steps) if progress else nullcontext() as bar:
+            while steps is None or self.step < steps:
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                self._learn(batch.to(self.device, self.dtype))
+                self.position.batch += 1
+                if bar is not None and bar.update():
+                    bar.set_postfix(objective=f"{self.objective(batch):.4g}" if len(batch) else "–", refresh=False)
+                if callback is not None:
+                    callback(self)
+        return self
+
+    def partial_fit(self, batch: torch.Tensor) -> OnlineDictionaryLearner:
+        """
+        Learns from one minibatch, as it is given; the first one also initialises the dictionary.
+
+        Args:
+            batch (`torch.Tensor` of shape `(n, features)`): Signals. Minibatches weigh by their number of signals.
+
+        Returns:
+            [`OnlineDictionaryLearner`]: The learner.
+
+        Raises:
+            ValueError: If it is no finite floating-point matrix that fits the dictionary, or the first one has no signal.
+        """
+        check_signals(batch, None if self.dictionary is None else self.dictionary.shape[0])
+        if self.dictionary is None:
+            generator = seeded_generator(self.seed, _INITIALISATION)
+            self._initialise(leading_signals(batch, _LEADING_SIGNALS * self.num_atoms, generator)[0], generator)
+        self._learn(batch.to(self.device, self.dtype))
+        return self
+
+    def encode(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Codes signals with the atoms learned so far.
+
+        Args:
+            signals (`torch.Tensor` of shape `(N, features)`): Signals, on any device.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: Indices `(N, sparsity)`, int64 and −1 in unused slots, and coefficients `(N, sparsity)`, on
+            the learner's device.
+
+        Raises:
+            ValueError: If the signals do not fit the dictionary, or there is none yet.
+        """
+        if self.dictionary is None:
+            raise ValueError("The learner has no dictionary before `fit` or `partial_fit`.")
+        check_signals(signals, self.dictionary.shape[0])
+        codes = [self._pursue(block.to(self.device, self.dtype)) for block in signals.split(_BLOCK)]
+        return torch.cat([indices for indices, _ in codes]), torch.cat([coefficients for _, coefficients in codes])
+
+    @torch.no_grad()
+    def objective(self, signals: torch.Tensor | Iterable[torch.Tensor]) -> float:
+        """
+        Mean of ½ ‖y − D γ‖² over signals, coded with the atoms learned so far; of this rank alone.
+
+        Args:
+            signals (`torch.Tensor` of shape `(N, features)`, or an iterable of such tensors): Signals.
+
+        Returns:
+            `float`: The mean, in squared units of the signals.
+
+        Raises:
+            ValueError: If the signals do not fit the dictionary, or there is none.
+        """
+        total, count = 0.0, 0
+        for item in [signals] if isinstance(signals, torch.Tensor) else signals:
+            for block in item.split(_BLOCK):
+                indices, coefficients = self.encode(block)
+                residual = block.to(self.device, self.dtype) - synthesize(indices, coefficients, self.dictionary)
+                total += 0.5 * residual.square().sum().item()
+                count += len(block)
+        if count == 0:
+            raise ValueError("`signals` must hold at least one signal, got none.")
+        return total / count
+
+    def _initialise(self, head: torch.Tensor, generator: torch.Generator) -> None:
+        """Sets the first dictionary, that of rank 0, from signals `(n, features)`."""
+        self.device = head.device if self.device is None else self.device
+        features = head.shape[1]
+        if isinstance(self.init, torch.Tensor):
+            if self.init.shape[0] != features:
+                raise ValueError(f"`init` must have {features} features as `signals`, got {self.init.shape[0]}.")
+            dictionary = normalize_atoms(self.init.to(self.dtype))
+        elif self.init == "random":
+            dictionary = random_dictionary(features, self.num_atoms, generator, head.device, self.dtype)
+        else:
+            dictionary = first_dictionary(head.to(self.dtype), self.num_atoms, generator)
+        self.dictionary = broadcast(dictionary.to(self.device, self.dtype).contiguous())
+        self.revived = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._statistics = ScaledStatistics(features, self.num_atoms, self.device, self.dtype)
+
+    def _pursue(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return _PURSUITS[self.pursuit](signals, self.dictionary, self.sparsity, self.tolerance)
+
+    def _learn(self, signals: torch.Tensor) -> None:
+        """One step from a minibatch `(n, features)`."""
+        indices, coefficients = self._pursue(signals)
+        self.step += 1
+        statistics = self._statistics
+        statistics.add(signals, indices, coefficients, self.step, self.batch_size * rank_and_world_size()[1])
+        if self.revive_every and self.step % self.revive_every == 0:
+            self._revive(signals, indices, coefficients)
+        self.dictionary = block_coordinate_update(self.dictionary, statistics.A, statistics.B)
+
+    @torch.no_grad()
+    def _revive(self, signals: torch.Tensor, indices: torch.Tensor, coefficients: torch.Tensor) -> None:
+        """Replaces atoms that the window did not use by badly coded signals of the minibatch; nothing is decided on the host."""
+        limit = max(1, int(self.revive_fraction * self.num_atoms)) if self.revive_fraction > 0 else 0
+        generator = seeded_generator(self.seed, _REVIVAL, self.step)
+        dead = draw_subset(self.counts == 0, limit, generator)
+        energy = (signals - synthesize(indices, coefficients, self.dictionary)).square().sum(dim=1)
+        candidates = draw_signals(signals, energy, limit, generator)
+        self.dictionary = broadcast(revive_atoms(self.dictionary, dead, candidates, _JITTER, generator).contiguous())
+        self._statistics.forget(dead)
+        self.revived += dead.sum()
+        self.counts.zero_()
+
+    def _bar(self, signals, passes: int, steps: int | None) -> Any:
+        """A bar over the minibatches, on rank 0."""
+        total = steps
+        if steps is None and isinstance(signals, torch.Tensor):
+            total = passes * -(-len(signals) // self.batch_size)
+        disable = rank_and_world_size()[0] != 0
+        tqdm = requires("tqdm.auto", "training").tqdm
+        return tqdm(total=total, initial=self.step, desc="dictionary", unit="batch", mininterval=1.0, disable=disable)
+
+    def _config(self) -> dict[str, Any]:
+        """The arguments, as JSON can hold them."""
+        names = (
+            "num_atoms",
+            "sparsity",
+            "batch_size",
+            "pursuit",
+            "tolerance",
+            "revive_every",
+            "revive_fraction",
+            "seed",
+        )
+        init = self.init if isinstance(self.init, str) else "given"
+        return {**{name: getattr(self, name) for name in names}, "init": init, "dtype": str(self.dtype).split(".")[1]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        Everything that a learner with the same arguments needs to go on exactly.
+
+        Returns:
+            `dict`: Copies of tensors, and values that JSON can hold.
+        """
+        state = {"config": self._config(), "step": self.step, "position": list(vars(self.position).values())}
+        if isinstance(self.init, torch.Tensor):
+            state["init"] = self.init.clone()
+        if self.dictionary is not None:
+            parts = {"dictionary": self.dictionary, "revived": self.revived, "counts": self.counts}
+            parts |= {"code_statistics": self._statistics.A, "signal_statistics": self._statistics.B.t()}
+            state |= {name: tensor.clone() for name, tensor in parts.items()}
+            state["scale"] = self._statistics.scale
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Goes on from a saved state, on this learner's device (by default the state's).
+
+        Args:
+            state (`dict`): What `state_dict` gave.
+
+        Raises:
+            ValueError: If it was made with other arguments than this learner's.
+        """
+        for name, value in self._config().items():
+            if state["config"][name] != value:
+                raise ValueError(f"`state` must have {name} {value!r} as this learner, got {state['config'][name]!r}.")
+        self.reset()
+        self.step, self.position = state["step"], Position(*state["position"])
+        self.init = state.get("init", self.init)
+        if "dictionary" not in state:
+            return
+        self.device = state["dictionary"].device if self.device is None else self.device
+        self.dictionary = state["dictionary"].to(self.device, copy=True)
+        self.revived = state["revived"].to(self.device, copy=True)
+        self._statistics = ScaledStatistics(*self.dictionary.shape, self.device, self.dtype)
+        self._statistics.scale = state["scale"]
+        self._statistics.counts.copy_(state["counts"])
+        self._statistics.A.copy_(state["code_statistics"])
+        self._statistics.B.copy_(state["signal_statistics"].t())
+
+    def save(self, path: str | os.PathLike) -> None:
+        """
+        Writes the state and the arguments to one safetensors file, whole or not at all. Over ranks, call it on one.
+
+        Args:
+            path (`str` or `os.PathLike`): The file; an old one is replaced. Its folder exists.
+        """
+        write_state(path, type(self).__name__, self.state_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: torch.device | str | None = None) -> OnlineDictionaryLearner:
+        """
+        Reads a learner back.
+
+        Args:
+            path (`str` or `os.PathLike`): A file that [`~OnlineDictionaryLearner.save`] wrote.
+            device (`torch.device` or `str`, *optional*): Where to compute. Defaults to `None`: the CPU.
+
+        Returns:
+            [`OnlineDictionaryLearner`]: The learner; `fit(signals, …, resume=True)` goes on.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file was cut off or changed, or is another one.
+        """
+        state = read_state(path, cls.__name__)
+        arguments = {**state["config"], "dtype": getattr(torch, state["config"]["dtype"])}
+        learner = cls(**arguments | {"init": state.get("init", arguments["init"])}, device=device)
+        learner.load_state_dict(state)
+        return learner

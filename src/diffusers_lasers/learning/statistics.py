@@ -1,0 +1,97 @@
+r"""The statistics of online dictionary learning with a scalar for the forgetting (LASERS, 2024, eqs 23–26).
+
+Held are A' and B' with A = σ A', B = σ B'. A step A ← β A + γγᵀ / ξ becomes
+
+    σ ← β σ,    A' ← A' + γγᵀ / (ξ σ) ,
+
+which writes only the entries that a code touches: of K² numbers, S² for each signal. The update of the atoms (eq 27) does not depend on
+σ. When σ sinks below 1e-4 it is multiplied in.
+
+Sums are divided by the nominal ξ and not by the number of signals, so that a short minibatch has its share of weight and no more.
+Over ranks the sums are reduced before they enter.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..functional.online_learning import accumulate_statistics, forgetting_factor
+from ..utils.distributed import all_reduce_sum, rank_and_world_size
+
+
+__all__ = ["ScaledStatistics"]
+
+_SMALLEST_SCALE = 1e-4
+
+
+class ScaledStatistics:
+    """
+    Creates empty statistics.
+
+    Args:
+        features (`int`): Length of an atom.
+        atoms (`int`): Number of atoms.
+        device (`torch.device`): Where they live.
+        dtype (`torch.dtype`): `torch.float32` or `torch.float64`.
+
+    Attributes:
+        A (`torch.Tensor` of shape `(atoms, atoms)`): A', contiguous.
+        B (`torch.Tensor` of shape `(features, atoms)`): B', the transpose of a contiguous matrix.
+        scale (`float`): σ.
+        counts (`torch.Tensor` of shape `(atoms,)`): Codes that used each atom since it was last set to zero; int64.
+    """
+
+    def __init__(self, features: int, atoms: int, device: torch.device, dtype: torch.dtype):
+        self.A = torch.zeros(atoms, atoms, device=device, dtype=dtype)
+        self.B = torch.zeros(atoms, features, device=device, dtype=dtype).t()
+        self.scale = 1.0
+        self.counts = torch.zeros(atoms, device=device, dtype=torch.int64)
+
+    @torch.no_grad()
+    def add(
+        self, signals: torch.Tensor, indices: torch.Tensor, coefficients: torch.Tensor, step: int, batch_size: int
+    ) -> None:
+        """
+        Adds the codes of a minibatch, which the ranks share.
+
+        Args:
+            signals (`torch.Tensor` of shape `(n, features)`): This rank's signals; n may be 0.
+            indices (`torch.Tensor` of shape `(n, sparsity)`): Their atoms, −1 in unused slots.
+            coefficients (`torch.Tensor` of shape `(n, sparsity)`): Their coefficients.
+            step (`int`): Number of the minibatch, from 1.
+            batch_size (`int`): Nominal number ξ of signals of all ranks.
+        """
+        if step > 1:
+            self.scale *= forgetting_factor(step, batch_size)
+        if self.scale < _SMALLEST_SCALE:
+            self.A.mul_(self.scale)
+            self.B.mul_(self.scale)
+            self.scale = 1.0
+        weight = 1 / (batch_size * self.scale)
+        used = (indices >= 0).flatten()
+        slots = indices.clamp(min=0).flatten()
+        if rank_and_world_size()[1] == 1:
+            accumulate_statistics(self.A, self.B, signals, indices, coefficients, weight=weight, in_place=True)
+            self.counts.index_add_(0, slots, used.to(torch.int64))
+            return
+        atoms, features = self.B.t().shape
+        flat = self.A.new_zeros(atoms * (atoms + features + 1))  # one reduction for all three
+        A, B, counts = flat.split([atoms * atoms, atoms * features, atoms])
+        A, B = A.view(atoms, atoms), B.view(atoms, features).t()
+        accumulate_statistics(A, B, signals, indices, coefficients, weight=weight, in_place=True)
+        counts.index_add_(0, slots, used.to(flat.dtype))  # exact below 2²⁴ signals
+        all_reduce_sum(flat)
+        self.A.add_(A)
+        self.B.add_(B)
+        self.counts.add_(counts.to(torch.int64))
+
+    @torch.no_grad()
+    def forget(self, atoms: torch.Tensor) -> None:
+        """
+        Zeroes everything that is known of some atoms.
+
+        Args:
+            atoms (`torch.Tensor` of shape `(atoms,)`): Which; bool.
+        """
+        self.A.masked_fill_(atoms, 0.0).masked_fill_(atoms.unsqueeze(1), 0.0)
+        self.B.masked_fill_(atoms, 0.0)
