@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from .arguments import unit_atoms
+from .greedy_torch import greedy_pursuit_torch
 
 
 try:
@@ -35,6 +36,7 @@ _PANEL = 32  # atoms of a panel of the packed dictionary, as in csrc/pursuit.h
 _PADDING = 128  # to which the number of atoms is padded
 _MAX_GRAM_ATOMS = 8192  # 256 MiB
 _GRAM_FROM = 96  # features × sparsity from which the Gram form is the faster one
+_MAX_WORKSPACE = 2**24  # bytes that a thread may hold; larger problems take tensor operations
 _PRODUCTS_PER_THREAD = 2**21  # multiply-adds below which another thread costs more than it brings
 
 
@@ -79,7 +81,17 @@ def fused_greedy_pursuit(
     signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None, orthogonal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """OMP, or OLS where `orthogonal`, of float32 tensors on the CPU; arguments and result as those of `greedy_pursuit_torch`."""
+    if _workspace(*dictionary.shape, sparsity) > _MAX_WORKSPACE:
+        return greedy_pursuit_torch(signals, dictionary, sparsity, tolerance, orthogonal)
     return _greedy_pursuit(signals, dictionary, sparsity, -1.0 if tolerance is None else float(tolerance), orthogonal)
+
+
+def _workspace(features: int, count: int, sparsity: int) -> int:
+    """Bytes that a thread of either form holds at most."""
+    width = count + _PADDING
+    lanes = 32 * (features * (2 + sparsity) + sparsity * (sparsity + 5) // 2 + 2 * width)
+    gram = 32 * (features + width) + 2 * (sparsity * (features + width + sparsity) + 2 * width)
+    return 4 * max(lanes, gram)
 
 
 @torch.library.custom_op("diffusers_lasers::greedy_pursuit", mutates_args=(), device_types="cpu")

@@ -56,7 +56,8 @@ class _Synthesis(torch.autograd.Function):
     @staticmethod
     def forward(ctx, indices, weights, dictionary):
         ctx.save_for_backward(indices, weights, dictionary)
-        return F.embedding_bag(indices.clamp_min(0), dictionary.t(), per_sample_weights=weights, mode="sum")
+        rows = dictionary.t().contiguous()  # the fast path of `embedding_bag` takes no other
+        return F.embedding_bag(indices.clamp_min(0), rows, per_sample_weights=weights, mode="sum")
 
     @staticmethod
     @once_differentiable

@@ -1,9 +1,11 @@
 r"""First atoms from signals that may share most of their energy.
 
-Image patches and latents mostly have one direction v (of image patches: the mean brightness) that carries nearly all of
-Σ ‖y‖². Signals taken as atoms then are nearly equal to v and to each other. So where vᵀ (Σ y yᵀ) v > ½ Σ ‖y‖², v is the first atom and the
-others are normalised signals less their part along v. After two passes over patches of photographs (8 × 8, K = 256, S = 5) the
-objective is 20 % lower for it, on latents of an untrained encoder 17 %; where v carries a quarter or less, it made no difference or a loss.
+One direction v carries most of the energy Σ ‖y‖² of image patches (their brightness) and of many latents. Signals taken as
+atoms are then nearly equal to v and to each other. So where vᵀ (Σ y yᵀ) v > ½ Σ ‖y‖², v is the first atom, a tenth of the atoms
+are signals as they are, which alone can code a signal with one atom, and the others are signals less their part along v; all
+normalised. On patches of photographs and latents of an untrained encoder, K from 256 to 1024 and S from 3 to 8, the held-out
+objective after four passes was 14 to 77 % lower for it; a larger or no share of whole signals was worse, and so was the whole
+procedure where v carries a quarter of the energy or less.
 """
 
 from __future__ import annotations
@@ -16,9 +18,8 @@ from ..functional.dictionary import dictionary_from_signals, random_dictionary
 __all__ = ["first_dictionary"]
 
 _COMMON_SHARE = 0.5
-_ITERATIONS = (
-    50  # of the power method; where one direction carries more than half, the error falls by λ₂/λ₁ < 1 in each
-)
+_WHOLE_SHARE = 0.1
+_ITERATIONS = 50  # of the power method: where v carries more than half, its error falls by λ₂/λ₁ < 1 in each
 _RELATIVE_REST = 1e-4  # below this share of a signal's length, what is left of it is rounding
 
 
@@ -28,27 +29,35 @@ def first_dictionary(signals: torch.Tensor, atoms: int, generator: torch.Generat
     Takes atoms from signals; runs once and synchronises with the host.
 
     Args:
-        signals (`torch.Tensor` of shape `(N, features)`): Finite signals, float32 or float64, `N >= 1`.
-        atoms (`int`): Number K of atoms.
+        signals (`torch.Tensor` of shape `(N, features)`): Signals, float32 or float64, `N >= 1`. Signals that are not finite are not used.
+        atoms (`int`): Number K of atoms, at least 1.
         generator (`torch.Generator`): Source of randomness, on any device.
 
     Returns:
         `torch.Tensor` of shape `(features, atoms)`: Unit-norm atoms as columns.
     """
-    peak = signals.abs().max()
+    with torch.autocast(signals.device.type, enabled=False):
+        return _first_dictionary(signals, atoms, generator)
+
+
+def _first_dictionary(signals: torch.Tensor, atoms: int, generator: torch.Generator) -> torch.Tensor:
+    usable = torch.where(signals.isfinite().all(dim=1, keepdim=True), signals, 0.0)
+    peak = usable.abs().max()
     if not peak > 0:
-        return dictionary_from_signals(signals, atoms, generator=generator)
-    signals = signals / peak  # squares neither overflow nor vanish
-    direction = random_dictionary(signals.shape[1], 1, generator, signals.device, signals.dtype)
+        return dictionary_from_signals(usable, atoms, generator=generator)
+    usable = usable / peak  # squares neither overflow nor vanish
+    direction = random_dictionary(usable.shape[1], 1, generator, usable.device, usable.dtype)
     for _ in range(_ITERATIONS):
-        direction = signals.t() @ (signals @ direction)
+        direction = usable.t() @ (usable @ direction)
         direction = direction / direction.norm()
-    along = signals @ direction  # (N, 1)
-    if atoms == 1:
-        return direction
-    if along.square().sum() <= _COMMON_SHARE * signals.square().sum():
-        return dictionary_from_signals(signals, atoms, generator=generator)
-    rest = signals - along * direction.t()
-    long = rest.norm(dim=1, keepdim=True) > _RELATIVE_REST * signals.norm(dim=1, keepdim=True)
-    others = dictionary_from_signals(torch.where(long, rest, 0.0), atoms - 1, generator=generator)
-    return torch.cat([direction, others], dim=1)
+    along = usable @ direction  # (N, 1)
+    if not along.square().sum() > _COMMON_SHARE * usable.square().sum():
+        return dictionary_from_signals(usable, atoms, generator=generator)
+    rest = usable - along * direction.t()
+    long = rest.norm(dim=1, keepdim=True) > _RELATIVE_REST * usable.norm(dim=1, keepdim=True)
+    parts, whole = [direction], int(_WHOLE_SHARE * atoms)
+    if whole:
+        parts.append(dictionary_from_signals(usable, whole, generator=generator))
+    if atoms > whole + 1:
+        parts.append(dictionary_from_signals(torch.where(long, rest, 0.0), atoms - whole - 1, generator=generator))
+    return torch.cat(parts, dim=1)

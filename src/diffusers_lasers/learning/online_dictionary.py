@@ -6,9 +6,11 @@ by alternation over minibatches: code a minibatch with the current atoms, add th
 and update the atoms one after the other (eqs 27, 28). The mathematics is in `functional/online_learning.py` and
 `statistics.py`; here are the start, the order and the end. What we add:
 
-* *Revival.* An atom that no code chose for `revive_every` steps is replaced by a signal, drawn in proportion to the energy that its
+* *A start* from signals less what they share, see `initialisation.py`.
+* *Revival.* An atom that no code chose for a window of steps is replaced by a signal, drawn in proportion to the energy that its
   code leaves unexplained. Its rows and columns of A and B are zeroed: they belong to the atom that is gone, and eq 27 would
-  pull the new one back to it.
+  pull the new one back to it. The window gives an atom of average use 32 uses: with fewer, atoms that are in use are lost (the
+  objective rises for S = 8), with more, the unused ones are found late (it falls less for S = 3).
 * *Exact resumption.* Every draw is seeded by (seed, purpose, position), so that tensors and counters are all that a run needs to
   go on as if it had not been stopped.
 * *Ranks.* ξ is the minibatch of all ranks together; rank 0 gives the first dictionary and the revived atoms.
@@ -16,14 +18,15 @@ and update the atoms one after the other (eqs 27, 28). The mathematics is in `fu
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from ..functional import ols, omp
 from ..functional.dictionary import (
     draw_signals,
     draw_subset,
@@ -32,9 +35,11 @@ from ..functional.dictionary import (
     revive_atoms,
 )
 from ..functional.online_learning import block_coordinate_update
+from ..functional.pursuits import PURSUITS
 from ..functional.synthesis import synthesize
 from ..utils.distributed import broadcast, rank_and_world_size
 from ..utils.import_utils import requires
+from .arguments import LearnerConfig, check_init
 from .files import read_state, write_state
 from .initialisation import first_dictionary
 from .minibatches import Position, check_signals, leading_signals, minibatches, seeded_generator
@@ -43,7 +48,6 @@ from .statistics import ScaledStatistics
 
 __all__ = ["OnlineDictionaryLearner"]
 
-_PURSUITS = {"ols": ols, "omp": omp}
 _INITIALISATION, _REVIVAL = 1, 2  # purposes of draws, see `minibatches._ORDER`
 _LEADING_SIGNALS = 10  # for each atom: what the first dictionary is taken from
 _JITTER = 0.05  # noise on a revived atom, relative to its norm
@@ -58,14 +62,14 @@ class OnlineDictionaryLearner:
         num_atoms (`int`): Atoms K of the dictionary.
         sparsity (`int`): Atoms S that a signal may use, at most `num_atoms`.
         batch_size (`int`, *optional*, defaults to 512): Signals of a minibatch, on each rank.
-        pursuit (`str`, *optional*, defaults to `"omp"`): How signals are coded; a name of `PURSUITS`.
+        pursuit (`str`, *optional*, defaults to `"omp"`): How signals are coded: `"omp"`, `"ols"`, `"iht"` or `"fista"`.
         tolerance (`float`, *optional*): Residual norm below which a signal takes no further atom. Defaults to `None`: at
             rounding only.
-        init (`str` or `torch.Tensor` of shape `(features, num_atoms)`, *optional*, defaults to `"signals"`): First atoms: distinct
-            random signals, normalised; `"random"`: uniform on the sphere; or those given, which are normalised.
-        revive_every (`int`, *optional*, defaults to 100): Steps of a window of usage, after which unused atoms are replaced; 0: never.
-        revive_fraction (`float`, *optional*, defaults to 0.05): Largest share of the atoms, in [0, 1], that one event replaces; above 0 it is
-            at least one atom.
+        init (`str` or `torch.Tensor` of shape `(features, num_atoms)`, *optional*, defaults to `"signals"`): First atoms: random signals, less
+            what they nearly all share (`initialisation.py`); `"random"`: uniform on the sphere; or those given, which are normalised.
+        revive_every (`int`, *optional*): Steps of a window of usage, after which unused atoms are replaced; 0: never. Defaults to `None`: as many
+            as give an atom of average use 32 uses, at least 10.
+        revive_fraction (`float`, *optional*, defaults to 0.05): Largest share of the atoms, in [0, 1], that one event replaces, rounded up.
         seed (`int`, *optional*, defaults to 0): Seed of the order of the signals, the first atoms and the revivals, at least 0. The global
             generator is not touched.
         device (`torch.device` or `str`, *optional*): Where to compute. Defaults to `None`: where the first signals are.
@@ -73,12 +77,13 @@ class OnlineDictionaryLearner:
             any floating-point type.
 
     Attributes:
-        dictionary (`torch.Tensor` of shape `(features, atoms)`): The atoms, unit-norm columns; `None` before the first signals.
+        dictionary (`torch.Tensor` of shape `(features, atoms)`): The atoms, unit-norm columns. All tensors are `None` before the first signals.
         A (`torch.Tensor` of shape `(atoms, atoms)`): Statistics of the codes (eq 23).
         B (`torch.Tensor` of shape `(features, atoms)`): Statistics of signals and codes (eq 24).
         step (`int`): Minibatches learned.
         position ([`Position`]): Passes, items and minibatches completed by `fit`.
-        counts (`torch.Tensor` of shape `(atoms,)`): Codes that used each atom in the current window, over all ranks; int64.
+        counts (`torch.Tensor` of shape `(atoms,)`): Codes that used each atom in the current window (without revival: so far), over all
+            ranks; int64.
         revived (`torch.Tensor`): Atoms replaced so far, 0-dim; int64.
 
     Raises:
@@ -99,47 +104,28 @@ class OnlineDictionaryLearner:
         pursuit: str = "omp",
         tolerance: float | None = None,
         init: str | torch.Tensor = "signals",
-        revive_every: int = 100,
+        revive_every: int | None = None,
         revive_fraction: float = 0.05,
         seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ):
-        for name, value, least in (
-            ("num_atoms", num_atoms, 1),
-            ("sparsity", sparsity, 1),
-            ("batch_size", batch_size, 1),
-            ("revive_every", revive_every, 0),
-            ("seed", seed, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
-        if sparsity > num_atoms:
-            raise ValueError(f"`sparsity` must be at most `num_atoms` ({num_atoms}), got {sparsity}.")
-        if pursuit not in _PURSUITS:
-            raise ValueError(f"`pursuit` must be one of {sorted(_PURSUITS)}, got {pursuit!r}.")
-        if tolerance is not None and not tolerance >= 0:
-            raise ValueError(f"`tolerance` must be a non-negative residual norm or None, got {tolerance!r}.")
-        if isinstance(init, torch.Tensor):
-            if (
-                init.ndim != 2
-                or init.shape[1] != num_atoms
-                or not init.is_floating_point()
-                or not init.isfinite().all()
-            ):
-                raise ValueError(
-                    f"`init` must be finite and floating point of shape (features, {num_atoms}), got {init.dtype} of shape "
-                    f"{tuple(init.shape)}."
-                )
-        elif init not in ("signals", "random"):
-            raise ValueError(f"`init` must be 'signals', 'random' or a dictionary, got {init!r}.")
-        if not 0.0 <= revive_fraction <= 1.0:
-            raise ValueError(f"`revive_fraction` must lie in [0, 1], got {revive_fraction!r}.")
-        if dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"`dtype` must be torch.float32 or torch.float64, got {dtype}.")
-        self.num_atoms, self.sparsity, self.batch_size = num_atoms, sparsity, batch_size
-        self.pursuit, self.tolerance, self.init = pursuit, tolerance, init
-        self.revive_every, self.revive_fraction, self.seed = revive_every, revive_fraction, seed
+        given = isinstance(init, torch.Tensor)
+        self.config = LearnerConfig(
+            num_atoms=num_atoms,
+            sparsity=sparsity,
+            batch_size=batch_size,
+            pursuit=pursuit,
+            tolerance=tolerance,
+            init="given" if given else init,
+            revive_every=revive_every,
+            revive_fraction=revive_fraction,
+            seed=seed,
+            dtype=str(dtype).removeprefix("torch."),
+        )
+        if given:
+            check_init(init, num_atoms)
+        self.init = init.detach().clone() if given else init
         self.device, self.dtype = None if device is None else torch.device(device), dtype
         self.reset()
 
@@ -149,19 +135,19 @@ class OnlineDictionaryLearner:
         self.dictionary = self.revived = self._statistics = None
 
     @property
-    def A(self) -> torch.Tensor:
+    def A(self) -> torch.Tensor | None:
         """Statistics of the codes (eq 23), `(atoms, atoms)`."""
-        return self._statistics.A * self._statistics.scale
+        return None if self._statistics is None else self._statistics.A * self._statistics.scale
 
     @property
-    def B(self) -> torch.Tensor:
+    def B(self) -> torch.Tensor | None:
         """Statistics of signals and codes (eq 24), `(features, atoms)`."""
-        return self._statistics.B * self._statistics.scale
+        return None if self._statistics is None else self._statistics.B * self._statistics.scale
 
     @property
-    def counts(self) -> torch.Tensor:
+    def counts(self) -> torch.Tensor | None:
         """Codes that used each atom in the current window, `(atoms,)`."""
-        return self._statistics.counts
+        return None if self._statistics is None else self._statistics.counts
 
     def fit(
         self,
@@ -201,13 +187,13 @@ class OnlineDictionaryLearner:
         if not resume:
             self.reset()
         if self.dictionary is None:
-            generator = seeded_generator(self.seed, _INITIALISATION)
-            head, signals = leading_signals(signals, _LEADING_SIGNALS * self.num_atoms, generator)
+            generator = seeded_generator(self.config.seed, _INITIALISATION)
+            head, signals = leading_signals(signals, _LEADING_SIGNALS * self.config.num_atoms, generator)
             self._initialise(head, generator)
         batches = minibatches(
             signals,
-            self.batch_size,
-            self.seed,
+            self.config.batch_size,
+            self.config.seed,
             self.position,
             passes if steps is None else None,
             self.dictionary.shape[0],
@@ -241,8 +227,8 @@ class OnlineDictionaryLearner:
         """
         check_signals(batch, None if self.dictionary is None else self.dictionary.shape[0])
         if self.dictionary is None:
-            generator = seeded_generator(self.seed, _INITIALISATION)
-            self._initialise(leading_signals(batch, _LEADING_SIGNALS * self.num_atoms, generator)[0], generator)
+            generator = seeded_generator(self.config.seed, _INITIALISATION)
+            self._initialise(leading_signals(batch, _LEADING_SIGNALS * self.config.num_atoms, generator)[0], generator)
         self._learn(batch.to(self.device, self.dtype))
         return self
 
@@ -282,6 +268,7 @@ class OnlineDictionaryLearner:
         """
         total, count = 0.0, 0
         for item in [signals] if isinstance(signals, torch.Tensor) else signals:
+            check_signals(item)
             for block in item.split(_BLOCK):
                 indices, coefficients = self.encode(block)
                 residual = block.to(self.device, self.dtype) - synthesize(indices, coefficients, self.dictionary)
@@ -300,31 +287,32 @@ class OnlineDictionaryLearner:
                 raise ValueError(f"`init` must have {features} features as `signals`, got {self.init.shape[0]}.")
             dictionary = normalize_atoms(self.init.to(self.dtype))
         elif self.init == "random":
-            dictionary = random_dictionary(features, self.num_atoms, generator, head.device, self.dtype)
+            dictionary = random_dictionary(features, self.config.num_atoms, generator, head.device, self.dtype)
         else:
-            dictionary = first_dictionary(head.to(self.dtype), self.num_atoms, generator)
+            dictionary = first_dictionary(head.to(self.dtype), self.config.num_atoms, generator)
         self.dictionary = broadcast(dictionary.to(self.device, self.dtype).contiguous())
         self.revived = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._statistics = ScaledStatistics(features, self.num_atoms, self.device, self.dtype)
+        self._statistics = ScaledStatistics(features, self.config.num_atoms, self.device, self.dtype)
 
     def _pursue(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return _PURSUITS[self.pursuit](signals, self.dictionary, self.sparsity, self.tolerance)
+        return PURSUITS[self.config.pursuit](signals, self.dictionary, self.config.sparsity, self.config.tolerance)
 
     def _learn(self, signals: torch.Tensor) -> None:
         """One step from a minibatch `(n, features)`."""
         indices, coefficients = self._pursue(signals)
         self.step += 1
-        statistics = self._statistics
-        statistics.add(signals, indices, coefficients, self.step, self.batch_size * rank_and_world_size()[1])
-        if self.revive_every and self.step % self.revive_every == 0:
+        statistics, ranks = self._statistics, rank_and_world_size()[1]
+        statistics.add(signals, indices, coefficients, self.step, self.config.batch_size * ranks)
+        window = self.config.window(ranks)
+        if window and self.step % window == 0:
             self._revive(signals, indices, coefficients)
         self.dictionary = block_coordinate_update(self.dictionary, statistics.A, statistics.B)
 
     @torch.no_grad()
     def _revive(self, signals: torch.Tensor, indices: torch.Tensor, coefficients: torch.Tensor) -> None:
         """Replaces atoms that the window did not use by badly coded signals of the minibatch; nothing is decided on the host."""
-        limit = max(1, int(self.revive_fraction * self.num_atoms)) if self.revive_fraction > 0 else 0
-        generator = seeded_generator(self.seed, _REVIVAL, self.step)
+        limit = math.ceil(self.config.revive_fraction * self.config.num_atoms)
+        generator = seeded_generator(self.config.seed, _REVIVAL, self.step)
         dead = draw_subset(self.counts == 0, limit, generator)
         energy = (signals - synthesize(indices, coefficients, self.dictionary)).square().sum(dim=1)
         candidates = draw_signals(signals, energy, limit, generator)
@@ -337,25 +325,10 @@ class OnlineDictionaryLearner:
         """A bar over the minibatches, on rank 0."""
         total = steps
         if steps is None and isinstance(signals, torch.Tensor):
-            total = passes * -(-len(signals) // self.batch_size)
+            total = passes * -(-len(signals) // self.config.batch_size)
         disable = rank_and_world_size()[0] != 0
         tqdm = requires("tqdm.auto", "training").tqdm
         return tqdm(total=total, initial=self.step, desc="dictionary", unit="batch", mininterval=1.0, disable=disable)
-
-    def _config(self) -> dict[str, Any]:
-        """The arguments, as JSON can hold them."""
-        names = (
-            "num_atoms",
-            "sparsity",
-            "batch_size",
-            "pursuit",
-            "tolerance",
-            "revive_every",
-            "revive_fraction",
-            "seed",
-        )
-        init = self.init if isinstance(self.init, str) else "given"
-        return {**{name: getattr(self, name) for name in names}, "init": init, "dtype": str(self.dtype).split(".")[1]}
 
     def state_dict(self) -> dict[str, Any]:
         """
@@ -364,14 +337,12 @@ class OnlineDictionaryLearner:
         Returns:
             `dict`: Copies of tensors, and values that JSON can hold.
         """
-        state = {"config": self._config(), "step": self.step, "position": list(vars(self.position).values())}
+        state = {"config": asdict(self.config), "step": self.step, "position": list(vars(self.position).values())}
         if isinstance(self.init, torch.Tensor):
             state["init"] = self.init.clone()
         if self.dictionary is not None:
-            parts = {"dictionary": self.dictionary, "revived": self.revived, "counts": self.counts}
-            parts |= {"code_statistics": self._statistics.A, "signal_statistics": self._statistics.B.t()}
-            state |= {name: tensor.clone() for name, tensor in parts.items()}
-            state["scale"] = self._statistics.scale
+            state |= {"dictionary": self.dictionary.clone(), "revived": self.revived.clone()}
+            state |= self._statistics.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -384,7 +355,7 @@ class OnlineDictionaryLearner:
         Raises:
             ValueError: If it was made with other arguments than this learner's.
         """
-        for name, value in self._config().items():
+        for name, value in asdict(self.config).items():
             if state["config"][name] != value:
                 raise ValueError(f"`state` must have {name} {value!r} as this learner, got {state['config'][name]!r}.")
         self.reset()
@@ -396,10 +367,7 @@ class OnlineDictionaryLearner:
         self.dictionary = state["dictionary"].to(self.device, copy=True)
         self.revived = state["revived"].to(self.device, copy=True)
         self._statistics = ScaledStatistics(*self.dictionary.shape, self.device, self.dtype)
-        self._statistics.scale = state["scale"]
-        self._statistics.counts.copy_(state["counts"])
-        self._statistics.A.copy_(state["code_statistics"])
-        self._statistics.B.copy_(state["signal_statistics"].t())
+        self._statistics.load_state_dict(state)
 
     def save(self, path: str | os.PathLike) -> None:
         """
@@ -427,7 +395,8 @@ class OnlineDictionaryLearner:
             ValueError: If the file was cut off or changed, or is another one.
         """
         state = read_state(path, cls.__name__)
-        arguments = {**state["config"], "dtype": getattr(torch, state["config"]["dtype"])}
-        learner = cls(**arguments | {"init": state.get("init", arguments["init"])}, device=device)
+        config = state["config"]
+        special = {"init": state.get("init", config["init"]), "dtype": getattr(torch, config["dtype"])}
+        learner = cls(**config | special, device=device)
         learner.load_state_dict(state)
         return learner

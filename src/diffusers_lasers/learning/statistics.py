@@ -13,6 +13,8 @@ Over ranks the sums are reduced before they enter.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..functional.online_learning import accumulate_statistics, forgetting_factor
@@ -95,3 +97,25 @@ class ScaledStatistics:
         """
         self.A.masked_fill_(atoms, 0.0).masked_fill_(atoms.unsqueeze(1), 0.0)
         self.B.masked_fill_(atoms, 0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        Everything held here.
+
+        Returns:
+            `dict`: Copies of three tensors, and σ.
+        """
+        tensors = {"code_statistics": self.A, "signal_statistics": self.B.t(), "counts": self.counts}
+        return {**{name: tensor.clone() for name, tensor in tensors.items()}, "scale": self.scale}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Takes up what `state_dict` gave.
+
+        Args:
+            state (`dict`): That, of statistics of as many features and atoms; other entries are not read.
+        """
+        self.A.copy_(state["code_statistics"])
+        self.B.copy_(state["signal_statistics"].t())
+        self.counts.copy_(state["counts"])
+        self.scale = state["scale"]

@@ -1,0 +1,335 @@
+"""The compiled kernels: every instruction set and form against tensor operations, threads, forks, workers, and torch's compilers."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusers_lasers.functional import (
+    get_backend,
+    greedy_torch,
+    kernels,
+    ols,
+    omp,
+    random_dictionary,
+    set_backend,
+    synthesize,
+)
+
+
+ROOT = Path(__file__).parents[2]
+built = pytest.mark.skipif(kernels._kernels is None, reason="the compiled kernels were not built")
+
+
+@pytest.fixture(autouse=True)
+def restored():
+    threads = torch.get_num_threads()
+    yield
+    set_backend("auto")
+    torch.set_num_threads(threads)
+    if kernels._kernels is not None:
+        kernels._kernels.instruction_set(2)
+
+
+def problem(n=300, features=16, atoms=200, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, features, generator=generator), random_dictionary(features, atoms, generator)
+
+
+def on_torch(pursuit, *arguments, **options):
+    set_backend("torch")
+    result = pursuit(*arguments, **options)
+    set_backend("auto")
+    return result
+
+
+def coherent(n, features, atoms):
+    """Atoms in a cone, some of them twins at a small angle: the recursion of the Gram form is ill-conditioned."""
+    signals, dictionary = problem(n, features, atoms)
+    dictionary = dictionary + 3 * random_dictionary(features, 1, torch.Generator().manual_seed(5))
+    dictionary = dictionary / dictionary.norm(dim=0)
+    twins = dictionary[:, : atoms // 4] + 1e-3 * problem(1, features, atoms // 4, seed=6)[1]
+    return signals, torch.cat([dictionary, twins / twins.norm(dim=0)], dim=1)
+
+
+# --- forms and instruction sets ---------------------------------------------------------------------------------------
+
+
+@built
+@pytest.mark.parametrize("level, name", [(2, "_avx512"), (1, "_avx2"), (0, "_generic")])
+@pytest.mark.parametrize("form", ["lanes", "gram"])
+@pytest.mark.parametrize("pursuit", [omp, ols])
+@pytest.mark.parametrize(
+    "features, atoms, sparsity", [(16, 200, 5), (1, 3, 2), (3, 130, 2), (33, 77, 9), (70, 64, 12)]
+)
+def test_every_instruction_set_and_form(monkeypatch, level, name, form, pursuit, features, atoms, sparsity):
+    if kernels._kernels.instruction_set(level) != name:
+        pytest.skip(f"this processor has no {name[1:]}")
+    monkeypatch.setattr(kernels, "_GRAM_FROM", 0 if form == "gram" else 2**40)
+    signals, dictionary = problem(301, features, atoms)
+    signals[5] = 0
+    signals[7] = dictionary[:, 1] * 3
+    for tolerance in (None, 0.7):
+        indices, coefficients = pursuit(signals, dictionary, sparsity, tolerance)
+        expected, weights = on_torch(pursuit, signals, dictionary, sparsity, tolerance)
+        same = (indices == expected).all(dim=1)
+        assert same.float().mean() > 0.9  # the others chose between atoms whose gains are equal to rounding
+        torch.testing.assert_close(coefficients[same], weights[same], rtol=1e-3, atol=1e-4)
+        ours, theirs = (
+            signals - synthesize(i, c, dictionary) for i, c in ((indices, coefficients), (expected, weights))
+        )
+        difference = ours.square().sum(dim=1) - theirs.square().sum(dim=1)
+        assert (difference.abs() <= 2e-6 * signals.square().sum(dim=1)).all()
+
+
+@built
+@pytest.mark.parametrize("pursuit", [omp, ols])
+@pytest.mark.parametrize("backend", ["torch", "fused"])
+def test_gram_form_on_coherent_atoms(monkeypatch, pursuit, backend):
+    # where the recursion loses digits, both implementations fall back on products with the atoms themselves
+    monkeypatch.setattr(kernels, "_GRAM_FROM", 0)
+    monkeypatch.setattr(greedy_torch, "_GRAM_FEATURES", 0)
+    signals, dictionary = coherent(400, 24, 96)
+    if pursuit is ols:  # for which a twin at 1e-3 is a dependent atom in float32
+        dictionary = dictionary[:, :96]
+    set_backend(backend)
+    indices, coefficients = pursuit(signals, dictionary, 12)
+    exact, weights = pursuit(signals.double(), dictionary.double(), 12)
+    same = (indices == exact).all(dim=1)
+    assert same.float().mean() > 0.97  # the others chose between atoms that are equal to 1e-5
+
+    def residual(i, c):
+        return (signals.double() - synthesize(i, c.double(), dictionary.double())).norm(dim=1)
+
+    ratio = residual(indices, coefficients) / residual(exact, weights)
+    assert ratio[same].max() < 1 + 1e-4 and ratio.mean() < 1 + 1e-3
+
+
+@built
+def test_short_residual_is_followed_directly(monkeypatch):
+    # signals of three atoms and a trace of a fourth: α of the recursion is rounding once the three are found
+    monkeypatch.setattr(kernels, "_GRAM_FROM", 0)
+    signals, dictionary = problem(200, 32, 64)
+    support = torch.rand(200, 64, generator=torch.Generator().manual_seed(1)).topk(4).indices
+    scale = torch.tensor([1.0, 1.0, 1.0, 3e-5])
+    signals = (dictionary.t()[support].double() * scale.double().view(1, 4, 1)).sum(dim=1).float()
+    indices, coefficients = omp(signals, dictionary, 4)
+    exact, _ = omp(signals.double(), dictionary.double(), 4)
+    assert torch.equal(indices[:, :3].sort(dim=1).values, exact[:, :3].sort(dim=1).values)
+    assert (indices == exact).all(dim=1).float().mean() > 0.95
+
+
+@built
+def test_memory_of_a_thread_is_bounded(monkeypatch):
+    signals, dictionary = problem(40, 600, 80)
+    monkeypatch.setattr(kernels, "_MAX_WORKSPACE", 1)
+    assert torch.equal(omp(signals, dictionary, 20)[0], on_torch(omp, signals, dictionary, 20)[0])
+
+
+# --- threads, forks, workers ------------------------------------------------------------------------------------------
+
+
+@built
+@pytest.mark.parametrize("shape", [(3000, 16, 256, 5), (2000, 64, 256, 8)])
+def test_bits_do_not_depend_on_the_threads(shape):
+    n, features, atoms, sparsity = shape
+    signals, dictionary = problem(n, features, atoms)
+    results = []
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        results.append(omp(signals, dictionary, sparsity))
+    for indices, coefficients in results[1:]:
+        assert torch.equal(indices, results[0][0]) and torch.equal(coefficients, results[0][1])
+
+
+@built
+def test_concurrent_callers():
+    problems = [problem(500, 16, 128, seed) for seed in range(8)]
+    alone = [omp(*arguments, 5) for arguments in problems]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            together = list(pool.map(lambda arguments: omp(*arguments, 5), problems))
+            for (a, b), (c, d) in zip(together, alone):
+                assert torch.equal(a, c) and torch.equal(b, d)
+
+
+def _code_in_child(connection, signals, dictionary):
+    connection.send([x.numpy() for x in omp(signals, dictionary, 5)])
+
+
+@built
+def test_after_a_fork():
+    # Small tensors, on which torch starts no thread: its own pool hangs in a forked child. The kernels do start theirs.
+    signals, dictionary = problem(1500, 16, 256)
+    torch.set_num_threads(2)
+    expected = omp(signals, dictionary, 5)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_code_in_child, args=(theirs, signals, dictionary), daemon=True)
+    child.start()
+    try:
+        assert ours.poll(60), "the child hangs"
+        indices, coefficients = ours.recv()
+    finally:
+        child.kill()
+    assert (indices == expected[0].numpy()).all() and (coefficients == expected[1].numpy()).all()
+
+
+class Codes(torch.utils.data.Dataset):
+    signals, dictionary = problem(64, 16, 128)
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, item):
+        return omp(self.signals[item * 8 : item * 8 + 8], self.dictionary, 4)[0]
+
+
+@built
+def test_in_workers_of_a_data_loader():
+    expected = omp(Codes.signals, Codes.dictionary, 4)[0]
+    loaded = list(torch.utils.data.DataLoader(Codes(), batch_size=None, num_workers=2))
+    assert torch.equal(torch.cat(loaded), expected)
+
+
+# --- torch's compilers ------------------------------------------------------------------------------------------------
+
+
+class Coder(torch.nn.Module):
+    def __init__(self, dictionary):
+        super().__init__()
+        self.dictionary = torch.nn.Parameter(dictionary)
+
+    def forward(self, signals):
+        indices, coefficients = omp(signals, self.dictionary.detach(), 4)
+        return synthesize(indices, coefficients, self.dictionary)
+
+
+@built
+def test_operators_satisfy_the_rules_of_torch():
+    signals, dictionary = problem(20, 6, 30)
+    torch.library.opcheck(kernels._greedy_pursuit, (signals, dictionary, 3, -1.0, True))
+    indices, coefficients = omp(signals, dictionary, 3)
+    for wanted in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(
+            kernels._synthesis_gradients, (signals, indices, coefficients, dictionary.contiguous(), *wanted)
+        )
+
+
+@built
+def test_compiled_training_step():
+    torch._dynamo.reset()
+    signals, dictionary = problem(50, 6, 30)
+    results = []
+    for compiled in (False, True):
+        coder = Coder(dictionary.clone())
+        step = torch.compile(coder, fullgraph=True, backend="aot_eager") if compiled else coder
+        (step(signals) - signals).square().sum().backward()
+        results.append(coder.dictionary.grad)
+    assert torch.equal(*results)
+
+
+@built
+def test_export_keeps_one_node():
+    signals, dictionary = problem(50, 6, 30)
+    program = torch.export.export(Coder(dictionary), (signals,))
+    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
+    targets = [node.target for graph in graphs for node in graph.nodes]
+    assert targets.count(torch.ops.diffusers_lasers.greedy_pursuit.default) == 1
+    torch.testing.assert_close(program.module()(signals), Coder(dictionary)(signals))
+
+
+# --- choice of the backend --------------------------------------------------------------------------------------------
+
+
+def test_backend_is_chosen(monkeypatch):
+    signals, dictionary = problem(20)
+    calls = []
+    original = kernels.fused_greedy_pursuit
+    monkeypatch.setattr(
+        sys.modules["diffusers_lasers.functional.greedy"],
+        "fused_greedy_pursuit",
+        lambda *arguments: calls.append(1) or original(*arguments),
+    )
+    if kernels._kernels is not None:
+        assert get_backend() == "fused"
+        omp(signals, dictionary, 2)
+        assert len(calls) == 1
+    omp(signals.double(), dictionary, 2)  # float64 has no kernel
+    set_backend("torch")
+    assert get_backend() == "torch"
+    omp(signals, dictionary, 2)
+    assert len(calls) == (kernels._kernels is not None)
+    with pytest.raises(ValueError, match="`backend` must be one of 'auto', 'torch', 'fused', got 'cuda'"):
+        set_backend("cuda")
+    assert get_backend() == "torch"  # a refusal changes nothing
+
+
+def test_without_the_extension(monkeypatch):
+    signals, dictionary = problem(20)
+    expected = on_torch(omp, signals, dictionary, 3)
+    monkeypatch.setattr(kernels, "_kernels", None)
+    assert get_backend() == "torch"
+    with pytest.raises(ImportError, match="built when the package is installed"):
+        set_backend("fused")
+    assert torch.equal(omp(signals, dictionary, 3)[0], expected[0])
+
+
+@pytest.mark.parametrize("compiler, there", [("false", False), (None, True)])
+def test_extension_is_optional(tmp_path, compiler, there):
+    environment = dict(os.environ, **({"CC": compiler} if compiler else {}))
+    command = [
+        sys.executable,
+        "setup.py",
+        "-q",
+        "build_ext",
+        "--build-lib",
+        tmp_path / "lib",
+        "--build-temp",
+        tmp_path / "temp",
+    ]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert bool(list((tmp_path / "lib").rglob("_kernels*.so"))) == there
+
+
+# --- gradients of synthesis -------------------------------------------------------------------------------------------
+
+
+@built
+@pytest.mark.parametrize("level", [2, 1, 0])
+@pytest.mark.parametrize("features", [1, 3, 16, 17, 70, 130])
+def test_gradients_of_synthesis(level, features):
+    kernels._kernels.instruction_set(level)
+    generator = torch.Generator().manual_seed(0)
+    dictionary = random_dictionary(features, 37, generator)
+    indices = torch.randint(-1, 37, (600, 4), generator=generator)
+    coefficients = torch.randn(600, 4, generator=generator)
+    gradient = torch.randn(600, features, generator=generator)
+    arguments = gradient, indices, coefficients * (indices >= 0), dictionary
+    to_coefficients, to_dictionary = kernels.fused_synthesis_gradients(*arguments, True, True)
+    dense = torch.zeros(600, 38, dtype=torch.float64)
+    dense.scatter_add_(1, torch.where(indices < 0, 37, indices), coefficients.double())
+    torch.testing.assert_close(to_dictionary.double(), gradient.double().t() @ dense[:, :37], rtol=1e-5, atol=1e-4)
+    inner = gradient.double() @ dictionary.double()
+    expected = torch.where(indices < 0, 0.0, inner.gather(1, indices.clamp_min(0)))
+    torch.testing.assert_close(to_coefficients.double(), expected, rtol=1e-5, atol=1e-5)
+    assert kernels.fused_synthesis_gradients(*arguments, False, True)[0] is None
+    assert kernels.fused_synthesis_gradients(*arguments, True, False)[1] is None
+
+
+@built
+def test_gradient_bits_do_not_depend_on_the_threads():
+    signals, dictionary = problem(20000, 16, 64)
+    indices, coefficients = omp(signals, dictionary, 5)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(kernels.fused_synthesis_gradients(signals, indices, coefficients, dictionary, True, True))
+    for to_coefficients, to_dictionary in results[1:]:
+        assert torch.equal(to_coefficients, results[0][0]) and torch.equal(to_dictionary, results[0][1])
