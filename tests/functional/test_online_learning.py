@@ -12,7 +12,7 @@ from diffusers_lasers.functional.dictionary import (
     forgetting_factor,
     random_dictionary,
 )
-from diffusers_lasers.functional.omp import omp
+from diffusers_lasers.functional.greedy import omp
 from diffusers_lasers.functional.synthesis import synthesize
 
 

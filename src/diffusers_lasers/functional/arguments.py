@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 
 
-__all__ = ["check_finite_values", "check_pursuit_arguments", "computation_dtype", "unit_atoms"]
-
-
 def computation_dtype(signals: torch.Tensor) -> torch.dtype:
     """Precision of a pursuit: float64 for float64 signals, float32 for all others."""
     return torch.float64 if signals.dtype == torch.float64 else torch.float32

@@ -23,8 +23,6 @@ from torch.nn import functional as F
 from .arguments import unit_atoms
 
 
-__all__ = ["SupportFit", "greedy_pursuit_torch"]
-
 # Correlations held at a time (signals × atoms): on the CPU what its cache holds, on an accelerator what keeps it busy.
 _BLOCK_ELEMENTS = {"cpu": 2**19, "accelerator": 2**26}
 _RUN = 64  # atoms are padded to a multiple; see `_row_maximum`
@@ -35,7 +33,7 @@ RELATIVE_INDEPENDENCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 # OLS divides by the squared length outside the span, which is tracked by subtraction: below this it is rounding.
 LEAST_SQUARED_LENGTH = {torch.float32: 1e-5, torch.float64: 1e-10}
 
-_GRAM_FEATURES = 128  # from which the Gram form is the faster one
+_GRAM_FEATURES = 64  # from which the Gram form is the faster one
 _MAX_GRAM_ATOMS = 8192  # 256 MiB
 _WORST_ROUNDING = 32.0  # Σ|m_s| that the Gram form may reach
 _SHORT = 0.03  # share of the residual's length at the last direct computation of α that asks for the next

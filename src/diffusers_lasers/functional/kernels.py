@@ -20,14 +20,7 @@ try:
 except ImportError:
     _kernels = None
 
-__all__ = [
-    "fused_block_update",
-    "fused_greedy_pursuit",
-    "fused_synthesis_gradients",
-    "get_backend",
-    "set_backend",
-    "uses_fused",
-]
+__all__ = ["get_backend", "set_backend"]
 
 _BACKENDS = ("auto", "torch", "fused")
 _backend = "auto"

@@ -31,6 +31,7 @@ class LearnerConfig:
     pursuit: str
     tolerance: float | None
     init: str
+    forgetting: float
     revive_every: int | None
     revive_fraction: float
     seed: int
@@ -51,6 +52,8 @@ class LearnerConfig:
             raise ValueError(f"`tolerance` must be a non-negative residual norm or None, got {self.tolerance!r}.")
         if not isinstance(self.init, str) or self.init not in ("signals", "random", "given"):
             raise ValueError(f"`init` must be 'signals', 'random' or a tensor, got {self.init!r}.")
+        if not 0.0 <= self.forgetting < math.inf:
+            raise ValueError(f"`forgetting` must be a finite exponent of at least 0, got {self.forgetting!r}.")
         if not 0.0 <= self.revive_fraction <= 1.0:
             raise ValueError(f"`revive_fraction` must lie in [0, 1], got {self.revive_fraction!r}.")
         if self.dtype not in ("float32", "float64"):

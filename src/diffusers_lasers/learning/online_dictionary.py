@@ -7,6 +7,9 @@ and update the atoms one after the other (eqs 27, 28). The mathematics is in `fu
 `statistics.py`; here are the start, the order and the end. What we add:
 
 * *A start* from signals less what they share, see `initialisation.py`.
+* *Faster forgetting.* βᵖ with p = 4 in place of the paper's β: minibatch s of t has the weight (s / t)⁴ and not s / t, since its codes are
+  of an older dictionary. The held-out objective after 400 minibatches of 512 patches was 3 to 10 % lower for it; after 25 it was the
+  same within 4 %, and with larger exponents or minibatches of 128 it was no better or worse.
 * *Revival.* An atom that no code chose for a window of steps is replaced by a signal, drawn in proportion to the energy that its
   code leaves unexplained. Its rows and columns of A and B are zeroed: they belong to the atom that is gone, and eq 27 would
   pull the new one back to it. The window gives an atom of average use 32 uses: with fewer, atoms that are in use are lost (the
@@ -67,6 +70,8 @@ class OnlineDictionaryLearner:
             rounding only.
         init (`str` or `torch.Tensor` of shape `(features, num_atoms)`, *optional*, defaults to `"signals"`): First atoms: random signals, less
             what they nearly all share (`initialisation.py`); `"random"`: uniform on the sphere; or those given, which are normalised.
+        forgetting (`float`, *optional*, defaults to 4.0): Exponent p of the forgetting factor of eq 25, at least 0; 1 is the paper's, 0 forgets
+            nothing.
         revive_every (`int`, *optional*): Steps of a window of usage, after which unused atoms are replaced; 0: never. Defaults to `None`: as many
             as give an atom of average use 32 uses, at least 10.
         revive_fraction (`float`, *optional*, defaults to 0.05): Largest share of the atoms, in [0, 1], that one event replaces, rounded up.
@@ -104,6 +109,7 @@ class OnlineDictionaryLearner:
         pursuit: str = "omp",
         tolerance: float | None = None,
         init: str | torch.Tensor = "signals",
+        forgetting: float = 4.0,
         revive_every: int | None = None,
         revive_fraction: float = 0.05,
         seed: int = 0,
@@ -118,6 +124,7 @@ class OnlineDictionaryLearner:
             pursuit=pursuit,
             tolerance=tolerance,
             init="given" if given else init,
+            forgetting=forgetting,
             revive_every=revive_every,
             revive_fraction=revive_fraction,
             seed=seed,
@@ -292,7 +299,9 @@ class OnlineDictionaryLearner:
             dictionary = first_dictionary(head.to(self.dtype), self.config.num_atoms, generator)
         self.dictionary = broadcast(dictionary.to(self.device, self.dtype).contiguous())
         self.revived = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._statistics = ScaledStatistics(features, self.config.num_atoms, self.device, self.dtype)
+        self._statistics = ScaledStatistics(
+            features, self.config.num_atoms, self.device, self.dtype, self.config.forgetting
+        )
 
     def _pursue(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return PURSUITS[self.config.pursuit](signals, self.dictionary, self.config.sparsity, self.config.tolerance)
@@ -366,7 +375,7 @@ class OnlineDictionaryLearner:
         self.device = state["dictionary"].device if self.device is None else self.device
         self.dictionary = state["dictionary"].to(self.device, copy=True)
         self.revived = state["revived"].to(self.device, copy=True)
-        self._statistics = ScaledStatistics(*self.dictionary.shape, self.device, self.dtype)
+        self._statistics = ScaledStatistics(*self.dictionary.shape, self.device, self.dtype, self.config.forgetting)
         self._statistics.load_state_dict(state)
 
     def save(self, path: str | os.PathLike) -> None:

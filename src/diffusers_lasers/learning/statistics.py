@@ -2,10 +2,10 @@ r"""The statistics of online dictionary learning with a scalar for the forgettin
 
 Held are A' and B' with A = σ A', B = σ B'. A step A ← β A + γγᵀ / ξ becomes
 
-    σ ← β σ,    A' ← A' + γγᵀ / (ξ σ) ,
+    σ ← βᵖ σ,    A' ← A' + γγᵀ / (ξ σ) ,
 
 which writes only the entries that a code touches: of K² numbers, S² for each signal. The update of the atoms (eq 27) does not depend on
-σ. When σ sinks below 1e-4 it is multiplied in.
+σ. When σ sinks below 1e-4 it is multiplied in. The exponent p is 1 in the paper; minibatch s of t keeps the weight (s / t)ᵖ about.
 
 Sums are divided by the nominal ξ and not by the number of signals, so that a short minibatch has its share of weight and no more.
 Over ranks the sums are reduced before they enter.
@@ -35,6 +35,7 @@ class ScaledStatistics:
         atoms (`int`): Number of atoms.
         device (`torch.device`): Where they live.
         dtype (`torch.dtype`): `torch.float32` or `torch.float64`.
+        forgetting (`float`): The exponent p, at least 0.
 
     Attributes:
         A (`torch.Tensor` of shape `(atoms, atoms)`): A', contiguous.
@@ -43,7 +44,8 @@ class ScaledStatistics:
         counts (`torch.Tensor` of shape `(atoms,)`): Codes that used each atom since it was last set to zero; int64.
     """
 
-    def __init__(self, features: int, atoms: int, device: torch.device, dtype: torch.dtype):
+    def __init__(self, features: int, atoms: int, device: torch.device, dtype: torch.dtype, forgetting: float):
+        self.forgetting = forgetting
         self.A = torch.zeros(atoms, atoms, device=device, dtype=dtype)
         self.B = torch.zeros(atoms, features, device=device, dtype=dtype).t()
         self.scale = 1.0
@@ -64,7 +66,7 @@ class ScaledStatistics:
             batch_size (`int`): Nominal number ξ of signals of all ranks.
         """
         if step > 1:
-            self.scale *= forgetting_factor(step, batch_size)
+            self.scale *= forgetting_factor(step, batch_size) ** self.forgetting
         if self.scale < _SMALLEST_SCALE:
             self.A.mul_(self.scale)
             self.B.mul_(self.scale)

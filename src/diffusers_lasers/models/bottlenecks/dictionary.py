@@ -7,7 +7,7 @@ Each site y of the latents z_e is replaced by a combination of at most S atoms o
 and the model minimises ℓ_recon + w_D ‖sg[z_e] − ẑ‖² + β ‖z_e − sg[ẑ]‖² (eq 13), each norm as a mean over elements.
 
 Ours differs from the paper where it is silent or wrong: a patch of p × p sites is one signal of p²·L features with a dictionary
-of as many rows; the support is coded by `omp`, safe on zero, repeated and dependent atoms; the gradient to the encoder is
+of as many rows; the support is coded by a pursuit that is safe on zero, repeated and dependent atoms; the gradient to the encoder is
 the straight-through copy (eq 7) or, with `gradient="projection"`, the exact one for the chosen support; and coefficients can be
 quantised, since a code with floats in it costs 32 bits for each.
 """
@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from ...coding import SparseCode, coefficient_scale, dequantize_coefficients, quantize_coefficients
 from ...functional.dictionary import dictionary_from_signals
-from ...functional.greedy import omp
 from ...functional.patches import patch_grid
+from ...functional.pursuits import get_pursuit
 from ...functional.rates import support_bits
 from ...functional.synthesis import projection_synthesis, synthesize
 from ...utils.distributed import all_reduce_sum, broadcast
@@ -57,6 +57,8 @@ class DictionaryBottleneck(Bottleneck):
             selection, so that the order is part of the code; `"shared"` has one for all, so that the support is a set and log2 S! bits
             are saved.
         tolerance (`float`, *optional*): Residual norm below which a site takes no further atom. Defaults to `None`.
+        pursuit (`str`, defaults to `"omp"`): How sites are coded: `"omp"` (the paper), `"ols"` (shorter residuals for up to twice the
+            time), `"iht"` or `"fista"`; see [`get_pursuit`].
 
     Attributes:
         dictionary (`torch.nn.Parameter` of shape `(p²·L, K)`): Atoms as columns, of unit norm; kept so by
@@ -78,6 +80,7 @@ class DictionaryBottleneck(Bottleneck):
         coefficient_bits: int | None = None,
         coefficient_scaling: str = "depth",
         tolerance: float | None = None,
+        pursuit: str = "omp",
     ):
         super().__init__()
         check_positive(latent_channels=latent_channels, num_atoms=num_atoms, sparsity=sparsity, patch_size=patch_size)
@@ -88,6 +91,7 @@ class DictionaryBottleneck(Bottleneck):
         if coefficient_scaling not in ("depth", "shared"):
             raise ValueError(f"`coefficient_scaling` must be 'depth' or 'shared', got {coefficient_scaling!r}.")
         _check_bits(coefficient_bits)
+        get_pursuit(pursuit)
         features = patch_size * patch_size * latent_channels
         self.dictionary = nn.Parameter(F.normalize(torch.randn(features, num_atoms), dim=0))
         self.register_buffer("coefficient_scale", torch.ones(sparsity))
@@ -240,10 +244,11 @@ class DictionaryBottleneck(Bottleneck):
             )
 
     def _pursue(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Greedy codes of signals. The check for non-finite values synchronises, so that only the CPU has it."""
+        """Codes of signals. The check for non-finite values synchronises, so that only the CPU has it."""
         check_finite = signals.device.type == "cpu"
         dictionary = self.dictionary.detach()
-        return omp(
+        pursue = get_pursuit(self.config.pursuit)
+        return pursue(
             signals.detach(), dictionary, self.config.sparsity, self.config.tolerance, check_finite=check_finite
         )
 
