@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.linear_model import orthogonal_mp_gram
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_lasers.functional import get_backend, greedy_torch, kernels, ols, omp, set_backend
+from diffusers_lasers.functional import greedy_torch, kernels, ols, omp, set_backend
 
 
 @pytest.fixture(params=["torch", "fused"], autouse=True)
@@ -167,9 +167,37 @@ def test_each_step_takes_a_best_atom(kind):
             residual = signal - chosen @ np.linalg.lstsq(chosen, signal, rcond=None)[0]
 
 
-def test_one_atom_is_the_best_one_of_all():
+@pytest.mark.parametrize("kind", ["gaussian", "sparse", "coherent"])
+@pytest.mark.parametrize("features, atoms, sparsity", [(16, 80, 5), (24, 40, 9), (4, 64, 2)])
+def test_ols_leaves_the_shortest_residual_of_each_step(features, atoms, sparsity, kind):
+    signals, dictionary = problem(60, features, atoms, kind)
+    indices, coefficients = ols(signals, dictionary, sparsity)
+    exact = dictionary.double().numpy()
+    for signal, support, weights in zip(signals.double().numpy(), indices.tolist(), coefficients.double().numpy()):
+        for step in range(sparsity):
+            trials = [support[:step] + [k] for k in range(atoms) if k not in support[:step]]
+            errors = [np.linalg.norm(signal - exact[:, t] @ np.linalg.lstsq(exact[:, t], signal)[0]) for t in trials]
+            ours = support[: step + 1]
+            error = np.linalg.norm(signal - exact[:, ours] @ np.linalg.lstsq(exact[:, ours], signal)[0])
+            assert error**2 <= min(errors) ** 2 + 1e-5 * np.linalg.norm(signal) ** 2
+        fit = np.linalg.lstsq(exact[:, support], signal)[0]
+        np.testing.assert_allclose(weights, fit, rtol=1e-3, atol=1e-4 * np.abs(fit).max())
+
+
+def test_ols_beats_omp_where_features_are_few():
+    signals, dictionary = problem(2000, 4, 64)
+    shares = []
+    for pursuit in (omp, ols):
+        code = pursuit(signals, dictionary, 2)
+        shares.append((residual_norms(signals, dictionary, *code) / signals.norm(dim=1)).mean())
+    assert shares[1] < 0.85 * shares[0]
+    assert torch.equal(ols(signals, dictionary, 1)[0], omp(signals, dictionary, 1)[0])
+
+
+@pytest.mark.parametrize("pursuit", [omp, ols])
+def test_one_atom_is_the_best_one_of_all(pursuit):
     signals, dictionary = problem(50, 8, 40)
-    indices, coefficients = omp(signals, dictionary, 1)
+    indices, coefficients = pursuit(signals, dictionary, 1)
     inner = signals @ dictionary
     errors = signals.square().sum(dim=1, keepdim=True) - inner.square()  # of every single atom
     torch.testing.assert_close(

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from diffusers_lasers.functional import (
+    accumulate_statistics,
+    block_coordinate_update,
     get_backend,
     greedy_torch,
     kernels,
@@ -333,3 +335,25 @@ def test_gradient_bits_do_not_depend_on_the_threads():
         results.append(kernels.fused_synthesis_gradients(signals, indices, coefficients, dictionary, True, True))
     for to_coefficients, to_dictionary in results[1:]:
         assert torch.equal(to_coefficients, results[0][0]) and torch.equal(to_dictionary, results[0][1])
+
+
+# --- block-coordinate descent -----------------------------------------------------------------------------------------
+
+
+@built
+@pytest.mark.parametrize("level", [2, 1, 0])
+@pytest.mark.parametrize("features, atoms", [(1, 5), (7, 40), (16, 200), (50, 130)])
+def test_block_coordinate_update(level, features, atoms):
+    kernels._kernels.instruction_set(level)
+    signals, dictionary = problem(500, features, atoms)
+    indices, coefficients = omp(signals, dictionary, min(3, atoms))
+    A, B = accumulate_statistics(
+        torch.zeros(atoms, atoms), torch.zeros(features, atoms), signals, indices, coefficients
+    )
+    A[2], A[:, 2], B[:, 2] = 0, 0, 0  # an atom without statistics stays
+    fused = block_coordinate_update(dictionary, A, B, iterations=2)
+    set_backend("torch")
+    expected = block_coordinate_update(dictionary, A, B, iterations=2)
+    torch.testing.assert_close(fused, expected, rtol=1e-4, atol=2e-5)
+    assert torch.equal(fused[:, 2], dictionary[:, 2])
+    assert not torch.equal(fused, dictionary) or features == 1

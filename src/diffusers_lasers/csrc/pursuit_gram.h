@@ -150,12 +150,14 @@ TASK void NAME(step)(const pursuit *p, NAME(state) *x, const float *ahead)
     x->next = -1;
     memcpy(atom, p->atoms + chosen_atom * p->features, p->features * sizeof(float));
     for (long t = 0; t < s; t++) column[t] = 0;
-    for (int pass = 0; pass < 2; pass++) { /* classical Gram–Schmidt, twice is enough */
+    float height = 1, before;
+    do { /* classical Gram–Schmidt; again where it cancelled much, and then twice is enough */
+        before = height;
         for (long t = 0; t < s; t++) x->overlap[t] = NAME(dot)(x->basis + t * f, atom, f);
         NAME(subtract)(atom, x->overlap, x->basis, s, f);
         for (long t = 0; t < s; t++) column[t] += x->overlap[t];
-    }
-    float height = sqrtf(NAME(dot)(atom, atom, f));
+        height = sqrtf(NAME(dot)(atom, atom, f));
+    } while (before == 1 && height < 0.7f);
     if (!(height > RELATIVE_INDEPENDENCE)) return;
     for (long l = 0; l < f; l++) q[l] = atom[l] / height;
     float along = NAME(dot)(q, x->residual, f);

@@ -24,7 +24,7 @@ from .arguments import unit_atoms
 
 
 # Correlations held at a time (signals × atoms): on the CPU what its cache holds, on an accelerator what keeps it busy.
-_BLOCK_ELEMENTS = {"cpu": 2**19, "accelerator": 2**26}
+_BLOCK_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
 _RUN = 64  # atoms are padded to a multiple; see `_row_maximum`
 # A step must explain at least this share of a signal's length (squared length: its square); below it lies rounding.
 RELATIVE_CORRELATION = {torch.float32: 1e-6, torch.float64: 1e-13}

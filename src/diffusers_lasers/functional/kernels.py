@@ -96,7 +96,8 @@ def _greedy_pursuit(
     if not torch.isfinite(scale).all():
         return signals.new_full((n, sparsity), -1, dtype=torch.int64), signals.new_full((n, sparsity), float("nan"))
     width = -(-count // _PADDING) * _PADDING
-    packed = F.pad(atoms, (0, width - count)).view(features, width // _PANEL, _PANEL).transpose(0, 1).contiguous()
+    wide = atoms if width == count else F.pad(atoms, (0, width - count))
+    packed = wide.view(features, width // _PANEL, _PANEL).transpose(0, 1).contiguous()
     rows, signals = atoms.t().contiguous(), signals.contiguous()
     gram = None
     if features * sparsity > _GRAM_FROM and 1 < sparsity and n >= count // 2 and count <= _MAX_GRAM_ATOMS:
@@ -201,8 +202,9 @@ def fused_block_update(
 ) -> None:
     """
     Updates the atoms of a block in sequence, in place; `block_coordinate_update` says what the arguments are. Float32 on the CPU; `rows`,
-    `residual` and `inverse` contiguous, `coupling` with contiguous rows.
+    `residual` and `inverse` contiguous; `inverse` is 0 for atoms that stay.
     """
+    coupling = coupling if coupling.stride(1) == 1 else coupling.contiguous()
     _kernels.block_update(
         rows.data_ptr(), residual.data_ptr(), coupling.data_ptr(), inverse.data_ptr(), *rows.shape, coupling.stride(0)
     )

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import torch
 
+from .kernels import fused_block_update, uses_fused
+
 
 __all__ = ["accumulate_statistics", "block_coordinate_update", "forgetting_factor"]
 
@@ -187,6 +189,9 @@ def _update_block(
         inverse (`torch.Tensor` of shape `(b,)`): 1 / A_jj, and 0 where an atom is not usable.
         usable (`torch.Tensor` of shape `(b,)`): Which atoms have statistics; bool.
     """
+    if uses_fused(rows):
+        fused_block_update(rows, residual, coupling, inverse)
+        return
     targets = torch.where(usable.unsqueeze(1), torch.addcmul(rows, residual, inverse.unsqueeze(1)), 0.0)
     weights = coupling * inverse.unsqueeze(1)
     changes = torch.zeros_like(rows)  # δ; still 0 for the atoms to come

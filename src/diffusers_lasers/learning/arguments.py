@@ -12,7 +12,7 @@ from ..functional.pursuits import PURSUITS
 
 __all__ = ["LearnerConfig", "check_init"]
 
-_USES_OF_A_WINDOW = 32
+_USES_OF_A_WINDOW = 64
 _SHORTEST_WINDOW = 10
 
 
@@ -67,7 +67,7 @@ class LearnerConfig:
             ranks (`int`): Ranks that share a minibatch.
 
         Returns:
-            `int`: `revive_every`, or what gives an atom of average use 32 uses, at least 10.
+            `int`: `revive_every`, or what gives an atom of average use 64 uses, at least 10.
         """
         if self.revive_every is not None:
             return self.revive_every

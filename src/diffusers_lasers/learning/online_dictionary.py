@@ -8,15 +8,16 @@ and update the atoms one after the other (eqs 27, 28). The mathematics is in `fu
 
 * *A start* from signals less what they share, see `initialisation.py`.
 * *Faster forgetting.* βᵖ with p = 4 in place of the paper's β: minibatch s of t has the weight (s / t)⁴ and not s / t, since its codes are
-  of an older dictionary. The held-out objective after 400 minibatches of 512 patches was 3 to 10 % lower for it; after 25 it was the
-  same within 4 %, and with larger exponents or minibatches of 128 it was no better or worse.
+  of an older dictionary. A larger p is better after very many minibatches and worse before.
 * *Revival.* An atom that no code chose for a window of steps is replaced by a signal, drawn in proportion to the energy that its
   code leaves unexplained. Its rows and columns of A and B are zeroed: they belong to the atom that is gone, and eq 27 would
-  pull the new one back to it. The window gives an atom of average use 32 uses: with fewer, atoms that are in use are lost (the
-  objective rises for S = 8), with more, the unused ones are found late (it falls less for S = 3).
+  pull the new one back to it. The window gives an atom of average use 64 uses; with a shorter one, atoms that rare signals need are
+  lost, for large S most of all.
 * *Exact resumption.* Every draw is seeded by (seed, purpose, position), so that tensors and counters are all that a run needs to
   go on as if it had not been stopped.
 * *Ranks.* ξ is the minibatch of all ranks together; rank 0 gives the first dictionary and the revived atoms.
+
+What start, forgetting and revival are worth is measured by `utils/benchmark_dictionary_learning.py --variants`.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class OnlineDictionaryLearner:
         forgetting (`float`, *optional*, defaults to 4.0): Exponent p of the forgetting factor of eq 25, at least 0; 1 is the paper's, 0 forgets
             nothing.
         revive_every (`int`, *optional*): Steps of a window of usage, after which unused atoms are replaced; 0: never. Defaults to `None`: as many
-            as give an atom of average use 32 uses, at least 10.
+            as give an atom of average use 64 uses, at least 10.
         revive_fraction (`float`, *optional*, defaults to 0.05): Largest share of the atoms, in [0, 1], that one event replaces, rounded up.
         seed (`int`, *optional*, defaults to 0): Seed of the order of the signals, the first atoms and the revivals, at least 0. The global
             generator is not touched.
