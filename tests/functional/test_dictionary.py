@@ -11,6 +11,8 @@ from diffusers_lasers.functional.dictionary import (
     accumulate_statistics,
     block_coordinate_update,
     dictionary_from_signals,
+    draw_signals,
+    draw_subset,
     mutual_coherence,
     normalize_atoms,
     project_to_tangent,
@@ -367,3 +369,31 @@ ALL = torch.ones(4, dtype=torch.bool)
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# --- draws ------------------------------------------------------------------------------------------------------------
+
+
+def test_draw_subset_draws_marked_atoms_alone():
+    mask = torch.zeros(40, dtype=torch.bool)
+    mask[::3] = True  # 14 of them
+    for amount in (0, 5, 14, 20, 99):
+        drawn = draw_subset(mask, amount, seeded(amount))
+        assert drawn.sum() == min(amount, 14) and (mask | ~drawn).all()
+    assert not torch.equal(draw_subset(mask, 5, seeded(1)), draw_subset(mask, 5, seeded(2)))
+    assert torch.equal(draw_subset(mask, 5, seeded(1)), draw_subset(mask, 5, seeded(1)))
+
+
+def test_draw_signals_draws_distinct_ones_by_weight():
+    signals = torch.arange(6.0).unsqueeze(1)
+    weights = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 0.0])
+    generator = seeded()
+    draws = torch.stack([draw_signals(signals, weights, 2, generator).flatten() for _ in range(4000)])
+    assert (draws[:, 0] != draws[:, 1]).all()
+    first = torch.bincount(draws[:, 0].long(), minlength=6) / 4000
+    torch.testing.assert_close(first, weights / 10, rtol=0, atol=0.03)
+    second = sum(weights[j] / 10 * weights / (10 - weights[j]) * (torch.arange(6) != j) for j in range(6))
+    torch.testing.assert_close(torch.bincount(draws[:, 1].long(), minlength=6) / 4000, second, rtol=0, atol=0.03)
+    assert (
+        len(draw_signals(signals, weights, 99, generator)) == 6 and len(draw_signals(signals[:0], weights[:0], 3)) == 0
+    )

@@ -128,6 +128,36 @@ def test_statistics_do_not_depend_on_the_order_of_slots_or_signals():
     torch.testing.assert_close(one, two)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_statistics_in_place_with_a_weight(dtype):
+    signals, indices, coefficients = random_codes(50, 6, 15, 4, dtype)
+    A, rows = torch.randn(15, 15, dtype=dtype), torch.randn(15, 6, dtype=dtype)
+    expected = accumulate_statistics(A, rows.t(), signals, indices, coefficients, 0.7)
+    same = accumulate_statistics(A, rows.t(), signals, indices, coefficients, 0.7, weight=1 / 50)
+    for B in (rows.t(), rows.t().contiguous()):  # the transpose of a contiguous matrix, and a contiguous one
+        a, b = A.clone(), B.clone()
+        given = accumulate_statistics(a, b, signals, indices, coefficients, 0.7, weight=1 / 50, in_place=True)
+        assert given[0] is a and given[1] is b
+        for new, old, third in zip((a, b), expected, same):
+            torch.testing.assert_close(new, old)
+            torch.testing.assert_close(third, old)
+    half = accumulate_statistics(0 * A, 0 * rows.t(), signals, indices, coefficients, weight=0.5)
+    torch.testing.assert_close(half[0].trace(), 25 * (expected[0] - 0.7 * A).trace())
+
+
+@pytest.mark.parametrize(
+    "A, B",
+    [
+        (torch.eye(5).half(), torch.ones(3, 5).half()),
+        (torch.eye(5), torch.ones(3, 5).double()),
+        (torch.ones(5, 10)[:, ::2], torch.ones(3, 5)),
+    ],
+)
+def test_statistics_that_cannot_be_overwritten_are_refused(A, B):
+    with pytest.raises(ValueError, match="`in_place` needs a contiguous `A`"):
+        accumulate_statistics(A, B, Z, I, C, in_place=True)
+
+
 Z, I, C = torch.ones(4, 3), torch.zeros(4, 2, dtype=torch.int64), torch.ones(4, 2)
 
 
@@ -166,7 +196,7 @@ def statistics(features, atoms, sparsity, used=None, n=300):
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 4])
-@pytest.mark.parametrize("features, atoms", [(6, 15), (20, 5), (1, 3), (4, 1)])
+@pytest.mark.parametrize("features, atoms", [(6, 15), (20, 5), (1, 3), (4, 1), (9, 64), (9, 65), (7, 150)])
 def test_update_against_mairal(features, atoms, iterations):
     dictionary = random_dictionary(features, atoms, seeded(), dtype=torch.float64)
     A, B = statistics(features, atoms, min(3, atoms))
@@ -211,6 +241,34 @@ def test_update_leaves_unused_atoms_and_the_argument_alone():
     assert torch.equal(block_coordinate_update(dictionary, torch.zeros(12, 12), torch.zeros(6, 12)), dictionary)
     A[9, 9], B[:, 9] = 1e-14 * A.max(), 1e-9
     assert torch.equal(block_coordinate_update(dictionary, A, B)[:, 9], dictionary[:, 9])
+
+
+def test_update_across_blocks_with_unused_atoms():
+    dictionary = random_dictionary(12, 200, seeded(), dtype=torch.float64)
+    A, B = statistics(12, 200, 3, n=900)
+    unused = torch.arange(0, 200, 7)
+    A[unused], A[:, unused], B[:, unused] = 0, 0, 0
+    updated = block_coordinate_update(dictionary, A, B, iterations=2)
+    np.testing.assert_allclose(updated, mairal_algorithm_2(dictionary.numpy(), A.numpy(), B.numpy(), 2), atol=1e-11)
+    assert torch.equal(updated[:, unused], dictionary[:, unused])
+
+
+class NoHost(torch.utils._python_dispatch.TorchDispatchMode):
+    """Fails where a value is read on the host or a shape depends on one."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal"), name
+        return function(*args, **(kwargs or {}))
+
+
+def test_nothing_is_read_on_the_host():
+    dictionary = random_dictionary(6, 80, seeded(), dtype=torch.float64)
+    signals, indices, coefficients = random_codes(50, 6, 80, 4)
+    with NoHost():
+        zeros = torch.zeros(80, 80).double(), torch.zeros(80, 6).double().t()
+        A, B = accumulate_statistics(*zeros, signals, indices, coefficients, 0.9, in_place=True)
+        block_coordinate_update(dictionary, A, B)
 
 
 def test_update_survives_statistics_without_a_direction():

@@ -12,13 +12,13 @@
 #define IMPLEMENTATION
 typedef struct implementation {
     const char *name;
-    int (*pursue)(const pursuit *p, int threads);
+    int (*pursue)(pursuit *p, int threads);
     int (*synthesis_gradients)(synthesis *p, int threads);
     int (*block_update)(float *, const float *, const float *, const float *, long, long, long);
 } implementation;
 #endif
 
-static int NAME(pursue)(const pursuit *p, int threads)
+static int NAME(pursue)(pursuit *p, int threads)
 {
     job j = {.arguments = p};
     if (p->gram) {
@@ -26,8 +26,11 @@ static int NAME(pursue)(const pursuit *p, int threads)
         job gram = {.arguments = p, .task = NAME(gram_task), .tasks = (p->count + GRAM_ROWS - 1) / GRAM_ROWS};
         if (run(&gram, threads)) return -1;
         j.task = NAME(gram_form_task), j.tasks = (p->n + SIGNALS - 1) / SIGNALS, j.workspace = NAME(gram_workspace)(p);
-    } else
-        j.task = NAME(lanes_task), j.tasks = (p->n + LANES - 1) / LANES, j.workspace = NAME(lanes_workspace)(p);
+    } else {
+        p->tiles = p->n / (4L * threads * LANES); /* four tasks a thread */
+        p->tiles = p->tiles < 1 ? 1 : p->tiles > 64 ? 64 : p->tiles;
+        j.task = NAME(lanes_task), j.tasks = (p->n + p->tiles * LANES - 1) / (p->tiles * LANES), j.workspace = NAME(lanes_workspace)(p);
+    }
     return run(&j, threads);
 }
 

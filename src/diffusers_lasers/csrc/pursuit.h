@@ -17,6 +17,7 @@ typedef struct pursuit {
     int64_t *indices;       /* (n, sparsity) */
     float *coefficients;    /* (n, sparsity) */
     long n, features, count, panels, sparsity;
+    long tiles;             /* of a task, residual form */
     float tolerance;        /* negative: none */
     int orthogonal;         /* 1: OLS, 0: OMP */
 } pursuit;

@@ -81,10 +81,9 @@ static size_t NAME(lanes_workspace)(const pursuit *p)
     return (vectors * VECTORS) * sizeof(vf);
 }
 
-TASK void NAME(lanes_task)(const void *arguments, void *workspace, long index)
+FUNCTION void NAME(lanes_pursuit)(const pursuit *p, void *workspace, long start)
 {
-    const pursuit *p = arguments;
-    long features = p->features, sparsity = p->sparsity, start = index * LANES;
+    long features = p->features, sparsity = p->sparsity;
     long signals = p->n - start < LANES ? p->n - start : LANES;
     vf *residual = workspace, *direction = residual + features * VECTORS, *basis = direction + features * VECTORS;
     vf *triangle = basis + sparsity * features * VECTORS, *projection = triangle + sparsity * (sparsity + 1) / 2 * VECTORS;
@@ -187,4 +186,13 @@ TASK void NAME(lanes_task)(const void *arguments, void *workspace, long index)
             coefficients[s] = good ? value : NAN;
         }
     }
+}
+
+/* Several tiles a task: by turns on neighbouring tiles, two threads gain nothing on one where signals are short. */
+TASK void NAME(lanes_task)(const void *arguments, void *workspace, long index)
+{
+    const pursuit *p = arguments;
+    long size = p->tiles * LANES;
+    for (long start = index * size; start < (index + 1) * size && start < p->n; start += LANES)
+        NAME(lanes_pursuit)(p, workspace, start);
 }

@@ -10,8 +10,6 @@ import torch
 from ..functional.pursuits import PURSUITS
 
 
-__all__ = ["LearnerConfig", "check_init"]
-
 _USES_OF_A_WINDOW = 64
 _SHORTEST_WINDOW = 10
 

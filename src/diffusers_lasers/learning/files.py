@@ -15,10 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
-
-__all__ = ["read_state", "write_state"]
+from safetensors.torch import save
 
 
 def write_state(path: str | os.PathLike, kind: str, state: dict[str, Any]) -> None:
@@ -35,8 +32,9 @@ def write_state(path: str | os.PathLike, kind: str, state: dict[str, Any]) -> No
     metadata = {"kind": kind, "values": values, "sha256": _digest(kind, values, tensors)}
     unfinished = Path(f"{os.fspath(path)}.tmp")
     try:
-        save_file(tensors, unfinished, metadata=metadata)
-        with open(unfinished, "rb+") as file:
+        with open(unfinished, "wb") as file:  # `save_file` would make one that only its owner may read
+            file.write(save(tensors, metadata))
+            file.flush()
             os.fsync(file.fileno())  # the bytes are on the disk before the name is
         os.replace(unfinished, path)
     except BaseException:

@@ -14,8 +14,6 @@ import torch
 from ..functional.dictionary import dictionary_from_signals, random_dictionary
 
 
-__all__ = ["first_dictionary"]
-
 _COMMON_SHARE = 0.5
 _WHOLE_SHARE = 0.1
 _ITERATIONS = 50  # of the power method: where v carries more than half, its error falls by λ₂/λ₁ < 1 in each

@@ -21,8 +21,6 @@ import torch
 from ..utils.distributed import all_reduce_max
 
 
-__all__ = ["Position", "check_signals", "leading_signals", "minibatches", "seeded_generator"]
-
 _ORDER = 0  # first counter of the generators that order signals; whoever draws for another purpose takes another
 
 

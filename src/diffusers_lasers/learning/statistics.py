@@ -21,8 +21,6 @@ from ..functional.online_learning import accumulate_statistics, forgetting_facto
 from ..utils.distributed import all_reduce_sum, rank_and_world_size
 
 
-__all__ = ["ScaledStatistics"]
-
 _SMALLEST_SCALE = 1e-4
 
 
