@@ -9,7 +9,8 @@ D_τ = Q R and the new direction q_s, the correlations α = Dᵀ r that the next
   Gram matrix G = Dᵀ D. Its rounding grows with Σ|m_s|; where that is large, w_s is computed from q_s, and α from the residual once that has
   become short.
 
-Only the choice between nearly equal atoms depends on the form and on `torch.set_float32_matmul_precision`: Q, R, residual and coefficients
+A chosen atom has no correlation left but rounding; should it win all the same, nothing else is left to explain, and `SupportFit` finds it
+dependent. Only the choice between nearly equal atoms depends on the form and on `torch.set_float32_matmul_precision`: Q, R, residual and coefficients
 are elementwise arithmetic on the atoms themselves.
 """
 
@@ -33,7 +34,7 @@ RELATIVE_INDEPENDENCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 # OLS divides by the squared length outside the span, which is tracked by subtraction: below this it is rounding.
 LEAST_SQUARED_LENGTH = {torch.float32: 1e-5, torch.float64: 1e-10}
 
-_GRAM_FEATURES = 64  # from which the Gram form is the faster one
+_GRAM_FEATURES = 128  # from which the Gram form is the faster one
 _MAX_GRAM_ATOMS = 8192  # 256 MiB
 _WORST_ROUNDING = 32.0  # Σ|m_s| that the Gram form may reach
 _SHORT = 0.03  # share of the residual's length at the last direct computation of α that asks for the next
@@ -183,8 +184,6 @@ def _code_block(signals, atoms, scale, gram, sparsity, tolerance, orthogonal, bu
             torch.div(correlations, lengths, out=scores).mul_(correlations)
         else:
             torch.abs(correlations, out=scores)
-        for slot in fit.slots:
-            scores.scatter_(1, slot.unsqueeze(1), -1.0)
         best, slot = _row_maximum(scores)
         direction, projection = fit.add(slot, best > least_score)
         if step + 1 == sparsity:
