@@ -5,8 +5,8 @@ A learner is prepared on a `Task` (conversions are not timed) and then called wi
 
 * SPAMS, `trainDL` with `mode=3` (at most `lambda1` atoms a signal) and the start given as `D`. Its coder is orthogonal least
   squares, so that its peer is our `ols`; it draws its own fixed order of the signals. Besides, it lets atoms be shorter than 1, forgets
-  everything older than two passes, and does not replace unused atoms but zeroes them. Where its `omp` fails silently in float32
-  (`sparse_coding_peers.py`), `trainDL` was right in the same precision; both precisions are rows, so that a failure would show.
+  everything older than two passes, and replaces unused and repeated atoms by random signals. Where its `omp` fails silently in
+  float32 (`sparse_coding_peers.py`), `trainDL` was right; both precisions are rows, so that a failure would show.
 * scikit-learn, `MiniBatchDictionaryLearning`, learns with an ℓ₁ penalty only. Its `alpha` is found by bisection such that the start codes a
   signal with S atoms on average, and its dictionary is judged, as all are, with S atoms a signal. `fit_algorithm="cd"`, the faster of
   the two, and `partial_fit` on the minibatches of a shuffled order, since `fit` stops at whole passes only.
@@ -14,6 +14,7 @@ A learner is prepared on a `Task` (conversions are not timed) and then called wi
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,6 +77,14 @@ def _spams(task: Task, dtype: type) -> Fit:
     return fit
 
 
+@contextlib.contextmanager
+def unconverged_ignored():
+    """Without scikit-learn's warning that a coder stopped short of its tolerance, which comes for nearly every minibatch."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", requires("sklearn.exceptions", "benchmark").ConvergenceWarning)
+        yield
+
+
 def lasso_penalty(task: Task) -> float:
     """The `alpha` with which the start codes a signal with S atoms on average."""
     decomposition = requires("sklearn.decomposition", "benchmark")
@@ -83,18 +92,15 @@ def lasso_penalty(task: Task) -> float:
     low, high = 0.0, float(np.abs(signals @ atoms.T).max())
     for _ in range(ALPHA_STEPS):
         alpha = (low + high) / 2
-        codes = decomposition.sparse_encode(signals, atoms, algorithm="lasso_cd", alpha=alpha)
+        with unconverged_ignored():
+            codes = decomposition.sparse_encode(signals, atoms, algorithm="lasso_cd", alpha=alpha)
         low, high = (alpha, high) if (codes != 0).sum(axis=1).mean() > task.sparsity else (low, alpha)
     return high
 
 
 def _scikit_learn(task: Task) -> Fit:
     decomposition = requires("sklearn.decomposition", "benchmark")
-    ignored = requires("sklearn.exceptions", "benchmark").ConvergenceWarning
-    signals = task.signals.numpy()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ignored)
-        alpha = lasso_penalty(task)
+    signals, alpha = task.signals.numpy(), lasso_penalty(task)
 
     def fit(steps: int) -> torch.Tensor:
         model = decomposition.MiniBatchDictionaryLearning(
@@ -107,8 +113,7 @@ def _scikit_learn(task: Task) -> Fit:
             random_state=task.seed,
         )
         random, order = np.random.default_rng(task.seed), np.empty(0, np.int64)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ignored)
+        with unconverged_ignored():
             for _ in range(steps):
                 if len(order) == 0:
                     order = random.permutation(len(signals))

@@ -161,12 +161,13 @@ def test_concurrent_callers():
 
 
 def _code_in_child(connection, signals, dictionary):
+    torch.set_num_threads(1)  # as in a data loader's workers: torch's own pool hangs in a forked child
+    torch.get_num_threads = lambda: 2  # but the kernels are to start a thread of theirs
     connection.send([x.numpy() for x in omp(signals, dictionary, 5)])
 
 
 @built
 def test_after_a_fork():
-    # Small tensors, on which torch starts no thread: its own pool hangs in a forked child. The kernels do start theirs.
     signals, dictionary = problem(1500, 16, 256)
     torch.set_num_threads(2)
     expected = omp(signals, dictionary, 5)

@@ -16,7 +16,7 @@ from diffusers_lasers import (
     VectorQuantizerBottleneck,
 )
 from diffusers_lasers.coding import SparseCode
-from diffusers_lasers.functional import latents_to_signals, omp, synthesize
+from diffusers_lasers.functional import get_pursuit, latents_to_signals, omp, synthesize
 
 
 LEARNED = {
@@ -431,3 +431,59 @@ def test_gain_shape_code_of_one_atom_beats_vq_by_its_gain():
         dictionary.dictionary.copy_(F.normalize(vq.codebook[0], dim=1).t())
     assert (dictionary(z).latents - z).square().mean() < (vq(z).latents - z).square().mean()
     assert dictionary.bits_per_site > vq.bits_per_site
+
+
+# --- pursuits, and fitting to fixed latents ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pursuit", ["omp", "ols", "iht", "fista"])
+def test_every_pursuit_codes_and_survives_the_round_trip(tmp_path, pursuit):
+    bottleneck = DictionaryBottleneck(latent_channels=4, num_atoms=24, sparsity=3, pursuit=pursuit)
+    latents = torch.randn(2, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    code = bottleneck.encode(latents)
+    expected, _ = get_pursuit(pursuit)(bottleneck.signals(latents), bottleneck.dictionary.detach(), 3)
+    assert torch.equal(code.indices.flatten(0, 2), expected)
+    bottleneck.save_pretrained(tmp_path)
+    again = DictionaryBottleneck.from_pretrained(tmp_path)
+    assert again.config.pursuit == pursuit
+    assert torch.equal(again.encode(latents).coefficients, code.coefficients)
+    with pytest.raises(ValueError, match="must be one of 'omp', 'ols', 'iht', 'fista', got 'lasso'"):
+        DictionaryBottleneck(pursuit="lasso")
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_fit_to_fixed_latents(patch_size):
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.nn.functional.normalize(torch.randn(4 * patch_size**2, 12, generator=generator), dim=0)
+    sites = torch.zeros(4096, 12)
+    sites.scatter_(
+        1, torch.rand(4096, 12, generator=generator).topk(2).indices, torch.randn(4096, 2, generator=generator)
+    )
+    signals = sites @ truth.t()
+    bottleneck = DictionaryBottleneck(
+        latent_channels=4, num_atoms=12, sparsity=2, patch_size=patch_size, coefficient_bits=8
+    )
+    latents = bottleneck.latents(signals, (32 * patch_size, 128 * patch_size), torch.float32)
+    assert latents.shape[0] == 1
+
+    def error():
+        return (bottleneck.decode(bottleneck.encode(latents)) - latents).square().mean() / latents.square().mean()
+
+    before = error()
+    learner = bottleneck.fit(latents, passes=4, batch_size=256, progress=False)
+    assert error() < 0.25 * before
+    assert bottleneck.coefficient_scale.min() > 1.05 or bottleneck.coefficient_scale.max() < 0.95  # it was set
+    torch.testing.assert_close(bottleneck.dictionary.norm(dim=0), torch.ones(12))
+
+    # items of an iterable, twice as many passes in two calls
+    other = DictionaryBottleneck(latent_channels=4, num_atoms=12, sparsity=2, patch_size=patch_size)
+    items = list(latents.split(64, dim=3))
+    step = other.fit(items, passes=1, batch_size=256, progress=False).step
+    continued = other.fit(
+        items, passes=2, batch_size=256, progress=False, learner=other.fit(items, progress=False, batch_size=256)
+    )
+    assert continued.step == 2 * step
+    with pytest.raises(ValueError, match=r"`learner` must have a dictionary of shape \(\d+, 13\)"):
+        DictionaryBottleneck(latent_channels=4, num_atoms=13, sparsity=2, patch_size=patch_size).fit(
+            latents, learner=learner, progress=False
+        )

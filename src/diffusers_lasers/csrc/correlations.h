@@ -57,7 +57,8 @@ TASK void NAME(gram_task)(const void *arguments, void *workspace, long index)
     float *gram = (float *)p->gram, *out = gram + start * width;
     (void)workspace;
     NAME(correlate)(p->atoms + start * p->features, rows, p->features, p->packed, p->features, start / PANEL, p->panels, out, width);
-    for (long panel = start + GRAM_ROWS; panel < p->count; panel += PANEL)
-        for (long k = panel; k < panel + PANEL && k < p->count; k++)
-            for (long i = 0; i < rows; i++) gram[k * width + start + i] = out[i * width + k];
+    /* Eight rows at a time: their lines, a power of two apart, still share the sets of the cache while they are read. */
+    for (long i = 0; i < rows; i += 8)
+        for (long k = start + GRAM_ROWS; k < p->count; k++)
+            for (long j = i; j < i + 8 && j < rows; j++) gram[k * width + start + j] = out[j * width + k];
 }

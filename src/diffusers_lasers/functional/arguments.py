@@ -23,8 +23,9 @@ def unit_atoms(dictionary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     peak = dictionary.abs().amax(dim=0)
     safe = torch.where(peak > 0, peak, torch.ones_like(peak))
-    norm = (dictionary / safe).norm(dim=0)
-    unit = dictionary / safe / norm.clamp_min(1e-30)
+    scaled = dictionary / safe  # largest entry 1: squares neither overflow nor vanish
+    norm = scaled.square().sum(dim=0).sqrt()
+    unit = scaled / norm.clamp_min(1e-30)
     scale = torch.where(peak > 0, 1 / norm.clamp_min(1e-30) / safe, 0.0)
     return unit, torch.where(torch.isfinite(peak), scale, float("nan"))
 

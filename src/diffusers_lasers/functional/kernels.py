@@ -204,7 +204,16 @@ def fused_block_update(
     Updates the atoms of a block in sequence, in place; `block_coordinate_update` says what the arguments are. Float32 on the CPU; `rows`,
     `residual` and `inverse` contiguous; `inverse` is 0 for atoms that stay.
     """
-    coupling = coupling if coupling.stride(1) == 1 else coupling.contiguous()
+    _block_update(rows, residual, coupling if coupling.stride(1) == 1 else coupling.contiguous(), inverse)
+
+
+@torch.library.custom_op("diffusers_lasers::block_update", mutates_args=("rows",), device_types="cpu")
+def _block_update(rows: torch.Tensor, residual: torch.Tensor, coupling: torch.Tensor, inverse: torch.Tensor) -> None:
     _kernels.block_update(
         rows.data_ptr(), residual.data_ptr(), coupling.data_ptr(), inverse.data_ptr(), *rows.shape, coupling.stride(0)
     )
+
+
+@_block_update.register_fake
+def _(rows, residual, coupling, inverse):
+    return None

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import torch
 
-from .kernels import fused_block_update, uses_fused
+from .kernels import fused_block_update, fused_synthesis_gradients, uses_fused
 
 
 __all__ = ["accumulate_statistics", "block_coordinate_update", "forgetting_factor"]
@@ -28,6 +28,8 @@ __all__ = ["accumulate_statistics", "block_coordinate_update", "forgetting_facto
 _RELATIVE_ENERGY = 1e-10
 # Atoms whose residuals are computed by one matrix product; from 48 to 128 the time is the same within a few percent.
 _BLOCK = 64
+# Products of signals and coefficients that are held at a time: on the CPU what its cache holds.
+_BLOCK_ELEMENTS = {"cpu": 2**18, "accelerator": 2**26}
 
 
 def forgetting_factor(step: int, batch_size: int) -> float:
@@ -116,11 +118,16 @@ def accumulate_statistics(
     if forgetting != 1.0:
         A.mul_(forgetting)
         B.mul_(forgetting)
-    pairs_of, rows = A.view(-1), B.t()  # rows: (atoms, features)
-    for s in range(slots.shape[1]):
-        rows.index_add_(0, slots[:, s], signals * scaled[:, s : s + 1])
-        pairs = slots[:, s : s + 1] * atoms + slots  # (N, sparsity): row k_s, column k_t
-        pairs_of.scatter_add_(0, pairs.flatten(), (weights[:, s : s + 1] * scaled).flatten())
+    pairs, fused = A.view(-1), uses_fused(scaled)
+    if fused:  # Σ z γᵀ is the gradient of Σ zᵀ D γ to D
+        B.add_(fused_synthesis_gradients(signals, slots, scaled, B, False, True)[1])
+    kind = "cpu" if signals.device.type == "cpu" else "accelerator"
+    block = max(1, _BLOCK_ELEMENTS[kind] // (slots.shape[1] * max(features, slots.shape[1]) or 1))
+    for y, k, w, scaled_w in zip(*(tensor.split(block) for tensor in (signals, slots, weights, scaled))):
+        if not fused:
+            B.t().index_add_(0, k.flatten(), (y.unsqueeze(1) * scaled_w.unsqueeze(2)).flatten(0, 1))
+        entries = k.unsqueeze(2) * atoms + k.unsqueeze(1)  # (n, sparsity, sparsity): row k_s, column k_t
+        pairs.scatter_add_(0, entries.flatten(), (w.unsqueeze(2) * scaled_w.unsqueeze(1)).flatten())
     return A, (B if in_place else B.contiguous())
 
 

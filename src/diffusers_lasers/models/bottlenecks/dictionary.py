@@ -14,7 +14,9 @@ quantised, since a code with floats in it costs 32 bits for each.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -28,6 +30,7 @@ from ...functional.patches import patch_grid
 from ...functional.pursuits import get_pursuit
 from ...functional.rates import support_bits
 from ...functional.synthesis import projection_synthesis, synthesize
+from ...learning import OnlineDictionaryLearner
 from ...utils.distributed import all_reduce_sum, broadcast
 from .base import Bottleneck, BottleneckOutput, check_positive
 
@@ -152,6 +155,56 @@ class DictionaryBottleneck(Bottleneck):
         atoms[:, :1] = torch.where(mean.norm() > 0, F.normalize(mean, dim=1).t(), atoms[:, :1])
         self.dictionary.copy_(broadcast(atoms.contiguous()))
         self.coefficient_scale.copy_(self._batch_scale(*self._pursue(signals)))
+
+    @torch.no_grad()
+    def fit(
+        self,
+        latents: torch.Tensor | Iterable[torch.Tensor],
+        passes: int = 1,
+        learner: OnlineDictionaryLearner | None = None,
+        progress: bool = True,
+        **learner_arguments: Any,
+    ) -> OnlineDictionaryLearner:
+        """
+        Learns the dictionary from fixed latents, those of a frozen autoencoder, by online dictionary learning; no gradient is involved. The
+        coefficient scale is set from the first latents, coded with the result.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): The latents, the same in every pass; their sites
+                are the signals. An iterable is read once a pass, and once more at the end.
+            passes (`int`, defaults to 1): Passes over the latents.
+            learner ([`OnlineDictionaryLearner`], *optional*): One to go on with, e.g. loaded from a file. Defaults to a new one with this
+                bottleneck's atoms, sparsity, pursuit and tolerance.
+            progress (`bool`, defaults to `True`): Whether to show a bar.
+            **learner_arguments: Further arguments of a new learner, e.g. `batch_size`, `seed` or `revive_every`.
+
+        Returns:
+            [`OnlineDictionaryLearner`]: The learner, to be saved or continued.
+
+        Raises:
+            ValueError: If the latents do not fit, or `learner` has another number of atoms or features.
+        """
+        if learner is None:
+            config = self.config
+            learner = OnlineDictionaryLearner(
+                config.num_atoms,
+                config.sparsity,
+                pursuit=config.pursuit,
+                tolerance=config.tolerance,
+                device=self.dictionary.device,
+                **learner_arguments,
+            )
+        features = self.dictionary.shape[0] if learner.dictionary is None else learner.dictionary.shape[0]
+        if (features, learner.config.num_atoms) != self.dictionary.shape:
+            raise ValueError(
+                f"`learner` must have a dictionary of shape {tuple(self.dictionary.shape)}, got {(features, learner.config.num_atoms)}."
+            )
+        signals = self.signals(latents) if torch.is_tensor(latents) else _Signals(self, latents)
+        learner.fit(signals, passes=passes, resume=True, progress=progress)
+        self.dictionary.copy_(learner.dictionary)
+        first = signals if torch.is_tensor(signals) else next(iter(signals))
+        self.coefficient_scale.copy_(self._batch_scale(*self._pursue(first[:_SCALE_SAMPLES])))
+        return learner
 
     @apply_forward_hook
     @torch.no_grad()
@@ -285,6 +338,17 @@ class DictionaryBottleneck(Bottleneck):
         height, width = latents.shape[-2:]
         shape = (latents.shape[0], *patch_grid(height, width, self.config.patch_size), self.config.sparsity)
         return SparseCode(indices.reshape(shape), coefficients.reshape(shape), self.config.num_atoms, (height, width))
+
+
+@dataclass
+class _Signals:
+    """The sites of an iterable of latents, item by item; it can be read as often as the iterable."""
+
+    bottleneck: DictionaryBottleneck
+    latents: Iterable[torch.Tensor]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (self.bottleneck.signals(item) for item in self.latents)
 
 
 def _check_bits(bits: int | None) -> None:
