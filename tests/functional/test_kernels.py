@@ -327,6 +327,22 @@ def test_gradients_of_synthesis(level, features):
 
 
 @built
+def test_indices_are_looked_at_before_the_kernel_writes():
+    signals, dictionary = problem(20, 6, 30)
+    indices, coefficients = omp(signals, dictionary, 3)
+    narrow = kernels.fused_synthesis_gradients(signals, indices.int(), coefficients, dictionary, True, True)
+    for ours, expected in zip(
+        narrow, kernels.fused_synthesis_gradients(signals, indices, coefficients, dictionary, True, True)
+    ):
+        assert torch.equal(ours, expected)
+    indices[3, 1] = 30
+    with pytest.raises(ValueError, match=r"`indices` must be below the number of atoms \(30\), got 30"):
+        kernels.fused_synthesis_gradients(signals, indices, coefficients, dictionary, True, True)
+    with pytest.raises(ValueError, match="`indices`"):
+        accumulate_statistics(torch.zeros(30, 30), torch.zeros(6, 30), signals, indices, coefficients)
+
+
+@built
 def test_gradient_bits_do_not_depend_on_the_threads():
     signals, dictionary = problem(20000, 16, 64)
     indices, coefficients = omp(signals, dictionary, 5)

@@ -169,7 +169,11 @@ def _synthesis_gradients(
     wants_dictionary: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     (features, count), (n, sparsity) = dictionary.shape, indices.shape
-    gradient, indices, coefficients = gradient.contiguous(), indices.contiguous(), coefficients.contiguous()
+    gradient, indices, coefficients = gradient.contiguous(), indices.long().contiguous(), coefficients.contiguous()
+    if indices.numel() >= 2**31:
+        raise ValueError(f"`indices` must have fewer than 2³¹ slots, got {indices.numel()}.")
+    if indices.numel() and int(indices.max()) >= count:  # the kernel does not look
+        raise ValueError(f"`indices` must be below the number of atoms ({count}), got {int(indices.max())}.")
     rows = dictionary.t().contiguous()
     to_coefficients = gradient.new_empty((n, sparsity) if wants_coefficients else 0)
     to_rows = gradient.new_empty((count, features) if wants_dictionary else 0)
