@@ -55,7 +55,9 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGA
 
 # The flags of each bottleneck; those that its class names otherwise are in RENAMED.
 BOTTLENECK_FLAGS = {
-    "dictionary": ("num_atoms", "sparsity", "patch_size", "gradient", "coefficient_bits", "coefficient_scaling"),
+    "dictionary": (
+        *("num_atoms", "sparsity", "patch_size", "pursuit", "gradient", "coefficient_bits", "coefficient_scaling"),
+    ),
     "vq": ("num_atoms", "patch_size"),
     "residual_vq": ("num_atoms", "patch_size", "depth"),
     "fsq": ("fsq_levels",),
@@ -122,6 +124,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--fsq_levels", type=int, nargs="+", help="Levels of each latent channel, or one for all.")
     add("--latent_channels", type=int, help="Channels of the latents. Default: 16.")
     add("--patch_size", type=int, help="Side of a site in latent positions. Default: 1.")
+    add("--pursuit", choices=["omp", "ols", "iht", "fista"], help="How sites are coded. Default: omp.")
     add("--gradient", choices=["straight_through", "projection"], help="Gradient through the dictionary.")
     add("--coefficient_bits", type=int, help="Bits of a coefficient; 0: floats. Default: the preset's.")
     add("--coefficient_scaling", choices=["depth", "shared"], help="Ranges of quantised coefficients. Default: depth.")

@@ -230,7 +230,7 @@ def test_vq_is_trained_by_the_same_command(data, tmp_path):
         {"bottleneck": "fsq", "fsq_levels": 5},
         {"bottleneck": "residual_vq", "depth": 2, "num_atoms": 8, "patch_size": 2},
         {"bottleneck": "none", "channels_last": None},
-        {"preset": "paper", "gradient": "projection", "patch_size": 2, "latent_channels": 4},
+        {"preset": "paper", "gradient": "projection", "pursuit": "ols", "patch_size": 2, "latent_channels": 4},
         {"mixed_precision": "bf16", "adam_weight_decay": 0.1, "max_grad_norm": 0},
         {"dataloader_num_workers": 1, "cache_in_memory": None, "center_crop": None, "crops_per_image": 2},
     ],

@@ -114,11 +114,10 @@ def _projection_gradients(gradient, signals, dictionary, indices, coefficients, 
     projected = (atoms * dual.unsqueeze(-1)).sum(dim=1)  # D_τ a: (N, L)
     if not wants_dictionary:
         return projected.to(signals.dtype), None
-    change = (g - projected).unsqueeze(1) * c.unsqueeze(-1)
-    change = (change + (y - reconstruction.to(dtype)).unsqueeze(1) * dual.unsqueeze(-1)) * used.unsqueeze(-1)
-    rows = change.new_zeros(dictionary.shape[1], dictionary.shape[0])
-    rows.index_add_(0, slots.flatten(), change.flatten(0, 1))
-    return projected.to(signals.dtype), rows.t().to(dictionary.dtype)
+    wanted = dict(wants_weights=False, wants_dictionary=True)  # the two terms are those of `synthesize`
+    _, first = _synthesis_gradients(g - projected, indices, c * used, dictionary.to(dtype), **wanted)
+    _, second = _synthesis_gradients(y - reconstruction.to(dtype), indices, dual, dictionary.to(dtype), **wanted)
+    return projected.to(signals.dtype), (first + second).to(dictionary.dtype)
 
 
 def projection_synthesis(
