@@ -243,7 +243,9 @@ def test_variants_train_and_load(run, flags):
 
 
 def test_flags_reach_the_model(run):
-    folder = run(preset="paper", latent_channels=4, num_atoms=8, sparsity=3, patch_size=2, coefficient_bits=6, pursuit="ols")
+    folder = run(
+        preset="paper", latent_channels=4, num_atoms=8, sparsity=3, patch_size=2, coefficient_bits=6, pursuit="ols"
+    )
     model = AutoencoderDL.from_pretrained(folder)
     config = model.config.bottleneck_config
     assert model.config.latent_channels == 4 and model.bottleneck.dictionary.shape == (16, 8)

@@ -114,7 +114,7 @@ def _projection_gradients(gradient, signals, dictionary, indices, coefficients, 
     projected = (atoms * dual.unsqueeze(-1)).sum(dim=1)  # D_τ a: (N, L)
     if not wants_dictionary:
         return projected.to(signals.dtype), None
-    wanted = dict(wants_weights=False, wants_dictionary=True)  # the two terms are those of `synthesize`
+    wanted = {"wants_weights": False, "wants_dictionary": True}  # the two terms are those of `synthesize`
     _, first = _synthesis_gradients(g - projected, indices, c * used, dictionary.to(dtype), **wanted)
     _, second = _synthesis_gradients(y - reconstruction.to(dtype), indices, dual, dictionary.to(dtype), **wanted)
     return projected.to(signals.dtype), (first + second).to(dictionary.dtype)
