@@ -14,7 +14,6 @@
 #define WORST_ROUNDING 16.0f /* e_s that the recursion may reach */
 #define SHORT 0.03f          /* share of the residual's length at the last direct computation of α that asks for the next */
 
-
 FUNCTION float NAME(dot)(const float *a, const float *b, long length)
 {
     vf total = NAME(splat)(0);
@@ -48,7 +47,8 @@ FUNCTION long NAME(first_of_lanes)(vf best, vi where)
 }
 
 /* Lowers α (and n) by a direction's correlations and finds the next atom, in one pass.
- * `ahead`: the row that the other signal in flight needs next, fetched meanwhile. `row`: G_j, or w itself where `terms` is 0 and `inverse` 1; `w (blocks, sparsity, BLOCK)`: earlier ones, and where w_s is stored as number `current`. */
+ * `row`: G_j, or w itself where `terms` is 0 and `inverse` 1; `w (blocks, sparsity, BLOCK)`: earlier ones, and where w_s is stored as number
+ * `current`; `ahead`: the row that the other signal in flight needs next, fetched meanwhile. */
 FUNCTION long NAME(advance)(
     const float *row, const float *column, long terms, float inverse, float step, float *w, long current, long sparsity, float *alpha,
     float *length, long width, float smallest, const float *ahead)

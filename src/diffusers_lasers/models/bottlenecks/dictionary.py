@@ -203,7 +203,8 @@ class DictionaryBottleneck(Bottleneck):
         learner.fit(signals, passes=passes, resume=True, progress=progress)
         self.dictionary.copy_(learner.dictionary)
         first = signals if torch.is_tensor(signals) else next(iter(signals))
-        self.coefficient_scale.copy_(self._batch_scale(*self._pursue(first[:_SCALE_SAMPLES])))
+        spread = first[:: max(1, len(first) // _SCALE_SAMPLES)]  # over all of its images
+        self.coefficient_scale.copy_(self._batch_scale(*self._pursue(spread)))
         return learner
 
     @apply_forward_hook
