@@ -14,7 +14,6 @@ from diffusers_lasers.functional import (
     accumulate_statistics,
     block_coordinate_update,
     get_backend,
-    greedy_torch,
     kernels,
     ols,
     omp,
@@ -95,7 +94,6 @@ def test_every_instruction_set_and_form(monkeypatch, level, name, form, pursuit,
 def test_gram_form_on_coherent_atoms(monkeypatch, pursuit, backend):
     # where the recursion loses digits, both implementations fall back on products with the atoms themselves
     monkeypatch.setattr(kernels, "_GRAM_FROM", 0)
-    monkeypatch.setattr(greedy_torch, "_GRAM_FEATURES", 0)
     signals, dictionary = coherent(400, 24, 96)
     if pursuit is ols:  # for which a twin at 1e-3 is a dependent atom in float32
         dictionary = dictionary[:, :96]

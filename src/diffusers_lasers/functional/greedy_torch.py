@@ -1,22 +1,19 @@
 r"""Greedy pursuits in tensor operations: any device, float32 and float64.
 
-A block of n signals is coded at once, its arrays laid out `(…, n)` so that every operation runs along n. With the chosen atoms
-D_τ = Q R and the new direction q_s, the correlations α = Dᵀ r that the next choice needs come in one of two forms.
-
-* Residual form: α = Dᵀ r, or for OLS α ← α − p_s w_s with w_s = Dᵀ q_s: one product of `features` multiply-adds an atom. It makes no
-  decision on the host, so that it compiles to one graph and never waits for a GPU.
-* Gram form, float32 on the CPU: q_s = D_τ m_s with the last column m_s of R⁻¹, hence w_s = G_τ m_s, a weighted sum of s rows of the
-  Gram matrix G = Dᵀ D. Its rounding grows with Σ|m_s|; where that is large, w_s is computed from q_s, and α from the residual once that has
-  become short.
+A block of n signals is coded at once, its arrays laid out `(…, n)` so that every operation runs along n. With the residual r of the chosen
+atoms D_τ = Q R and the new direction q_s, the correlations that the next choice needs are α = Dᵀ r for OMP, and α ← α − p_s w_s with
+w_s = Dᵀ q_s for OLS: one product of `features` multiply-adds an atom. Nothing is decided on the host, so that it compiles to one graph and
+never waits for a GPU.
 
 A chosen atom has no correlation left but rounding; should it win all the same, nothing else is left to explain, and `SupportFit` finds it
-dependent. Only the choice between nearly equal atoms depends on the form and on `torch.set_float32_matmul_precision`: Q, R, residual and coefficients
-are elementwise arithmetic on the atoms themselves.
+dependent. Only the choice between nearly equal atoms depends on the product and on `torch.set_float32_matmul_precision`: Q, R, residual and
+coefficients are elementwise arithmetic on the atoms themselves.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch.nn import functional as F
@@ -34,11 +31,6 @@ RELATIVE_INDEPENDENCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 # OLS divides by the squared length outside the span, which is tracked by subtraction: below this it is rounding.
 LEAST_SQUARED_LENGTH = {torch.float32: 1e-5, torch.float64: 1e-10}
 
-_GRAM_FEATURES = 128  # from which the Gram form is the faster one
-_MAX_GRAM_ATOMS = 8192  # 256 MiB
-_WORST_ROUNDING = 32.0  # Σ|m_s| that the Gram form may reach
-_SHORT = 0.03  # share of the residual's length at the last direct computation of α that asks for the next
-
 
 def greedy_pursuit_torch(
     signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None, orthogonal: bool
@@ -52,18 +44,11 @@ def greedy_pursuit_torch(
     n, count = signals.shape[0], dictionary.shape[1]
     atoms, scale = unit_atoms(dictionary)
     atoms, scale = F.pad(atoms, (0, -count % _RUN)), F.pad(scale, (0, -count % _RUN))
-    on_cpu = signals.device.type == "cpu"
-    gram = None
-    if on_cpu and signals.dtype == torch.float32 and not torch.compiler.is_compiling():
-        large = sparsity > 1 and signals.shape[1] >= _GRAM_FEATURES and n >= count // 2
-        if large and count <= _MAX_GRAM_ATOMS:
-            gram = atoms.t() @ atoms
-    block = _BLOCK_ELEMENTS["cpu" if on_cpu else "accelerator"]
-    rows = max(1, block // max(atoms.shape[1], 2 * sparsity * signals.shape[1]))
-    buffers = [signals.new_empty(min(rows, n), atoms.shape[1]) for _ in range(4 if orthogonal else 2)]
+    block = _BLOCK_ELEMENTS["cpu" if signals.device.type == "cpu" else "accelerator"]
+    rows = max(1, block // max(atoms.shape[1], sparsity * signals.shape[1]))
+    correlate = _correlator(atoms, min(rows, n))
     parts = [
-        _code_block(part, atoms, scale, gram, sparsity, tolerance, orthogonal, [x[: part.shape[0]] for x in buffers])
-        for part in signals.split(rows)
+        _code_block(part, atoms, scale, correlate, sparsity, tolerance, orthogonal) for part in signals.split(rows)
     ]
     if len(parts) == 1:
         return parts[0]
@@ -160,20 +145,15 @@ class SupportFit:
         return indices, torch.where(finite.unsqueeze(1), torch.stack(scaled, dim=1), float("nan"))
 
 
-def _code_block(signals, atoms, scale, gram, sparsity, tolerance, orthogonal, buffers):
-    """
-    OMP or OLS of one block: `signals (n, L)`, unit (or zero) `atoms (L, K)`; K a multiple of `_RUN`; `gram` chooses the form; `buffers`:
-    two, for OLS four, matrices `(n, K)` to write in, since fresh memory costs as much as the arithmetic.
-    """
+def _code_block(signals, atoms, scale, correlate, sparsity, tolerance, orthogonal):
+    """OMP or OLS of one block: `signals (n, L)`, unit (or zero) `atoms (L, K)`; K a multiple of `_RUN`; `correlate` of `_correlator`."""
     fit = SupportFit(signals, atoms, scale, sparsity)
     goal = None if tolerance is None else tolerance / fit.unit
-    correlations = torch.mm(fit.residual.t(), atoms, out=buffers[0])  # α
-    scores = buffers[1]
-    new = lengths = None
-    if orthogonal:  # squared lengths outside the span; a zero atom has none
-        new, lengths = buffers[2:]
-        lengths.copy_((atoms.square().sum(dim=0) > 0).to(atoms.dtype).expand_as(lengths))
-    follow = _GramForm(fit, atoms, gram) if gram is not None else None
+    scores = correlate(fit.residual, not orthogonal)
+    if orthogonal:
+        correlations, scores = scores, torch.empty_like(scores)
+        # squared lengths outside the span; a zero atom has none
+        lengths = (atoms.square().sum(dim=0) > 0).to(atoms.dtype).expand_as(scores).clone()
     least_score = fit.smallest.square() if orthogonal else fit.smallest
     for step in range(sparsity):
         if goal is not None:
@@ -182,24 +162,16 @@ def _code_block(signals, atoms, scale, gram, sparsity, tolerance, orthogonal, bu
             # an atom that has become dependent gets an infinite length, from which no later step brings it back
             F.threshold_(lengths, LEAST_SQUARED_LENGTH[signals.dtype], math.inf)
             torch.div(correlations, lengths, out=scores).mul_(correlations)
-        else:
-            torch.abs(correlations, out=scores)
         best, slot = _row_maximum(scores)
         direction, projection = fit.add(slot, best > least_score)
         if step + 1 == sparsity:
             break
-        if follow is not None:
-            new = follow.correlations_of(direction)
-        elif orthogonal:
-            torch.mm(direction.t(), atoms, out=new)
-        else:
-            torch.mm(fit.residual.t(), atoms, out=correlations)
-            continue
-        correlations.addcmul_(new, projection.unsqueeze(1), value=-1.0)
         if orthogonal:
+            new = correlate(direction, False)
+            correlations.addcmul_(new, projection.unsqueeze(1), value=-1.0)
             lengths.addcmul_(new, new, value=-1.0)
-        if follow is not None:
-            follow.refresh(correlations)
+        else:
+            scores = correlate(fit.residual, True)
     return fit.code()
 
 
@@ -208,38 +180,45 @@ def _norm(columns: torch.Tensor) -> torch.Tensor:
     return columns.square().sum(dim=0).sqrt()
 
 
-class _GramForm:
-    """Correlations of directions with all atoms through the Gram matrix; decides on the host which signals need the direct product."""
+def _correlator(atoms: torch.Tensor, rows: int):
+    """
+    The function that multiplies columns `(L, n)` with `atoms (L, K)`: `(n, K)`, or the absolute values of it.
 
-    def __init__(self, fit: SupportFit, atoms: torch.Tensor, gram: torch.Tensor):
-        self.fit, self.atoms, self.gram = fit, atoms, gram
-        n, sparsity = fit.length.shape[0], fit.triangle.shape[0]
-        self.inverse = fit.triangle.new_zeros(sparsity, sparsity, n)  # [s, t]: coefficient of atom t in direction s
-        self.direct = fit.length  # residual's length when α was last computed from it
+    For float32 on the CPU it is the product that `torch.compile` takes for linear layers there (oneDNN): on processors whose BLAS is not
+    tuned for them it has twice the speed, and absolute values cost nothing as the slope −1 of a leaky ReLU.
+    """
+    if (
+        atoms.device.type == "cpu"
+        and atoms.dtype == torch.float32
+        and _has_onednn()
+        and not torch.compiler.is_compiling()
+    ):
+        product = torch.ops.mkldnn._linear_pointwise
+        packed = torch.ops.mkldnn._reorder_linear_weight(atoms.t().contiguous(), rows)
 
-    def correlations_of(self, direction: torch.Tensor) -> torch.Tensor:
-        """w_s = Dᵀ q_s, `(n, K)`, of the latest direction `(features, n)`."""
-        s = len(self.fit.slots) - 1
-        column = self.fit.triangle[: s + 1, s]  # R_ts
-        mine = self.inverse[s]
-        if s:
-            mine[:s] = (self.inverse[:s, :s] * column[:s].unsqueeze(1)).sum(dim=0).div_(column[s]).neg_()
-        mine[s] = 1 / column[s]
-        weights = torch.where(self.fit.used[s], mine[: s + 1], 0.0).t().contiguous()  # (n, s + 1)
-        slots = torch.stack(self.fit.slots, dim=1)
-        new = F.embedding_bag(slots, self.gram, per_sample_weights=weights, mode="sum")
-        worst = (weights.abs().sum(dim=1) > _WORST_ROUNDING).nonzero().squeeze(1)
-        if len(worst):
-            new[worst] = direction[:, worst].t() @ self.atoms
-        return new
+        def correlate(columns, magnitude):
+            if magnitude:
+                return product(columns.t(), packed, None, "leaky_relu", [-1.0], "")
+            return product(columns.t(), packed, None, "none", [], "")
+    else:
 
-    def refresh(self, correlations: torch.Tensor) -> None:
-        """Computes the rows of α `(n, K)` afresh whose residual has become short since that was last done."""
-        length = _norm(self.fit.residual)
-        short = (self.fit.active & (length < _SHORT * self.direct)).nonzero().squeeze(1)
-        if len(short):
-            correlations[short] = self.fit.residual[:, short].t() @ self.atoms
-            self.direct = self.direct.index_copy(0, short, length[short])
+        def correlate(columns, magnitude):
+            values = columns.t() @ atoms
+            return values.abs_() if magnitude else values
+
+    return correlate
+
+
+@cache
+def _has_onednn() -> bool:
+    """
+    Whether this torch has oneDNN's product; asked once. It writes into fresh memory each time, of which every page costs a fault unless the
+    allocator keeps what was freed: glibc does so up to twice the largest block that it got from the system and gave back, at most
+    32 MiB. Such a block is taken here (untouched, so that it costs nothing) and given back.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+    names = ("_linear_pointwise", "_reorder_linear_weight")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in names)
 
 
 def _row_maximum(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
