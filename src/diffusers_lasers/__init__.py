@@ -26,6 +26,7 @@ _import_structure = {
         "ResidualVQBottleneck",
         "VectorQuantizerBottleneck",
     ],
+    "models.patch_discriminator": ["PatchDiscriminator"],
     "models.perceptual": ["PerceptualSimilarity"],
     "training": [],
     "utils": [],
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         ResidualVQBottleneck,
         VectorQuantizerBottleneck,
     )
+    from .models.patch_discriminator import PatchDiscriminator
     from .models.perceptual import PerceptualSimilarity
     from .utils.bases import DiffusionPipeline, ModelMixin, SchedulerMixin
 else:

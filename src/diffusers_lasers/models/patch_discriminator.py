@@ -1,0 +1,119 @@
+r"""PatchGAN (Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017): the discriminator of DL-GAN.
+
+LASERS (2024), section 3.4, takes it over from VQ-GAN. Each logit judges one patch of the image; with three strided layers the patch is
+70 × 70 pixels. The last layer gives logits: the hinge loss wants no sigmoid behind it.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from ..utils.hub import LasersHubMixin
+
+
+__all__ = ["PatchDiscriminator"]
+
+_KERNEL = 4
+_WIDEST = 8  # the channels double with each layer up to this multiple of `base_channels`
+_SLOPE = 0.2
+
+
+class PatchDiscriminator(LasersHubMixin, ModelMixin, ConfigMixin):
+    r"""
+    Creates a PatchGAN discriminator. Weights start as N(0, 0.02²), the scales of a normalisation as N(1, 0.02²).
+
+    Args:
+        in_channels (`int`, defaults to 3): Channels of the images.
+        base_channels (`int`, defaults to 64): Channels of the first layer; each further one doubles them, up to eight times.
+        num_layers (`int`, defaults to 3): Strided layers; 3 gives the 70 × 70 PatchGAN.
+        norm_type (`str`, defaults to `"group"`): `"group"` judges each image alone; `"batch"` is the original, whose statistics mix the images of
+            a batch and, over several processes, need `torch.nn.SyncBatchNorm`; `"none"` has no normalisation.
+        norm_num_groups (`int`, defaults to 32): Groups of `"group"`; must divide the channels of every layer but the first.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    _no_split_modules: list[str] = []
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        base_channels: int = 64,
+        num_layers: int = 3,
+        norm_type: str = "group",
+        norm_num_groups: int = 32,
+    ):
+        super().__init__()
+        for name, value in (
+            ("in_channels", in_channels),
+            ("base_channels", base_channels),
+            ("num_layers", num_layers),
+            ("norm_num_groups", norm_num_groups),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        if norm_type not in ("batch", "group", "none"):
+            raise ValueError(f"`norm_type` must be 'batch', 'group' or 'none', got {norm_type!r}.")
+        widths = [base_channels * min(2**depth, _WIDEST) for depth in range(num_layers + 1)]
+        if norm_type == "group" and any(width % norm_num_groups for width in widths[1:]):
+            raise ValueError(f"`norm_num_groups` must divide the channels {widths[1:]}, got {norm_num_groups!r}.")
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], _KERNEL, 2, 1), nn.LeakyReLU(_SLOPE)]
+        for depth in range(1, num_layers + 1):
+            stride = 2 if depth < num_layers else 1
+            # a batch's mean takes a bias away again
+            bias = norm_type != "batch"
+            layers.append(nn.Conv2d(widths[depth - 1], widths[depth], _KERNEL, stride, 1, bias=bias))
+            if norm_type == "batch":
+                layers.append(nn.BatchNorm2d(widths[depth]))
+            elif norm_type == "group":
+                layers.append(nn.GroupNorm(norm_num_groups, widths[depth]))
+            layers.append(nn.LeakyReLU(_SLOPE))
+        layers.append(nn.Conv2d(widths[-1], 1, _KERNEL, 1, 1))
+        self.layers = nn.Sequential(*layers)
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, 0.0, 0.02)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+            elif isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)):
+                nn.init.normal_(layer.weight, 1.0, 0.02)
+                nn.init.zeros_(layer.bias)
+
+    @property
+    def receptive_field(self) -> int:
+        """Side in pixels of the patch that one logit judges."""
+        field, step = 1, 1
+        for layer in self.layers:
+            if isinstance(layer, nn.Conv2d):
+                field, step = field + (_KERNEL - 1) * step, step * layer.stride[0]
+        return field
+
+    @property
+    def smallest_size(self) -> int:
+        """Least side in pixels of an image: below it there is no logit left."""
+        return 3 * 2**self.config.num_layers
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """
+        Judges images.
+
+        Args:
+            images (`torch.Tensor` of shape `(B, in_channels, H, W)`): Images in [-1, 1].
+
+        Returns:
+            `torch.Tensor` of shape `(B, 1, h, w)`: Logits, large for real; `h = ⌊H / 2ⁿ⌋ − 2` with n = `num_layers`.
+
+        Raises:
+            ValueError: If the images have another number of channels or are too small.
+        """
+        channels, least = self.config.in_channels, self.smallest_size
+        if images.ndim != 4 or images.shape[1] != channels or min(images.shape[-2:]) < least:
+            raise ValueError(
+                f"`images` must have shape (batch, {channels}, height, width) with sides of at least {least}, got {tuple(images.shape)}."
+            )
+        return self.layers(images)

@@ -1,0 +1,173 @@
+r"""The adversarial part of DL-GAN's objective (LASERS, 2024, section 3.4, eqs 14–16), which is that of VQ-GAN.
+
+The generator minimises ℓ_recon + λ f(t) ℓ_adv with the adaptive weight of eq 16,
+
+    λ = ‖∇_G ℓ_recon‖ / (‖∇_G ℓ_adv‖ + δ),
+
+the norms of the gradients at the decoder's last layer G, and a factor f(t) that rises from 0 to 1 after a start step, while the discriminator
+learns from the start on: it knows something before its loss counts. All losses are computed in float32, whatever the precision of the logits.
+
+*LeCam* (Tseng et al., "Regularizing Generative Adversarial Networks under Limited Data", CVPR 2021) keeps the logits of one kind near the running mean
+of the other kind's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..utils.distributed import all_reduce_sum, rank_and_world_size
+
+
+__all__ = ["LeCamRegularizer", "adaptive_weight", "adversarial_factor", "discriminator_loss", "generator_loss"]
+
+_KINDS = ("hinge", "vanilla")
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in _KINDS:
+        raise ValueError(f"`kind` must be one of {_KINDS}, got {kind!r}.")
+
+
+def discriminator_loss(real: torch.Tensor, fake: torch.Tensor, kind: str = "hinge") -> torch.Tensor:
+    """
+    What the discriminator minimises: half the sum of the losses on real images and on reconstructions.
+
+    Args:
+        real (`torch.Tensor`): Logits of images.
+        fake (`torch.Tensor`): Logits of reconstructions, which must be detached from the generator *before* the discriminator sees them.
+        kind (`str`, defaults to `"hinge"`): `"hinge"`, mean max(0, 1 − real) and mean max(0, 1 + fake), or `"vanilla"`, cross-entropy.
+
+    Returns:
+        `torch.Tensor`: The loss, 0-dim, float32.
+
+    Raises:
+        ValueError: If `kind` is another word.
+    """
+    _check_kind(kind)
+    real, fake = real.float(), fake.float()
+    if kind == "hinge":
+        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+
+
+def generator_loss(fake: torch.Tensor, kind: str = "hinge") -> torch.Tensor:
+    """
+    What the generator minimises.
+
+    Args:
+        fake (`torch.Tensor`): Logits of reconstructions.
+        kind (`str`, defaults to `"hinge"`): `"hinge"`, −mean fake, or `"vanilla"`, the non-saturating cross-entropy −mean log σ(fake).
+
+    Returns:
+        `torch.Tensor`: The loss, 0-dim, float32.
+
+    Raises:
+        ValueError: If `kind` is another word.
+    """
+    _check_kind(kind)
+    fake = fake.float()
+    return -fake.mean() if kind == "hinge" else F.softplus(-fake).mean()
+
+
+def adaptive_weight(
+    reconstruction_loss: torch.Tensor,
+    adversarial_loss: torch.Tensor,
+    last_layer: torch.Tensor,
+    delta: float = 1e-6,
+    maximum: float = 1e4,
+) -> torch.Tensor:
+    """
+    The weight λ of the adversarial loss (LASERS, 2024, eq 16), with the norms in float32. Under data parallelism each rank
+    has its own batch's λ.
+
+    Args:
+        reconstruction_loss (`torch.Tensor`): ℓ_recon, 0-dim, with its graph, which is kept.
+        adversarial_loss (`torch.Tensor`): The generator's adversarial loss, likewise.
+        last_layer (`torch.Tensor`): Weight of the decoder's last layer, on which both depend.
+        delta (`float`, defaults to 1e-6): δ, added to the denominator's norm; above 0.
+        maximum (`float`, defaults to 1e4): Largest λ.
+
+    Returns:
+        `torch.Tensor`: λ, 0-dim, float32, without gradient. It is 0 where a norm is not finite, as in a step that a gradient scaler skips.
+
+    Raises:
+        ValueError: If `delta` or `maximum` is not above 0.
+    """
+    for name, value in (("delta", delta), ("maximum", maximum)):
+        if not value > 0:
+            raise ValueError(f"`{name}` must be above 0, got {value!r}.")
+    norms = [
+        torch.linalg.vector_norm(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float())
+        for loss in (reconstruction_loss, adversarial_loss)
+    ]
+    weight = (norms[0] / (norms[1] + delta)).clamp(0.0, maximum).detach()
+    return torch.where(torch.isfinite(norms[0]) & torch.isfinite(norms[1]), weight, torch.zeros_like(weight))
+
+
+def adversarial_factor(step: int, start: int, warmup: int = 0) -> float:
+    """
+    The factor f(t) of the adversarial loss: 0 before `start`, then linear to 1 over `warmup` steps.
+
+    Args:
+        step (`int`): Optimiser steps taken.
+        start (`int`): First step at which the discriminator is trained.
+        warmup (`int`, defaults to 0): Steps from there until its loss counts in full; 0: at once.
+
+    Returns:
+        `float`: The factor, in [0, 1].
+    """
+    if step < start:
+        return 0.0
+    return min(1.0, (step - start) / warmup) if warmup > 0 else 1.0
+
+
+class LeCamRegularizer:
+    """
+    Creates the LeCam regularisation of a discriminator, mean max(0, real − m_fake)² + mean max(0, m_real − fake)² with running means m of the logits
+    (equal on all ranks), for `accelerator.register_for_checkpointing`.
+
+    Args:
+        decay (`float`, defaults to 0.999): Decay of the running means, in [0, 1).
+
+    Raises:
+        ValueError: If `decay` is out of range.
+    """
+
+    def __init__(self, decay: float = 0.999):
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"`decay` must lie in [0, 1), got {decay!r}.")
+        self.decay = decay
+        self.means = torch.zeros(2)
+
+    def __call__(self, real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+        """
+        Updates the running means by a batch's logits and gives the regularisation.
+
+        Args:
+            real (`torch.Tensor`): Logits of images.
+            fake (`torch.Tensor`): Logits of reconstructions.
+
+        Returns:
+            `torch.Tensor`: The regularisation, 0-dim, float32.
+        """
+        real, fake = real.float(), fake.float()
+        batch = torch.stack([real.detach().mean(), fake.detach().mean()])
+        batch = all_reduce_sum(batch) / rank_and_world_size()[1]
+        self.means = torch.lerp(batch, self.means.to(batch.device), self.decay)
+        return F.relu(real - self.means[1]).square().mean() + F.relu(self.means[0] - fake).square().mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running means of real and fake logits."""
+        return {"means": self.means.cpu()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Restores the running means.
+
+        Args:
+            state (`dict`): What `state_dict` gave.
+        """
+        self.means = state["means"].clone()

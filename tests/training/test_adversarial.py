@@ -1,0 +1,111 @@
+"""Adversarial losses against their definitions, the adaptive weight against closed forms, LeCam's state."""
+
+import math
+
+import pytest
+import torch
+
+from diffusers_lasers.training import (
+    LeCamRegularizer,
+    adaptive_weight,
+    adversarial_factor,
+    discriminator_loss,
+    generator_loss,
+)
+
+
+@pytest.fixture
+def logits():
+    generator = torch.Generator().manual_seed(0)
+    return [3 * torch.randn(4, 1, 5, 5, generator=generator) for _ in range(2)]
+
+
+def test_hinge(logits):
+    real, fake = (part.double() for part in logits)
+    expected = 0.5 * ((1 - real).clamp_min(0).mean() + (1 + fake).clamp_min(0).mean())
+    torch.testing.assert_close(discriminator_loss(*logits).double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(generator_loss(logits[1]).double(), -fake.mean(), rtol=1e-6, atol=1e-7)
+    assert discriminator_loss(torch.full((3,), 1.5), torch.full((3,), -1.5)) == 0
+
+
+def test_vanilla(logits):
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits
+    ones, zeros = torch.ones_like(logits[0]), torch.zeros_like(logits[0])
+    expected = 0.5 * (entropy(logits[0], ones) + entropy(logits[1], zeros))
+    torch.testing.assert_close(discriminator_loss(*logits, kind="vanilla"), expected)
+    torch.testing.assert_close(generator_loss(logits[1], kind="vanilla"), entropy(logits[1], ones))
+    assert generator_loss(torch.tensor([-1e4]), "vanilla").isfinite()
+
+
+def test_half_precision_is_computed_in_float32(logits):
+    half = [part.half() * 1000 for part in logits]
+    for kind in ("hinge", "vanilla"):
+        loss = discriminator_loss(*half, kind=kind)
+        assert loss.dtype == torch.float32 and loss.isfinite()
+        torch.testing.assert_close(loss, discriminator_loss(*(part.float() for part in half), kind=kind))
+
+
+@pytest.mark.parametrize(
+    "call", [lambda k: discriminator_loss(*[torch.zeros(1)] * 2, k), lambda k: generator_loss(torch.zeros(1), k)]
+)
+def test_another_kind_is_refused(call):
+    with pytest.raises(ValueError, match="`kind` must be one of .*'wasserstein'"):
+        call("wasserstein")
+
+
+def losses(first, second):
+    weight = torch.tensor([1.0, -2.0], requires_grad=True)
+    return (weight * torch.tensor(first)).sum(), (weight * torch.tensor(second)).sum(), weight
+
+
+def test_the_weight_is_the_ratio_of_the_gradients_norms():
+    assert adaptive_weight(*losses([3.0, 4.0], [0.0, 2.0])).item() == pytest.approx(2.5, rel=1e-6)
+    assert adaptive_weight(*losses([3.0, 4.0], [0.0, 2.0]), delta=3.0).item() == pytest.approx(1.0)
+
+
+def test_weighted_gradients_have_equal_norms_and_the_graph_remains():
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(4, 3, 3)
+    sample = layer(torch.randn(2, 4, 8, 8))
+    first, second = sample.square().mean(), 1e3 * sample.sigmoid().mean()
+    weight = adaptive_weight(first, second, layer.weight)
+    assert not weight.requires_grad
+    norms = [torch.autograd.grad(x, layer.weight, retain_graph=True)[0].norm() for x in (first, weight * second)]
+    torch.testing.assert_close(*norms, rtol=1e-4, atol=0)
+    (first + weight * second).backward()  # the graph was kept
+
+
+def test_the_weight_is_clamped_and_safe():
+    assert adaptive_weight(*losses([3.0, 4.0], [0.0, 0.0])) == 1e4
+    assert adaptive_weight(*losses([3.0, 4.0], [0.0, 0.1]), maximum=7.0) == 7.0
+    assert adaptive_weight(*losses([0.0, 0.0], [0.0, 0.0])) == 0
+    assert adaptive_weight(*losses([math.inf, 4.0], [1.0, 0.0])) == 0
+    assert adaptive_weight(*losses([1.0, 4.0], [math.nan, 0.0])) == 0
+    for name in ("delta", "maximum"):
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            adaptive_weight(*losses([1.0, 1.0], [1.0, 1.0]), **{name: 0.0})
+
+
+def test_the_factor_rises_after_the_start():
+    assert [adversarial_factor(step, start=3) for step in (0, 2, 3, 9)] == [0, 0, 1, 1]
+    assert [adversarial_factor(step, start=3, warmup=4) for step in (2, 3, 4, 7, 8)] == [0, 0, 0.25, 1, 1]
+
+
+def test_lecam_follows_its_definition_and_its_state_continues(logits):
+    regularizer = LeCamRegularizer(decay=0.5)
+    real, fake = logits
+    value = regularizer(real, fake)
+    means = 0.5 * real.mean(), 0.5 * fake.mean()
+    expected = (real - means[1]).clamp_min(0).square().mean() + (means[0] - fake).clamp_min(0).square().mean()
+    torch.testing.assert_close(value, expected)
+    other = LeCamRegularizer(decay=0.5)
+    other.load_state_dict(regularizer.state_dict())
+    assert torch.equal(other(fake, real), regularizer(fake, real)) and other.means.abs().sum() > 0
+    with pytest.raises(ValueError, match="`decay`"):
+        LeCamRegularizer(decay=1.0)
+
+
+def test_gradients_reach_the_logits_only(logits):
+    real, fake = (part.requires_grad_() for part in logits)
+    (discriminator_loss(real, fake) + LeCamRegularizer()(real, fake)).backward()
+    assert real.grad.abs().sum() > 0 and fake.grad.abs().sum() > 0
