@@ -46,6 +46,7 @@ from diffusers_lasers.training import (
     load_image_dataset,
     save_checkpoint,
     take_batch,
+    verify_checkpoint,
 )
 from diffusers_lasers.utils.hub import write_model_card
 
@@ -272,9 +273,12 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
     if args.resume_from_checkpoint is None:
         return None
     if args.resume_from_checkpoint == "latest":
-        return latest_checkpoint(args.output_dir)
+        return latest_checkpoint(args.output_dir, report=lambda s: logger.warning(f"{s} Trying the one before."))
     for path in (Path(args.resume_from_checkpoint), Path(args.output_dir) / args.resume_from_checkpoint):
         if path.is_dir():
+            wrong = verify_checkpoint(path)
+            if wrong:
+                raise ValueError(f"--resume_from_checkpoint {args.resume_from_checkpoint!r}: {wrong}")
             return path
     raise ValueError(
         f"--resume_from_checkpoint {args.resume_from_checkpoint!r} is neither a folder nor in --output_dir."
@@ -443,6 +447,23 @@ def build_loader(run: argparse.Namespace, args: argparse.Namespace, state: Train
     return run.accelerator.prepare_data_loader(loader)
 
 
+def checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: int) -> None:
+    """Writes a checkpoint; ends the run with one sentence where that fails, as on a full disk."""
+    try:
+        save_checkpoint(
+            args.output_dir,
+            step,
+            accelerator.save_state,
+            total_limit=args.checkpoints_total_limit,
+            is_main_process=accelerator.is_main_process,
+            wait=accelerator.wait_for_everyone,
+        )
+    except OSError as error:
+        last = latest_checkpoint(args.output_dir)
+        kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint before it"
+        raise SystemExit(f"train_dlgan.py: error: {error}; {kept}.") from error
+
+
 def push(args: argparse.Namespace, output_dir: Path) -> None:
     """Uploads the model folder, without its checkpoints."""
     from huggingface_hub import HfApi
@@ -603,14 +624,7 @@ def main(args: argparse.Namespace) -> None:
             if args.validation_steps and state.step % args.validation_steps == 0 and state.step < steps:
                 recorder.validate(model, dataset, held_out)
             if args.checkpointing_steps and state.step % args.checkpointing_steps == 0:
-                save_checkpoint(
-                    args.output_dir,
-                    state.step,
-                    accelerator.save_state,
-                    total_limit=args.checkpoints_total_limit,
-                    is_main_process=accelerator.is_main_process,
-                    wait=accelerator.wait_for_everyone,
-                )
+                checkpoint(accelerator, args, state.step)
     bar.close()
     recorder.validate(model, dataset, held_out)
     recorder.finish(model)

@@ -4,8 +4,10 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +74,21 @@ def words(**flags):
     return line
 
 
-def launch(**flags):
-    """Runs the script in processes of its own, as the README says."""
+def start(**flags):
+    """Starts the script in processes of its own, as the README says."""
     path = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--cpu", str(SCRIPT), *words(**flags)]
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+
+def launch(**flags):
+    """Runs the script to its end."""
+    process = start(**flags)
+    stdout, stderr = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +319,82 @@ def test_the_perceptual_loss_is_part_of_the_loss(run, tmp_path):
 
 def test_latest_without_a_checkpoint_starts_from_scratch(run):
     assert TrainingLog.read(run(steps=1, resume_from_checkpoint="latest") / "training_log.jsonl")[0]["step"] == 1
+
+
+def test_runs_that_are_killed_end_in_the_same_weights(data, tmp_path):
+    flags = {**data, **FLAGS, "max_train_steps": 14, "checkpointing_steps": 1, "validation_steps": 0}
+    whole = launch(**flags, output_dir=tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    folder, generator, stopped_at = tmp_path / "killed", np.random.default_rng(0), []
+    for kill in range(5):
+        # two of them while a checkpoint is being written, the others a while after a step
+        goal, delay = 2 * (kill + 1), generator.uniform(0, 0.15)
+        process = start(**flags, output_dir=folder, resume_from_checkpoint="latest")
+        while process.poll() is None:
+            done = len(TrainingLog.read(folder / "training_log.jsonl"))
+            if done >= goal:
+                if kill % 2 == 0:
+                    time.sleep(delay)
+                elif not any(folder.glob("checkpoint-*.tmp")):
+                    continue
+                break
+            time.sleep(0.002)
+        assert process.poll() is None, process.communicate()[1]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        stopped_at.append(done)
+    assert stopped_at[-1] < 14
+    last = launch(**flags, output_dir=folder, resume_from_checkpoint="latest")
+    assert last.returncode == 0, last.stderr
+    ours, theirs = load_file(folder / WEIGHTS), load_file(tmp_path / "whole" / WEIGHTS)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    states = [torch.load(path / "checkpoint-14" / "optimizer.bin")["state"] for path in (folder, tmp_path / "whole")]
+    for index, state in states[0].items():
+        assert all(torch.equal(value, states[1][index][name]) for name, value in state.items())
+    steps = [line["step"] for line in TrainingLog.read(folder / "training_log.jsonl") if "loss" in line]
+    assert steps == list(range(1, 15))
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(trained, data, tmp_path):
+    for name in ("checkpoint-4", "checkpoint-6"):
+        shutil.copytree(trained / name, tmp_path / "model" / name)
+    damaged = tmp_path / "model" / "checkpoint-6" / "optimizer.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    result = launch(**data, **FLAGS, output_dir=tmp_path / "model", resume_from_checkpoint="latest")
+    assert result.returncode == 0, result.stderr
+    assert "checkpoint-6 is damaged: optimizer.bin" in result.stderr + result.stdout
+    ours, theirs = load_file(tmp_path / "model" / WEIGHTS), load_file(trained / WEIGHTS)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert (
+        not (damaged.stat().st_size == 0)
+        and damaged.read_bytes() == (trained / damaged.relative_to(tmp_path / "model")).read_bytes()
+    )
+
+
+def test_a_damaged_checkpoint_that_was_named_is_refused(run):
+    folder = run(checkpointing_steps=2)
+    (folder / "checkpoint-2" / "optimizer.bin").unlink()
+    with pytest.raises(SystemExit, match="lacks the file optimizer.bin"):
+        run(resume_from_checkpoint="checkpoint-2")
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence(run, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    whole, calls = Accelerator.save_state, []
+
+    def full(self, output_dir):
+        calls.append(output_dir)
+        whole(self, output_dir)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Accelerator, "save_state", full)
+    with pytest.raises(
+        SystemExit, match="checkpoint-2 could not be written.*No space left.*whole checkpoint is .*checkpoint-1"
+    ):
+        run(steps=3, checkpointing_steps=1)
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-1"]
 
 
 def test_a_finished_run_is_only_saved_again(run):

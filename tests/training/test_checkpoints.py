@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_lasers.training import TrainingState, latest_checkpoint, list_checkpoints, save_checkpoint
+from diffusers_lasers.training import (
+    TrainingState,
+    latest_checkpoint,
+    list_checkpoints,
+    save_checkpoint,
+    verify_checkpoint,
+)
 
 
 def write(text):
@@ -82,3 +88,46 @@ def test_counters_round_trip():
     state = TrainingState()
     state.load_state_dict(TrainingState(step=3, samples_seen=48).state_dict())
     assert (state.step, state.samples_seen) == (3, 48)
+
+
+def delete(file):
+    file.unlink()
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-2])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["weights", "manifest.json"])
+@pytest.mark.parametrize("damage", [delete, truncate, flip])
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage, name):
+    for step in (1, 2):
+        assert verify_checkpoint(save_checkpoint(tmp_path, step, write(f"step {step}"))) is None
+    damage(tmp_path / "checkpoint-2" / name)
+    said = []
+    assert latest_checkpoint(tmp_path, report=said.append).name == "checkpoint-1"
+    assert len(said) == 1 and "checkpoint-2" in said[0] and name in said[0]
+
+
+def test_without_a_whole_one_there_is_none(tmp_path):
+    save_checkpoint(tmp_path, 1, write("one"))
+    (tmp_path / "checkpoint-1" / "manifest.json").write_text("[]")
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    save_checkpoint(tmp_path, 1, write("one"), total_limit=1)
+
+    def full(folder):
+        write("half")(folder)
+        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+
+    with pytest.raises(OSError, match="checkpoint-2 could not be written.*No space left"):
+        save_checkpoint(tmp_path, 2, full, total_limit=1)
+    assert names(tmp_path) == ["checkpoint-1"] and latest_checkpoint(tmp_path) is not None

@@ -7,7 +7,7 @@ from .adversarial import (
     discriminator_loss,
     generator_loss,
 )
-from .checkpoints import TrainingState, latest_checkpoint, list_checkpoints, save_checkpoint
+from .checkpoints import TrainingState, latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
 from .data import BUNDLED_PHOTOS, ImageDataset, bundled_photos, load_image_dataset, take_batch
 from .losses import ReconstructionLoss, ReconstructionTerms
 from .records import TrainingLog, Window
@@ -36,4 +36,5 @@ __all__ = [
     "load_image_dataset",
     "save_checkpoint",
     "take_batch",
+    "verify_checkpoint",
 ]

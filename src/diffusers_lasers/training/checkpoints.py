@@ -2,11 +2,14 @@
 
 A checkpoint is written to `checkpoint-N.tmp` and renamed to `checkpoint-N` when everything is in it, so that a run that
 is killed while it saves leaves nothing that looks like a checkpoint. Old ones are deleted only after the new one is
-whole.
+whole. `manifest.json` in it lists size and SHA-256 of every file, by which damage that comes later is found before anything
+is loaded.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 
-__all__ = ["TrainingState", "latest_checkpoint", "list_checkpoints", "save_checkpoint"]
+__all__ = ["TrainingState", "latest_checkpoint", "list_checkpoints", "save_checkpoint", "verify_checkpoint"]
 
+_MANIFEST = "manifest.json"
 _PATTERN = re.compile(r"checkpoint-(\d+)")
 
 
@@ -37,18 +41,63 @@ def list_checkpoints(folder: str | os.PathLike) -> list[Path]:
     return sorted(found, key=lambda path: int(_PATTERN.fullmatch(path.name)[1]))
 
 
-def latest_checkpoint(folder: str | os.PathLike) -> Path | None:
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {str(p.relative_to(folder)): _fingerprint(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    (folder / _MANIFEST).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
+
+
+def verify_checkpoint(path: str | os.PathLike) -> str | None:
     """
-    The checkpoint of the highest step.
+    Compares a checkpoint with its manifest; every file is read.
+
+    Args:
+        path (`str` or `os.PathLike`): The folder.
+
+    Returns:
+        `str` or `None`: One sentence that says what is wrong, or `None` where the checkpoint is whole.
+    """
+    path = Path(path)
+    try:
+        files = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return f"{path} has no readable {_MANIFEST}."
+    for name, (size, digest) in expected.items():
+        if not (path / name).is_file():
+            return f"{path} lacks the file {name}."
+        if (path / name).stat().st_size != size:
+            return f"{path} is damaged: {name} has {(path / name).stat().st_size} bytes instead of {size}."
+        if _fingerprint(path / name)["sha256"] != digest:
+            return f"{path} is damaged: the contents of {name} have changed."
+    return None
+
+
+def latest_checkpoint(folder: str | os.PathLike, report: Callable[[str], Any] = lambda sentence: None) -> Path | None:
+    """
+    The whole checkpoint of the highest step; damaged ones are passed over.
 
     Args:
         folder (`str` or `os.PathLike`): The output folder; it need not exist.
+        report (`Callable[[str], Any]`, *optional*):
+            Receives one sentence for each checkpoint that is passed over, e.g. `logger.warning`.
 
     Returns:
         `pathlib.Path` or `None`: The folder `checkpoint-N`, or `None` where there is no whole checkpoint.
     """
-    found = list_checkpoints(folder)
-    return found[-1] if found else None
+    for path in reversed(list_checkpoints(folder)):
+        wrong = verify_checkpoint(path)
+        if wrong is None:
+            return path
+        report(wrong)
+    return None
 
 
 def save_checkpoint(
@@ -76,6 +125,8 @@ def save_checkpoint(
 
     Raises:
         ValueError: If `total_limit` is below 1.
+        OSError: If something in it cannot be written, as on a full disk; what was written of it is deleted, and the
+            checkpoints before it stay.
     """
     if total_limit is not None and total_limit < 1:
         raise ValueError(f"`total_limit` must be at least 1, got {total_limit!r}.")
@@ -85,8 +136,14 @@ def save_checkpoint(
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     wait()
-    write(str(unfinished))
-    wait()
+    try:
+        write(str(unfinished))
+        wait()
+        if is_main_process:
+            _write_manifest(unfinished)
+    except Exception as error:  # torch and safetensors have errors of their own for a full disk
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise OSError(f"{target} could not be written: {error}") from error
     if is_main_process:
         if target.exists():
             shutil.rmtree(target)
