@@ -28,7 +28,7 @@ import diffusers_lasers
 from diffusers_lasers import AutoencoderDL, PerceptualSimilarity
 from diffusers_lasers.functional.dictionary import mutual_coherence
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, RFID, SSIM, AtomUsage, CodeRate, LatentNMSE, flip_map
-from diffusers_lasers.training.data import ImageDataset, load_image_dataset
+from diffusers_lasers.training import ImageDataset, load_image_dataset
 
 
 # Key in results.json, heading, format.

@@ -1,14 +1,17 @@
-r"""Trains an autoencoder with a structured bottleneck on images: the first stage of DL-GAN (LASERS, 2024) and its baselines.
+r"""Trains an autoencoder with a structured bottleneck on images: DL-VAE and DL-GAN (LASERS, 2024), VQ-VAE and VQ-GAN, and their peers.
 
     accelerate launch examples/train_dlgan.py --output_dir dl --max_train_steps 2000
-    accelerate launch examples/train_dlgan.py --train_data_dir photos/ --resolution 256 --bottleneck vq --output_dir vq
+    accelerate launch examples/train_dlgan.py --train_data_dir photos/ --resolution 256 --bottleneck vq --adversarial_loss hinge --output_dir vqgan
 
-Each step minimises eq 13: the reconstruction loss of eq 6, η · MSE + (1 − η) · LPIPS, and the bottleneck's own weighted losses.
-The dictionary is kept on the sphere and its dead atoms are revived (`DictionaryUpkeep`). Without `--dataset_name` or
+Each step minimises eq 13: the reconstruction loss of eq 6, η · MSE + (1 − η) · LPIPS, and the bottleneck's own weighted losses; with
+`--adversarial_loss` also the generator's loss of eq 15 with the adaptive weight of eq 16, and the loss of a PatchGAN discriminator
+that learns from `--discriminator_start` on. Dictionary, autoencoder and discriminator are groups of one optimiser with learning rates of their
+own. The dictionary is kept on the sphere and its dead atoms are revived (`DictionaryUpkeep`). Without `--dataset_name` or
 `--train_data_dir` the images are random crops of the photographs that scikit-image installs, two of them held out.
 
-The folder `--output_dir` receives the model (`AutoencoderDL.from_pretrained` loads it), its card, `settings.json`,
-`training_log.jsonl`, `validation/*.png` and `checkpoint-N/`; each checkpoint holds a loadable model in `autoencoder/` too.
+The folder `--output_dir` receives the model (`AutoencoderDL.from_pretrained` loads it; with `--use_ema` the averaged one), the discriminator
+in `discriminator/`, a card, `settings.json`, `training_log.jsonl`, `validation/*.png` and `checkpoint-N/`; each checkpoint holds loadable
+models in `autoencoder/` and `discriminator/` too.
 """
 
 import argparse
@@ -17,6 +20,8 @@ import math
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +31,39 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.tracking import GeneralTracker, get_available_trackers
 from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from PIL import Image
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import diffusers_lasers
-from diffusers_lasers import AutoencoderDL, PerceptualSimilarity
+from diffusers_lasers import AutoencoderDL, DictionaryBottleneck, PatchDiscriminator, PerceptualSimilarity
+from diffusers_lasers.models.autoencoders import AutoencoderDLOutput
 from diffusers_lasers.training import (
+    AdversarialObjective,
+    BlockCoordinateUpdate,
     DictionaryUpkeep,
     ImageDataset,
+    ImageStream,
+    LeCamRegularizer,
+    ModelAverage,
     ReconstructionLoss,
     StreamSampler,
     TrainingLog,
     TrainingState,
+    UnreadableImageError,
     Window,
     latest_checkpoint,
     load_image_dataset,
+    open_image_stream,
     save_checkpoint,
     take_batch,
     verify_checkpoint,
 )
+from diffusers_lasers.training.sources import to_rgb
 from diffusers_lasers.utils.hub import write_model_card
 
 
@@ -74,18 +90,31 @@ AT_LEAST = {
     1: (
         *("resolution", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_train_steps"),
         *("max_train_samples", "crops_per_image", "max_validation_samples", "num_validation_images"),
-        *("log_steps", "checkpoints_total_limit"),
+        *("log_steps", "checkpoints_total_limit", "discriminator_channels", "discriminator_layers"),
     ),
     0: (
+        *("adversarial_weight", "discriminator_learning_rate", "discriminator_start", "discriminator_warmup_steps"),
+        *("discriminator_lr_warmup_steps", "lecam_weight", "bcd_memory", "shuffle_buffer_size"),
         *("checkpointing_steps", "validation_steps", "lr_warmup_steps", "revive_every", "max_grad_norm", "resize"),
         *("learning_rate", "dictionary_learning_rate", "dataloader_num_workers", "coefficient_bits", "seed"),
     ),
 }
-# How the presets train: LASERS says nothing of clipping, revival, initialisation or the sphere's tangent.
+# How the presets train. LASERS says nothing of clipping, revival, initialisation, the sphere's tangent or averages; its discriminator is that
+# of pix2pix, trained in the last 20 of 220 epochs (docs: training guide).
 TRAINING_PRESETS = {
-    "paper": {"max_grad_norm": 0.0, "revive_every": 0, "data_initialization": False, "tangent_projection": False},
-    "corrected": {"max_grad_norm": 1.0, "revive_every": 100, "data_initialization": True, "tangent_projection": True},
+    "paper": {
+        **{"max_grad_norm": 0.0, "revive_every": 0, "data_initialization": False, "tangent_projection": False},
+        **{"bcd_memory": 0, "adversarial_weight": 1.0, "discriminator_norm": "batch"},
+        **{"discriminator_adam_beta1": 0.9, "discriminator_adam_beta2": 0.999},
+    },
+    "corrected": {
+        **{"max_grad_norm": 1.0, "revive_every": 100, "data_initialization": True, "tangent_projection": True},
+        **{"bcd_memory": 500, "adversarial_weight": 0.75, "discriminator_norm": "group"},
+        **{"discriminator_adam_beta1": 0.5, "discriminator_adam_beta2": 0.9},
+    },
 }
+# Shares of the steps: before the discriminator learns, and until its loss counts in full.
+DISCRIMINATOR_PRESETS = {"paper": (10 / 11, 0.0), "corrected": (0.5, 0.1)}
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 CROPS_PER_BUNDLED_PHOTO = {"train": 256, "validation": 32}
 
@@ -114,6 +143,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--random_flip", action="store_true", help="Mirror half of the crops.")
     add("--crops_per_image", type=int, help="Crops an epoch. Default: 1, 256 for the bundled photographs.")
     add("--dataloader_num_workers", type=int, default=0)
+    add("--streaming", action="store_true", help="Read the data as a stream; nothing is prepared or held.")
+    add("--shuffle_buffer_size", type=int, default=1000, help="Rows that a stream is shuffled among.")
+    add("--skip_unreadable", action="store_true", help="Leave out images that cannot be decoded, and count them.")
 
     add = parser.add_argument_group("model").add_argument
     add("--preset", choices=list(TRAINING_PRESETS), help="Where the defaults come from. Default: corrected.")
@@ -135,6 +167,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--perceptual", choices=["squeeze", "alex", "vgg", "none"], default="none", help="Network of LPIPS.")
     add("--perceptual_weights", help="Folder with its weights. Default: torchvision's, which are downloaded.")
 
+    add = parser.add_argument_group("discriminator").add_argument
+    add("--adversarial_loss", choices=["hinge", "vanilla", "none"], default="none", help="DL-GAN, VQ-GAN: hinge.")
+    add("--adversarial_weight", type=float, help="Beside the adaptive weight. Default: the preset's, 0.75 (paper: 1).")
+    add("--no_adaptive_weight", action="store_true", help="1 in the place of the adaptive weight of eq 16.")
+    add("--discriminator_start", type=int, help="Steps before it learns. Default: half of them (paper: 10/11).")
+    add("--discriminator_warmup_steps", type=int, help="Until its loss counts in full. Default: a tenth (paper: 0).")
+    add("--discriminator_learning_rate", type=float, help="Default: the learning rate.")
+    add("--discriminator_lr_scheduler", choices=SCHEDULES, default="constant", help="From its start to the end.")
+    add("--discriminator_lr_warmup_steps", type=int, default=0)
+    add("--discriminator_adam_beta1", type=float, help="Default: 0.5 (paper: 0.9).")
+    add("--discriminator_adam_beta2", type=float, help="Default: 0.9 (paper: 0.999).")
+    add("--discriminator_channels", type=int, default=64, help="Of its first layer.")
+    add("--discriminator_layers", type=int, default=3, help="Strided layers; 3 is the 70 × 70 PatchGAN.")
+    add("--discriminator_norm", choices=["group", "batch", "none"], help="Default: group (paper: batch).")
+    add("--discriminator_config_name_or_path", help="A config of PatchDiscriminator, instead of the last three.")
+    add("--lecam_weight", type=float, default=0.0, help="Weight of LeCam regularisation; 0: none.")
+
     add = parser.add_argument_group("training").add_argument
     add("--train_batch_size", type=int, default=16, help="Images a process and micro-batch.")
     add("--gradient_accumulation_steps", type=int, default=1)
@@ -151,6 +200,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--max_grad_norm", type=float, help="0 does not clip. Default: the preset's, 1 (paper: 0).")
     add("--revive_every", type=int, help="Steps of a window of atom usage; 0: never. Default: 100 (paper: 0).")
     add("--revive_fraction", type=float, default=0.05, help="Largest share of the atoms revived at once.")
+    add(
+        "--dictionary_update",
+        choices=["gradient", "bcd"],
+        default="gradient",
+        help="bcd: eqs 23–28, no learning rate.",
+    )
+    add(
+        "--bcd_memory",
+        type=int,
+        help="Steps that bcd remembers; 0: the paper's growing memory. Default: 500 (paper: 0).",
+    )
+    add("--use_ema", action="store_true", help="Validate, save and push averaged weights.")
+    add("--ema_decay", type=float, default=0.999)
+    add("--gradient_checkpointing", action="store_true", help="Recompute activations; less memory, more time.")
+    add("--allow_tf32", action="store_true", help="TF32 on GPUs that have it; sparse coding included.")
     add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: accelerate's configuration.")
     add("--channels_last", action="store_true", help="Memory format of the convolutions.")
     add("--seed", type=int, default=0)
@@ -158,7 +222,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", default="dlgan-model")
     add("--logging_dir", default="logs", help="Below --output_dir.")
-    add("--report_to", default="tensorboard", help="tensorboard, wandb, comet_ml, all or none.")
+    add("--report_to", default="tensorboard", help="tensorboard, wandb, trackio, …, all or none.")
+    add("--tracker_project_name", default="train_dlgan")
     add("--log_steps", type=int, default=50, help="Steps between lines of training_log.jsonl.")
     add("--checkpointing_steps", type=int, default=500, help="0 writes no checkpoints.")
     add("--checkpoints_total_limit", type=int, help="Checkpoints to keep. Default: all.")
@@ -190,6 +255,24 @@ def check_args(args: argparse.Namespace) -> str | None:
                 return f"--{name} must be at least {least}, got {getattr(args, name)}."
     if args.dataset_name and args.train_data_dir:
         return "Give --dataset_name or --train_data_dir, not both."
+    if args.streaming and not (args.dataset_name or args.train_data_dir):
+        return "--streaming needs --dataset_name or --train_data_dir."
+    if args.streaming and not args.max_train_steps:
+        return "--streaming needs --max_train_steps, since the length of a stream is not known."
+    for name in ("cache_in_memory", "crops_per_image"):
+        if args.streaming and getattr(args, name):
+            return f"--{name} has no meaning with --streaming."
+    if args.adversarial_loss == "none":
+        for name in ("discriminator_start", "discriminator_learning_rate", "discriminator_config_name_or_path"):
+            if getattr(args, name) is not None:
+                return f"--{name} needs --adversarial_loss hinge or vanilla."
+    for name in ("ema_decay", "discriminator_adam_beta1", "discriminator_adam_beta2"):
+        if not 0 <= getattr(args, name) < 1:
+            return f"--{name} must lie in [0, 1), got {getattr(args, name)}."
+    if args.report_to not in ("all", "none"):
+        available = sorted(str(name) for name in get_available_trackers())
+        if args.report_to not in available:
+            return f"--report_to {args.report_to} is not installed; installed: {', '.join(available) or 'none'}."
     if args.validation_split and not args.dataset_name:
         return "--validation_split names a split of --dataset_name, which is not given."
     if args.validation_split and args.validation_data_dir:
@@ -208,6 +291,8 @@ def check_args(args: argparse.Namespace) -> str | None:
         return f"--{extra[0]} cannot be given together with --model_config_name_or_path." if extra else None
     kind = args.bottleneck or "dictionary"
     wrong = [name for name in given if name not in BOTTLENECK_FLAGS[kind]]
+    if args.dictionary_update == "bcd" and kind != "dictionary":
+        wrong = ["dictionary_update bcd"]
     return f"--{wrong[0]} has no meaning for --bottleneck {kind}." if wrong else None
 
 
@@ -235,30 +320,59 @@ def build_model(args: argparse.Namespace) -> AutoencoderDL:
     )
 
 
-def build_data(args: argparse.Namespace) -> tuple[ImageDataset, ImageDataset | None]:
-    """The training images and the held-out ones; `None` where there are none."""
-    shared = {"image_column": args.image_column, "cache_dir": args.cache_dir}
+def build_discriminator(args: argparse.Namespace) -> PatchDiscriminator | None:
+    """The untrained discriminator, or `None`."""
+    if args.adversarial_loss == "none":
+        return None
+    if args.discriminator_config_name_or_path:
+        config = PatchDiscriminator.load_config(args.discriminator_config_name_or_path)
+        discriminator = PatchDiscriminator.from_config(config)
+    else:
+        discriminator = PatchDiscriminator(
+            base_channels=args.discriminator_channels,
+            num_layers=args.discriminator_layers,
+            norm_type=args.discriminator_norm,
+            norm_num_groups=math.gcd(32, args.discriminator_channels),
+        )
+    if args.resolution < discriminator.smallest_size:
+        raise ValueError(
+            f"--resolution must be at least {discriminator.smallest_size} for a discriminator of "
+            f"{discriminator.config.num_layers} layers, got {args.resolution}."
+        )
+    return discriminator
+
+
+def build_data(args: argparse.Namespace) -> tuple[Any, ImageDataset | None]:
+    """The training images, an `ImageDataset` or a stream of rows, and the held-out ones; `None` where there are none."""
+    place = {"image_column": args.image_column}
     hub = {"dataset_name": args.dataset_name, "dataset_config_name": args.dataset_config_name}
     bundled = not (args.dataset_name or args.train_data_dir)
-    source = load_image_dataset(
-        **hub, train_data_dir=args.train_data_dir, max_samples=args.max_train_samples, **shared
-    )
+    train = {**hub, "train_data_dir": args.train_data_dir, "max_samples": args.max_train_samples, **place}
     scale = args.resize if args.resize is not None else args.resolution
-    dataset = ImageDataset(
-        source,
-        args.resolution,
-        resize=(args.resize if bundled else scale) or None,
-        center_crop=args.center_crop,
-        random_flip=args.random_flip,
-        crops_per_image=args.crops_per_image or (CROPS_PER_BUNDLED_PHOTO["train"] if bundled else 1),
-        seed=args.seed,
-        cache_in_memory=args.cache_in_memory or bundled,
-    )
+    shown = {"resize": scale or None, "center_crop": True, "skip_unreadable": args.skip_unreadable}
+    if args.streaming:
+        dataset = open_image_stream(**train)
+    else:
+        dataset = ImageDataset(
+            load_image_dataset(**train, cache_dir=args.cache_dir),
+            args.resolution,
+            resize=(args.resize if bundled else scale) or None,
+            center_crop=args.center_crop,
+            random_flip=args.random_flip,
+            crops_per_image=args.crops_per_image or (CROPS_PER_BUNDLED_PHOTO["train"] if bundled else 1),
+            seed=args.seed,
+            cache_in_memory=args.cache_in_memory or bundled,
+            skip_unreadable=args.skip_unreadable,
+        )
     if args.validation_data_dir or args.validation_split:
-        place = {"train_data_dir": args.validation_data_dir} if args.validation_data_dir else hub
-        split = args.validation_split or "validation"
-        held_out = load_image_dataset(**place, split=split, max_samples=args.max_validation_samples, **shared)
-        return dataset, ImageDataset(held_out, args.resolution, resize=scale or None, center_crop=True)
+        where = {"train_data_dir": args.validation_data_dir} if args.validation_data_dir else hub
+        where = {**where, "split": args.validation_split or "validation", "max_samples": args.max_validation_samples}
+        if args.streaming:
+            held_out = list(open_image_stream(**where, **place).iter(batch_size=1))
+            held_out = [to_rgb(row[args.image_column][0], f"row {i}") for i, row in enumerate(held_out)]
+        else:
+            held_out = load_image_dataset(**where, **place, cache_dir=args.cache_dir)
+        return dataset, ImageDataset(held_out, args.resolution, **shown)
     if bundled:
         crops = CROPS_PER_BUNDLED_PHOTO["validation"]
         photos = load_image_dataset(split="validation")
@@ -285,14 +399,25 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
     )
 
 
-def build_optimizer(model: AutoencoderDL, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """Adam with a group of its own, without weight decay, for the dictionary."""
-    dictionary = [parameter for name, parameter in model.named_parameters() if name == "bottleneck.dictionary"]
-    others = [parameter for name, parameter in model.named_parameters() if name != "bottleneck.dictionary"]
-    groups = [{"params": others}]
+def build_optimizer(
+    model: AutoencoderDL, discriminator: PatchDiscriminator | None, args: argparse.Namespace
+) -> torch.optim.Optimizer:
+    """Adam with groups of their own for the dictionary, without weight decay, and for the discriminator.
+
+    One optimiser and not two: they would share one gradient scaler, which each `step` of accelerate updates.
+    """
+
+    def rate(own: float | None) -> float:
+        return args.learning_rate if own is None else own
+
+    dictionary = [p for name, p in model.named_parameters() if name == "bottleneck.dictionary" and p.requires_grad]
+    groups = [{"params": [p for name, p in model.named_parameters() if name != "bottleneck.dictionary"]}]
     if dictionary:
-        rate = args.learning_rate if args.dictionary_learning_rate is None else args.dictionary_learning_rate
-        groups.append({"params": dictionary, "lr": rate, "weight_decay": 0.0})
+        groups.append({"params": dictionary, "lr": rate(args.dictionary_learning_rate), "weight_decay": 0.0})
+    if discriminator is not None:
+        betas = (args.discriminator_adam_beta1, args.discriminator_adam_beta2)
+        groups.append({"params": list(discriminator.parameters()), "lr": rate(args.discriminator_learning_rate)})
+        groups[-1]["betas"] = betas
     return torch.optim.AdamW(
         groups,
         lr=args.learning_rate,
@@ -302,74 +427,133 @@ def build_optimizer(model: AutoencoderDL, args: argparse.Namespace) -> torch.opt
     )
 
 
+def build_schedule(optimizer: torch.optim.Optimizer, args: argparse.Namespace, steps: int) -> LambdaLR:
+    """The learning rates over the real number of steps; the discriminator's begins when it does."""
+
+    def factor(name: str, warmup: int, length: int):
+        stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = get_scheduler(name, stand_in, num_warmup_steps=warmup, num_training_steps=length)
+        return schedule.lr_lambdas[0]
+
+    factors = [factor(args.lr_scheduler, args.lr_warmup_steps, steps)] * len(optimizer.param_groups)
+    if args.adversarial_loss != "none":
+        start = args.discriminator_start
+        name, warmup = args.discriminator_lr_scheduler, args.discriminator_lr_warmup_steps
+        own = factor(name, warmup, max(1, steps - start))
+        factors[-1] = lambda step: own(max(0, step - start))
+    return LambdaLR(optimizer, factors)
+
+
 @torch.no_grad()
-def initialize_from_data(model: AutoencoderDL, dataset: ImageDataset, args: argparse.Namespace) -> None:
+def initialize_from_data(model: AutoencoderDL, run: argparse.Namespace, args: argparse.Namespace) -> None:
     """Initialises the bottleneck with latents of the first images: 16 sites a symbol, at most 8 batches."""
     latents, sites = [], 0
     wanted = 16 * max(model.bottleneck.num_symbols, 1) * model.bottleneck.patch_size**2
-    keys = list(StreamSampler(len(dataset), 8 * args.train_batch_size, seed=args.seed))
-    for start in range(0, len(keys), args.train_batch_size):
-        batch = dataset.__getitems__(keys[start : start + args.train_batch_size])
-        latents.append(model.encode(batch["pixel_values"].to(model.device)).latents)
+    for pixel_values in first_batches(run, args, 8):
+        latents.append(model.encode(pixel_values.to(model.device)).latents)
         sites += latents[-1].shape[0] * latents[-1].shape[-2] * latents[-1].shape[-1]
         if sites >= wanted:
             break
     model.bottleneck.initialize(torch.cat(latents), generator=torch.Generator().manual_seed(args.seed))
 
 
-def training_loss(output, pixel_values: torch.Tensor, criterion: ReconstructionLoss) -> tuple[torch.Tensor, dict]:
-    """The autoencoder's loss, eq 13, and its parts (detached) for the log.
+def first_batches(run: argparse.Namespace, args: argparse.Namespace, count: int) -> Iterator[torch.Tensor]:
+    """Up to `count` batches of training images, without moving the training on."""
+    if args.streaming:
+        yield from (batch["pixel_values"] for batch in image_stream(run, args, 0, count))
+        return
+    keys = list(StreamSampler(len(run.dataset), count * args.train_batch_size, seed=args.seed))
+    for start in range(0, len(keys), args.train_batch_size):
+        yield run.dataset.__getitems__(keys[start : start + args.train_batch_size])["pixel_values"]
 
-    The adversarial term of DL-GAN enters here: λ · g_loss(discriminator(output.sample)), with λ of eq 16 from the gradients of
-    `terms.loss` and g_loss at the decoder's last layer. The discriminator's own step (own optimiser, on detached samples)
-    belongs right after `optimizer.step()` in `main`.
-    """
-    terms = criterion(output.sample, pixel_values)
+
+def training_loss(
+    output: AutoencoderDLOutput, pixel_values: torch.Tensor, run: argparse.Namespace, step: int
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The autoencoder's loss, eq 13 or, once the discriminator learns, eq 15, and its parts (detached) for the log."""
+    terms = run.criterion(output.sample, pixel_values)
     loss = terms.loss + output.loss
-    parts = {"loss": loss, "mse": terms.mse, "commitment": output.commitment_loss, "codebook": output.codebook_loss}
+    parts = {"mse": terms.mse, "commitment": output.commitment_loss, "codebook": output.codebook_loss}
     if terms.perceptual is not None:
         parts["perceptual"] = terms.perceptual
+    if run.adversarial is not None and run.adversarial.active(step):
+        with run.accelerator.autocast():
+            term, adversarial = run.adversarial.generator_term(output.sample, terms.loss, run.model.last_layer, step)
+        loss = loss + term
+        parts.update(adversarial)
+    parts = {"loss": loss, **parts}
     return loss, {name: value.detach().float() for name, value in parts.items() if value is not None}
 
 
+def clip_gradients(run: argparse.Namespace, args: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Unscales the gradients once, clips those of each network on its own, and gives their norms."""
+    run.accelerator.unscale_gradients()
+    norms = {}
+    for name, module in (("gradient_norm", run.model), ("discriminator_gradient_norm", run.discriminator)):
+        parameters = [p for p in module.parameters() if p.grad is not None] if module is not None else []
+        if parameters:
+            norms[name] = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+            if args.max_grad_norm > 0:
+                torch.nn.utils.clip_grads_with_norm_(parameters, args.max_grad_norm, norms[name])
+    return norms
+
+
 def image_psnr(sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over the images of the PSNR in dB, range [-1, 1] (peak 2), after clipping the reconstruction."""
+    """PSNR in dB of each image, range [-1, 1] (peak 2), after clipping the reconstruction."""
     mse = (sample.float().clamp(-1, 1) - target.float()).square().flatten(1).mean(dim=1)
-    return (10 * torch.log10(4 / mse.clamp_min(1e-10))).mean()
+    return 10 * torch.log10(4 / mse.clamp_min(1e-10))
 
 
 @torch.no_grad()
-def validate(
-    model: AutoencoderDL, dataset: ImageDataset, args: argparse.Namespace, held_out: bool
-) -> tuple[float, Image.Image]:
-    """PSNR over the data set (only the pictured images unless held out) and a picture: originals above reconstructions."""
-    model.eval()
-    count = len(dataset) if held_out else min(len(dataset), args.num_validation_images)
-    shown = set(np.linspace(0, count - 1, min(count, args.num_validation_images)).astype(int).tolist())
-    total, columns = 0.0, []
-    for start in range(0, count, args.train_batch_size):
-        indices = range(start, min(start + args.train_batch_size, count))
-        images = dataset.__getitems__(indices)["pixel_values"].to(model.device)
-        sample = model(images).sample
-        total += image_psnr(sample, images).item() * len(indices)
-        columns += [torch.cat([images[i - start], sample[i - start].float()], dim=1) for i in indices if i in shown]
-    model.train()
-    pixels = torch.cat(columns, dim=2).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    return total / count, Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+def validate(run: argparse.Namespace, args: argparse.Namespace) -> dict[str, float]:
+    """Figures over the held-out images, which the processes share."""
+    perceptual, window, total = run.criterion.perceptual, Window(run.accelerator.num_processes), {}
+    starts = range(0, len(run.held_out), args.train_batch_size)
+    for start in starts[run.accelerator.process_index :: run.accelerator.num_processes]:
+        indices = range(start, min(start + args.train_batch_size, len(run.held_out)))
+        images = run.held_out.__getitems__(indices)["pixel_values"].to(run.accelerator.device)
+        output = run.model(images)
+        sums = {"psnr": image_psnr(output.sample, images).double().sum()}
+        if perceptual is not None:
+            sums["lpips"] = perceptual(output.sample.float().clamp(-1, 1), images).double().sum()
+        total = {name: total.get(name, 0) + value for name, value in sums.items()}
+        window.add({}, output.code, len(indices))
+    names = ["psnr"] + ["lpips"] * (perceptual is not None)
+    zero = torch.zeros((), dtype=torch.float64, device=run.accelerator.device)
+    values = run.accelerator.reduce(torch.stack([total.get(name, zero) for name in names]), reduction="sum")
+    figures = {f"validation_{n}": v / len(run.held_out) for n, v in zip(names, values.tolist())}
+    usage = window.summary() if len(starts) >= run.accelerator.num_processes else {}  # each process needs a code
+    return {**figures, **{f"validation_{n}": usage[n] for n in ("perplexity", "dead_atoms") if n in usage}}
 
 
-def describe(
-    args: argparse.Namespace, model: AutoencoderDL, dataset: ImageDataset, run: argparse.Namespace
-) -> dict[str, Any]:
+@torch.no_grad()
+def draw(run: argparse.Namespace, args: argparse.Namespace) -> Image.Image:
+    """A picture: originals above reconstructions."""
+    count = args.num_validation_images
+    if run.held_out is not None or not args.streaming:
+        shown = run.held_out or run.dataset
+        indices = np.linspace(0, len(shown) - 1, min(len(shown), count)).astype(int).tolist()
+        images = shown.__getitems__(indices)["pixel_values"]
+    else:
+        batches = first_batches(run, args, -(-count // args.train_batch_size))
+        images = torch.cat(list(batches))[:count]
+    images = images.to(run.accelerator.device)
+    rows = torch.cat([images, run.model(images).sample.float()], dim=2)  # (n, 3, 2 H, W)
+    pixels = torch.cat(list(rows), dim=2).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def describe(args: argparse.Namespace, run: argparse.Namespace) -> dict[str, Any]:
     """What `settings.json` records: everything that a repetition needs, but no secret."""
+    model, discriminator = run.model, run.discriminator
     kept = {name: value for name, value in vars(args).items() if name != "hub_token"}
     side = args.resolution
     return {
         "command": "accelerate launch " + shlex.join(hide_token(sys.argv)),
         "arguments": kept,
         "data": args.dataset_name or args.train_data_dir or "photographs bundled with scikit-image",
-        "images": len(dataset.source),
-        "samples_per_epoch": len(dataset),
+        "images": None if args.streaming else len(run.dataset.source),
+        "samples_per_epoch": None if args.streaming else len(run.dataset),
         "total_batch_size": run.batch_size,
         "processes": run.accelerator.num_processes,
         "mixed_precision": run.accelerator.mixed_precision,
@@ -378,6 +562,7 @@ def describe(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bits_per_pixel": model.bits_per_pixel(side, side),
         "model": dict(model.config),
+        "discriminator": None if discriminator is None else dict(discriminator.config),
         "versions": {
             "diffusers_lasers": diffusers_lasers.__version__,
             "diffusers": diffusers.__version__,
@@ -396,17 +581,39 @@ def hide_token(argv: list[str]) -> list[str]:
     return hidden
 
 
-def card_sections(settings: dict, results: dict) -> dict[str, str]:
-    """The model card's account of the training."""
+def card_sections(settings: dict, results: dict, picture: str) -> dict[str, str]:
+    """The model card's account of the training and its figures, each with its bits."""
+    arguments = settings["arguments"]
+    images = "a stream" if settings["images"] is None else f"{settings['images']} images"
     lines = [
-        f"- Data: {settings['data']} ({settings['images']} images, crops of {settings['arguments']['resolution']} pixels)",
+        f"- Data: {settings['data']} ({images}, crops of {arguments['resolution']} pixels)",
         f"- Steps: {results['step']} of {settings['total_batch_size']} images",
         f"- Rate: {settings['bits_per_pixel']:.4g} bits per pixel (nominal, at the training resolution)",
     ]
+    if settings["discriminator"] is not None:
+        lines.append(
+            f"- Discriminator: {arguments['adversarial_loss']} loss, from step {arguments['discriminator_start']} on; in `discriminator/`"
+        )
+    if arguments["use_ema"]:
+        lines.append(f"- Weights: exponential moving average, decay {arguments['ema_decay']}")
+    if results["unreadable"]:
+        lines.append(f"- Unreadable images skipped: {results['unreadable']} samples")
+    sections = {"Training": "\n".join([*lines, "", f"```bash\n{settings['command']}\n```"])}
+    rows = [("bits per pixel, nominal", f"{settings['bits_per_pixel']:.4g}")]
+    for name, title, form in (
+        ("validation_psnr", "PSNR", "{:.2f} dB"),
+        ("validation_lpips", f"LPIPS ({arguments['perceptual']})", "{:.4f}"),
+        ("validation_perplexity", "perplexity", "{:.1f}"),
+        ("validation_dead_atoms", "symbols never used", "{:d}"),
+    ):
+        if name in results:
+            rows.append((title, form.format(results[name])))
     if "validation_psnr" in results:
-        lines.append(f"- PSNR on {results['validation_images']} held-out crops: {results['validation_psnr']:.2f} dB")
-    command = f"```bash\n{settings['command']}\n```"
-    return {"Training": "\n".join([*lines, "", command]), "Settings": "See `settings.json` and `training_log.jsonl`."}
+        body = "\n".join(f"| {title} | {value} |" for title, value in rows)
+        held_out = f"{results['validation_images']} held-out crops of {arguments['resolution']} pixels."
+        sections["Evaluation"] = f"On {held_out}\n\n| figure | value |\n| --- | ---: |\n{body}"
+    sections["Reconstructions"] = f"Originals above, reconstructions below.\n\n![Reconstructions]({picture})"
+    return {**sections, "Settings": "See `settings.json` and `training_log.jsonl`."}
 
 
 def plain(accelerator: Accelerator, model: torch.nn.Module) -> AutoencoderDL:
@@ -414,37 +621,71 @@ def plain(accelerator: Accelerator, model: torch.nn.Module) -> AutoencoderDL:
     return accelerator.unwrap_model(model, keep_torch_compile=False)
 
 
+FOLDERS = {AutoencoderDL: "autoencoder", PatchDiscriminator: "discriminator"}
+
+
 def register_hooks(accelerator: Accelerator) -> None:
-    """Checkpoints hold the weights once, as a model folder `autoencoder/`."""
+    """Checkpoints hold the weights once, as model folders."""
 
     def save_model_hook(models, weights, output_dir):
         if accelerator.is_main_process:
-            for model in models:
-                plain(accelerator, model).save_pretrained(os.path.join(output_dir, "autoencoder"))
+            for model in (plain(accelerator, model) for model in models):
+                model.save_pretrained(os.path.join(output_dir, FOLDERS[type(model)]))
         weights.clear()
 
     def load_model_hook(models, input_dir):
         while models:
-            saved = AutoencoderDL.from_pretrained(input_dir, subfolder="autoencoder")
-            plain(accelerator, models.pop()).load_state_dict(saved.state_dict())
+            model = plain(accelerator, models.pop())
+            saved = type(model).from_pretrained(input_dir, subfolder=FOLDERS[type(model)])
+            model.load_state_dict(saved.state_dict())
 
     accelerator.register_save_state_pre_hook(save_model_hook)
     accelerator.register_load_state_pre_hook(load_model_hook)
 
 
-def build_loader(run: argparse.Namespace, args: argparse.Namespace, state: TrainingState) -> DataLoader:
-    """The batches of the remaining steps, shared out over the processes; a resumed run goes on where it stopped."""
-    end = state.samples_seen + max(0, run.steps - state.step) * run.batch_size
-    loader = DataLoader(
+def image_stream(run: argparse.Namespace, args: argparse.Namespace, start: int, stop: int) -> ImageStream:
+    """Batches `start` to `stop` of this process's share of the stream."""
+    return ImageStream(
         run.dataset,
-        batch_size=args.train_batch_size,
-        sampler=StreamSampler(len(run.dataset), end, start=state.samples_seen, seed=args.seed),
-        collate_fn=take_batch,
-        num_workers=args.dataloader_num_workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # its own, so that a resumed run draws the same global random numbers
+        args.image_column,
+        args.resolution,
+        args.train_batch_size,
+        stop,
+        start=start,
+        rank=run.accelerator.process_index,
+        world_size=run.accelerator.num_processes,
+        resize=(args.resolution if args.resize is None else args.resize) or None,
+        center_crop=args.center_crop,
+        random_flip=args.random_flip,
+        shuffle_buffer=args.shuffle_buffer_size,
+        seed=args.seed,
+        skip_unreadable=args.skip_unreadable,
     )
-    return run.accelerator.prepare_data_loader(loader)
+
+
+def training_batches(
+    run: argparse.Namespace, args: argparse.Namespace, state: TrainingState
+) -> Iterator[dict[str, torch.Tensor]]:
+    """The batches of the remaining steps, shared out over the processes; a resumed run goes on where it stopped."""
+    shared = {
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": torch.cuda.is_available(),
+        "generator": torch.Generator(),  # its own, so that a resumed run draws the same global random numbers
+    }
+    end = state.samples_seen + max(0, run.steps - state.step) * run.batch_size
+    if args.streaming:
+        each = args.train_batch_size * run.accelerator.num_processes
+        loader = DataLoader(
+            image_stream(run, args, state.samples_seen // each, end // each), batch_size=None, **shared
+        )
+        for batch in loader:
+            yield {n: tensor.to(run.accelerator.device, non_blocking=True) for n, tensor in batch.items()}
+        return
+    sampler = StreamSampler(len(run.dataset), end, start=state.samples_seen, seed=args.seed)
+    loader = DataLoader(
+        run.dataset, batch_size=args.train_batch_size, sampler=sampler, collate_fn=take_batch, **shared
+    )
+    yield from run.accelerator.prepare_data_loader(loader)
 
 
 def checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: int) -> None:
@@ -479,47 +720,67 @@ def push(args: argparse.Namespace, output_dir: Path) -> None:
 
 
 class Recorder:
-    """Writes what happens to `--output_dir` and the trackers, on the main process."""
+    """Writes what happens to `--output_dir` and the trackers, on the main process; validates on all."""
 
-    def __init__(self, accelerator: Accelerator, args: argparse.Namespace, settings: dict, state: TrainingState):
-        self.accelerator, self.args, self.settings, self.state = accelerator, args, settings, state
-        self.folder, self.results = Path(args.output_dir), {}
-        if accelerator.is_main_process:
+    def __init__(self, run: argparse.Namespace, args: argparse.Namespace, settings: dict, state: TrainingState):
+        self.accelerator, self.run, self.args, self.settings, self.state = run.accelerator, run, args, settings, state
+        self.folder, self.results, self.picture = Path(args.output_dir), {}, ""
+        if self.accelerator.is_main_process:
             (self.folder / "validation").mkdir(parents=True, exist_ok=True)
             text = json.dumps(settings, indent=2, default=str)
             (self.folder / "settings.json").write_text(text + "\n", encoding="utf-8")
             self.log = TrainingLog(self.folder / "training_log.jsonl", resume_step=state.step)
-            plain = {k: v for k, v in settings["arguments"].items() if isinstance(v, (int, float, str, bool))}
-            accelerator.init_trackers("train_dlgan", config=plain)
+            config = {k: v for k, v in settings["arguments"].items() if isinstance(v, (int, float, str, bool))}
+            self.accelerator.init_trackers(args.tracker_project_name, config=config)
 
     def write(self, record: dict) -> None:
         if self.accelerator.is_main_process:
             self.log.write({"step": self.state.step, **record})
         self.accelerator.log(record, step=self.state.step)
 
-    def validate(self, model: AutoencoderDL, dataset: ImageDataset, held_out: ImageDataset | None) -> None:
-        if self.accelerator.is_main_process:
-            unwrapped = plain(self.accelerator, model)
-            psnr, picture = validate(unwrapped, held_out or dataset, self.args, held_out is not None)
-            picture.save(self.folder / "validation" / f"step-{self.state.step:07d}.png")
+    def validate(self) -> None:
+        """Figures and a picture of the weights that would be saved now."""
+        run, args = self.run, self.args
+        with run.average.applied(run.model) if run.average is not None else nullcontext():
+            run.model.eval()
+            figures = validate(run, args) if run.held_out is not None else {}
+            picture = draw(run, args) if self.accelerator.is_main_process else None
+            run.model.train()
+        if figures:
+            self.results = {**figures, "validation_images": len(run.held_out)}
+            self.write({name: round(value, 4) for name, value in figures.items()})
+        if picture is not None:
+            self.picture = f"validation/step-{self.state.step:07d}.png"
+            picture.save(self.folder / self.picture)
             for tracker in self.accelerator.trackers:
-                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-                if tracker.name in ("tensorboard", "wandb"):
-                    tracker.log_images({"validation": np.asarray(picture)[None]}, step=self.state.step, **layout)
-            if held_out is not None:
-                self.results = {"validation_psnr": psnr, "validation_images": len(held_out)}
-                self.write({"validation_psnr": round(psnr, 4)})
+                log_picture(tracker, picture, self.state.step)
         self.accelerator.wait_for_everyone()
 
-    def finish(self, model: AutoencoderDL) -> None:
+    def finish(self) -> None:
         if self.accelerator.is_main_process:
-            unwrapped = plain(self.accelerator, model).eval()
-            unwrapped.save_pretrained(str(self.folder))
-            sections = card_sections(self.settings, {"step": self.state.step, **self.results})
-            write_model_card(self.folder, type(unwrapped).__name__, license=self.args.license, sections=sections)
+            model = self.run.model.eval()
+            with self.run.average.applied(model) if self.run.average is not None else nullcontext():
+                model.save_pretrained(str(self.folder))
+            if self.run.discriminator is not None:
+                self.run.discriminator.save_pretrained(str(self.folder / "discriminator"))
+            results = {"step": self.state.step, "unreadable": self.state.unreadable, **self.results}
+            sections = card_sections(self.settings, results, self.picture)
+            write_model_card(self.folder, type(model).__name__, license=self.args.license, sections=sections)
             if self.args.push_to_hub:
                 push(self.args, self.folder)
         self.accelerator.end_training()
+
+
+def log_picture(tracker: GeneralTracker, picture: Image.Image, step: int) -> None:
+    """Gives a picture to a tracker that takes pictures."""
+    if tracker.name == "tensorboard":
+        tracker.log_images({"validation": np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+    elif tracker.name == "wandb":
+        tracker.log_images({"validation": [np.asarray(picture)]}, step=step)
+    elif tracker.name == "trackio":
+        import trackio
+
+        tracker.log({"validation": trackio.Image(np.asarray(picture))}, step=step)
 
 
 def prepare(args: argparse.Namespace) -> argparse.Namespace:
@@ -538,16 +799,32 @@ def prepare(args: argparse.Namespace) -> argparse.Namespace:
             f"This script trains in one process or data-parallel, got {run.accelerator.distributed_type.value}: the upkeep of "
             "the dictionary needs it whole."
         )
+    if args.allow_tf32:
+        torch.set_float32_matmul_precision("high")
     set_seed(args.seed)
     run.checkpoint = find_checkpoint(args)
     if run.checkpoint is None and args.resume_from_checkpoint:
         logger.warning(f"There is no checkpoint in {args.output_dir}: starting from scratch.")
-    run.model = build_model(args)
+    run.model, run.discriminator = build_model(args), build_discriminator(args)
+    if args.dictionary_update == "bcd" and not isinstance(run.model.bottleneck, DictionaryBottleneck):
+        raise ValueError("--dictionary_update bcd needs a model with a dictionary.")
+    if args.gradient_checkpointing:
+        run.model.enable_gradient_checkpointing()
     perceptual = None
     if args.perceptual != "none":
         perceptual = PerceptualSimilarity.from_weights(args.perceptual, args.perceptual_weights)
     run.criterion = ReconstructionLoss(args.eta, perceptual).to(run.accelerator.device)
-    run.optimizer = build_optimizer(run.model, args)
+    with run.accelerator.main_process_first():  # it prepares what `datasets` keeps, the others read that
+        run.dataset, run.held_out = build_data(args)
+    run.batch_size = args.train_batch_size * run.accelerator.num_processes * args.gradient_accumulation_steps
+    run.steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(run.dataset) / run.batch_size)
+    run.adversarial = build_adversarial(run, args)
+    bcd = None
+    if args.dictionary_update == "bcd":
+        bcd = BlockCoordinateUpdate(run.model.bottleneck, memory=args.bcd_memory or None)
+    run.optimizer = build_optimizer(run.model, run.discriminator, args)
+    run.lr_scheduler = build_schedule(run.optimizer, args, run.steps)
+    run.average = None
     run.upkeep = DictionaryUpkeep(
         run.model.bottleneck,
         run.optimizer,
@@ -555,79 +832,143 @@ def prepare(args: argparse.Namespace) -> argparse.Namespace:
         args.revive_fraction,
         tangent_projection=args.tangent_projection,
         seed=args.seed,
-    )
-    with run.accelerator.main_process_first():  # it prepares what `datasets` keeps, the others read that
-        run.dataset, run.held_out = build_data(args)
-    run.batch_size = args.train_batch_size * run.accelerator.num_processes * args.gradient_accumulation_steps
-    run.steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(run.dataset) / run.batch_size)
-    run.lr_scheduler = get_scheduler(
-        args.lr_scheduler, run.optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=run.steps
+        block_coordinate=bcd,
+        on_revival=lambda atoms: reset_average(run, atoms),
     )
     return run
+
+
+def build_adversarial(run: argparse.Namespace, args: argparse.Namespace) -> AdversarialObjective | None:
+    """The adversarial terms, with start and warm-up by the preset where they are not given."""
+    if run.discriminator is None:
+        return None
+    start, warmup = (int(share * run.steps) for share in DISCRIMINATOR_PRESETS[args.preset or "corrected"])
+    args.discriminator_start = start if args.discriminator_start is None else args.discriminator_start
+    if args.discriminator_warmup_steps is None:
+        args.discriminator_warmup_steps = warmup
+    return AdversarialObjective(
+        run.discriminator,
+        args.adversarial_loss,
+        args.adversarial_weight,
+        adaptive=not args.no_adaptive_weight,
+        start=args.discriminator_start,
+        warmup=args.discriminator_warmup_steps,
+        lecam=LeCamRegularizer() if args.lecam_weight else None,
+        lecam_weight=args.lecam_weight,
+    )
+
+
+def reset_average(run: argparse.Namespace, atoms: torch.Tensor) -> None:
+    """Revived atoms begin anew in the averaged model too."""
+    if run.average is not None:
+        run.average.reset_columns("bottleneck.dictionary", atoms, run.model)
+
+
+def set_up(run: argparse.Namespace, args: argparse.Namespace) -> tuple[Any, Any, TrainingState, dict]:
+    """Places, initialises, wraps and, where a checkpoint is given, restores what `prepare` built."""
+    accelerator, model, discriminator = run.accelerator, run.model, run.discriminator
+    networks = [network for network in (model, discriminator) if network is not None]
+    for network in networks:
+        network.to(accelerator.device)
+        if args.channels_last:
+            network.to(memory_format=torch.channels_last)
+        network.train()
+    if run.checkpoint is None and args.data_initialization:
+        initialize_from_data(model, run, args)
+    settings, state = describe(args, run), TrainingState()
+    if args.use_ema:
+        run.average = ModelAverage(model, args.ema_decay)
+    *wrapped, run.optimizer = accelerator.prepare(*networks, run.optimizer)
+    register_hooks(accelerator)
+    kept = [run.lr_scheduler, run.upkeep, state, run.average, run.adversarial and run.adversarial.lecam]
+    accelerator.register_for_checkpointing(*(part for part in kept if part is not None))
+    if run.checkpoint is not None:
+        accelerator.load_state(str(run.checkpoint))
+    return wrapped[0], wrapped[1] if discriminator is not None else None, state, settings
 
 
 def main(args: argparse.Namespace) -> None:
     try:
         run = prepare(args)
+        model, discriminator, state, settings = set_up(run, args)
     except (ImportError, OSError, ValueError) as error:
         raise SystemExit(f"train_dlgan.py: error: {error}") from None
-    accelerator, dataset, held_out, steps, upkeep = run.accelerator, run.dataset, run.held_out, run.steps, run.upkeep
-    model, optimizer, lr_scheduler = run.model, run.optimizer, run.lr_scheduler
+    recorder = Recorder(run, args, settings, state)
+    try:
+        train(run, args, model, discriminator, state, recorder)
+    except UnreadableImageError as error:  # a data loader's worker puts its traceback before the sentence
+        sentence = (
+            str(error)
+            .strip()
+            .splitlines()[-1]
+            .removeprefix(f"{type(error).__module__}.")
+            .removeprefix(f"{type(error).__name__}: ")
+        )
+        raise SystemExit(f"train_dlgan.py: error: {sentence} --skip_unreadable leaves such images out.") from None
+    recorder.validate()
+    recorder.finish()
 
-    model.to(accelerator.device)
-    if args.channels_last:
-        model.to(memory_format=torch.channels_last)
-    if run.checkpoint is None and args.data_initialization:
-        initialize_from_data(model, dataset, args)
-    settings = describe(args, model, dataset, run)
-    state, window = TrainingState(), Window(accelerator.num_processes)
-    model.train()
-    model, optimizer = accelerator.prepare(model, optimizer)
-    register_hooks(accelerator)
-    accelerator.register_for_checkpointing(lr_scheduler, upkeep, state)
-    if run.checkpoint is not None:
-        accelerator.load_state(str(run.checkpoint))
-    recorder = Recorder(accelerator, args, settings, state)
-    bar = tqdm(total=steps, initial=state.step, desc="Steps", disable=not accelerator.is_local_main_process)
 
-    for batch in build_loader(run, args, state):
+def train(
+    run: argparse.Namespace,
+    args: argparse.Namespace,
+    model: torch.nn.Module,
+    discriminator: torch.nn.Module | None,
+    state: TrainingState,
+    recorder: Recorder,
+) -> None:
+    """All steps; `model` and `discriminator` as they are wrapped for distribution."""
+    accelerator, optimizer, upkeep, adversarial = run.accelerator, run.optimizer, run.upkeep, run.adversarial
+    window = Window(accelerator.num_processes)
+    networks = [network for network in (model, discriminator) if network is not None]
+    bits_per_pixel = run.model.bits_per_pixel(args.resolution, args.resolution)
+    bar = tqdm(total=run.steps, initial=state.step, desc="Steps", disable=not accelerator.is_local_main_process)
+    for batch in training_batches(run, args, state):
         pixel_values = batch["pixel_values"]
         if args.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        with accelerator.accumulate(model):
+        with accelerator.accumulate(*networks):
             output = model(pixel_values)
-            loss, parts = training_loss(output, pixel_values, run.criterion)
+            loss, parts = training_loss(output, pixel_values, run, state.step)
             accelerator.backward(loss)
+            if adversarial is not None and adversarial.active(state.step):
+                loss, more = adversarial.discriminator_term(pixel_values, output.sample, discriminator)
+                accelerator.backward(loss)
+                parts.update(more)
             if accelerator.sync_gradients:
-                if args.max_grad_norm > 0:
-                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                parts.update(clip_gradients(run, args))
                 upkeep.before_step()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        parts["psnr"] = image_psnr(output.sample.detach(), pixel_values)
-        window.add(parts, output.code, pixel_values.shape[0])
+        parts["psnr"] = image_psnr(output.sample.detach(), pixel_values).mean()
+        totals = {"unreadable_images": batch["unreadable"]} if "unreadable" in batch else {}
+        window.add(parts, output.code, pixel_values.shape[0], totals)
         if not accelerator.sync_gradients:
-            upkeep.observe(output.code)
+            upkeep.observe(output.code, output.latents)
             continue
 
         upkeep.after_step(output.code, output.latents)
+        if run.average is not None:
+            run.average.update(run.model)
         if not accelerator.optimizer_step_was_skipped:
-            lr_scheduler.step()
+            run.lr_scheduler.step()
         state.step += 1
         state.samples_seen += run.batch_size
         bar.update()
-        if state.step % args.log_steps == 0 or state.step == steps:
-            record = {**window.summary(), "lr": lr_scheduler.get_last_lr()[0]}
+        if state.step % args.log_steps == 0 or state.step == run.steps:
+            rates = run.lr_scheduler.get_last_lr()
+            record = {**window.summary(), "lr": rates[0], "bits_per_pixel": bits_per_pixel}
+            if adversarial is not None:
+                record["discriminator_lr"] = rates[-1]
+            state.unreadable += record.get("unreadable_images", 0)
             recorder.write(record)
             bar.set_postfix({name: record[name] for name in ("loss", "psnr", "perplexity") if name in record})
         with window.paused():
-            if args.validation_steps and state.step % args.validation_steps == 0 and state.step < steps:
-                recorder.validate(model, dataset, held_out)
+            if args.validation_steps and state.step % args.validation_steps == 0 and state.step < run.steps:
+                recorder.validate()
             if args.checkpointing_steps and state.step % args.checkpointing_steps == 0:
                 checkpoint(accelerator, args, state.step)
     bar.close()
-    recorder.validate(model, dataset, held_out)
-    recorder.finish(model)
 
 
 if __name__ == "__main__":

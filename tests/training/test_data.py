@@ -212,7 +212,7 @@ def test_center_crop_and_flip():
 @pytest.mark.parametrize("resize, short", [(None, 6), (8, 8)])
 def test_short_side_is_resized(resize, short):
     dataset = ImageDataset([Image.new("RGB", (12, 6))], 6, resize=resize)
-    assert min(dataset._pixels(0).shape[:2]) == short and max(dataset._pixels(0).shape[:2]) == 2 * short
+    assert min(dataset._pixels(0)[0].shape[:2]) == short and max(dataset._pixels(0)[0].shape[:2]) == 2 * short
 
 
 def test_small_images_grow_to_the_crop():

@@ -69,7 +69,7 @@ def test_counts_are_those_of_the_codes():
     for step in range(3):
         expected += take_step(bottleneck, optimizer, upkeep, latents_of(step)).code.usage_counts()
     code = bottleneck.encode(latents_of(9))
-    upkeep.observe(code)
+    upkeep.observe(code, latents_of(9))
     assert torch.equal(upkeep.counts, expected + code.usage_counts())
 
 

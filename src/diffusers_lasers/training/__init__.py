@@ -1,30 +1,46 @@
-"""Training: losses, adversarial terms, dictionary upkeep, image data and checkpoints, for `examples/` and for loops of one's own."""
+"""Training: losses, adversarial terms, averages, dictionary upkeep, image data and checkpoints, for `examples/` and for loops of one's own."""
 
 from .adversarial import (
+    AdversarialObjective,
     LeCamRegularizer,
     adaptive_weight,
     adversarial_factor,
     discriminator_loss,
     generator_loss,
 )
+from .block_coordinate import BlockCoordinateUpdate
 from .checkpoints import TrainingState, latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
-from .data import BUNDLED_PHOTOS, ImageDataset, bundled_photos, load_image_dataset, take_batch
+from .data import ImageDataset, take_batch
+from .ema import ModelAverage
 from .losses import ReconstructionLoss, ReconstructionTerms
 from .records import TrainingLog, Window
 from .sampling import StreamSampler
+from .sources import (
+    BUNDLED_PHOTOS,
+    UnreadableImageError,
+    bundled_photos,
+    load_image_dataset,
+    open_image_stream,
+)
+from .streaming import ImageStream
 from .upkeep import DictionaryUpkeep
 
 
 __all__ = [
+    "AdversarialObjective",
     "BUNDLED_PHOTOS",
+    "BlockCoordinateUpdate",
     "DictionaryUpkeep",
     "ImageDataset",
+    "ImageStream",
     "LeCamRegularizer",
+    "ModelAverage",
     "ReconstructionLoss",
     "ReconstructionTerms",
     "StreamSampler",
     "TrainingLog",
     "TrainingState",
+    "UnreadableImageError",
     "Window",
     "adaptive_weight",
     "adversarial_factor",
@@ -34,6 +50,7 @@ __all__ = [
     "latest_checkpoint",
     "list_checkpoints",
     "load_image_dataset",
+    "open_image_stream",
     "save_checkpoint",
     "take_batch",
     "verify_checkpoint",

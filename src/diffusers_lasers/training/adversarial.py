@@ -13,17 +13,27 @@ of the other kind's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ..utils.distributed import all_reduce_sum, rank_and_world_size
 
 
-__all__ = ["LeCamRegularizer", "adaptive_weight", "adversarial_factor", "discriminator_loss", "generator_loss"]
+__all__ = [
+    "AdversarialObjective",
+    "LeCamRegularizer",
+    "adaptive_weight",
+    "adversarial_factor",
+    "discriminator_loss",
+    "generator_loss",
+]
 
 _KINDS = ("hinge", "vanilla")
+_GRADIENT_SCALE = 1024.0  # keeps the gradients of single pixels above the smallest float16
 
 
 def _check_kind(kind: str) -> None:
@@ -80,8 +90,8 @@ def adaptive_weight(
     maximum: float = 1e4,
 ) -> torch.Tensor:
     """
-    The weight λ of the adversarial loss (LASERS, 2024, eq 16), with the norms in float32. Under data parallelism each rank
-    has its own batch's λ.
+    The weight λ of the adversarial loss (LASERS, 2024, eq 16), with the norms in float32. Under data parallelism the gradients are
+    averaged over ranks first, so that all have the λ of the whole batch.
 
     Args:
         reconstruction_loss (`torch.Tensor`): ℓ_recon, 0-dim, with its graph, which is kept.
@@ -99,10 +109,13 @@ def adaptive_weight(
     for name, value in (("delta", delta), ("maximum", maximum)):
         if not value > 0:
             raise ValueError(f"`{name}` must be above 0, got {value!r}.")
-    norms = [
-        torch.linalg.vector_norm(torch.autograd.grad(loss, last_layer, retain_graph=True)[0].float())
-        for loss in (reconstruction_loss, adversarial_loss)
-    ]
+    gradients = torch.stack(
+        [
+            torch.autograd.grad(loss * _GRADIENT_SCALE, last_layer, retain_graph=True)[0].float().flatten()
+            for loss in (reconstruction_loss, adversarial_loss)
+        ]
+    )
+    norms = torch.linalg.vector_norm(all_reduce_sum(gradients), dim=1) / (_GRADIENT_SCALE * rank_and_world_size()[1])
     weight = (norms[0] / (norms[1] + delta)).clamp(0.0, maximum).detach()
     return torch.where(torch.isfinite(norms[0]) & torch.isfinite(norms[1]), weight, torch.zeros_like(weight))
 
@@ -171,3 +184,107 @@ class LeCamRegularizer:
             state (`dict`): What `state_dict` gave.
         """
         self.means = state["means"].clone()
+
+
+class AdversarialObjective:
+    """
+    Creates what DL-GAN adds to a training step: the generator's term λ w f(t) ℓ_adv of eq 15 and the discriminator's own loss.
+
+    The generator's term sees the discriminator's weights as constants, and the discriminator sees detached reconstructions: neither loss leaves a
+    gradient in the other network, so that both can be in one optimiser.
+
+    Args:
+        discriminator (`torch.nn.Module`): Maps images to logits; not wrapped for distribution.
+        kind (`str`, defaults to `"hinge"`): Loss, `"hinge"` or `"vanilla"`.
+        weight (`float`, defaults to 1.0): w, beside the adaptive λ; at least 0.
+        adaptive (`bool`, defaults to `True`): Whether λ is that of eq 16; otherwise it is 1.
+        start (`int`, defaults to 0): Optimiser steps before the discriminator learns.
+        warmup (`int`, defaults to 0): Steps from there until its loss counts in full, see [`adversarial_factor`].
+        lecam ([`LeCamRegularizer`], *optional*): Regularisation of the discriminator.
+        lecam_weight (`float`, defaults to 0.0): Its weight.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        discriminator: nn.Module,
+        kind: str = "hinge",
+        weight: float = 1.0,
+        adaptive: bool = True,
+        start: int = 0,
+        warmup: int = 0,
+        lecam: LeCamRegularizer | None = None,
+        lecam_weight: float = 0.0,
+    ):
+        _check_kind(kind)
+        for name, value in (("weight", weight), ("start", start), ("warmup", warmup), ("lecam_weight", lecam_weight)):
+            if not value >= 0:
+                raise ValueError(f"`{name}` must be at least 0, got {value!r}.")
+        self.discriminator, self.kind, self.weight, self.adaptive = discriminator, kind, weight, adaptive
+        self.start, self.warmup, self.lecam, self.lecam_weight = start, warmup, lecam, lecam_weight
+
+    def active(self, step: int) -> bool:
+        """
+        Whether the discriminator learns in this step.
+
+        Args:
+            step (`int`): Optimiser steps taken.
+
+        Returns:
+            `bool`: `step >= start`.
+        """
+        return step >= self.start
+
+    def generator_term(
+        self, sample: torch.Tensor, reconstruction_loss: torch.Tensor, last_layer: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        What the generator's loss gains.
+
+        Args:
+            sample (`torch.Tensor` of shape `(B, C, H, W)`): Reconstructions, with their graph.
+            reconstruction_loss (`torch.Tensor`): ℓ_recon, 0-dim, with its graph.
+            last_layer (`torch.Tensor`): Weight of the decoder's last layer.
+            step (`int`): Optimiser steps taken.
+
+        Returns:
+            `tuple`: The term, 0-dim, and for the log `generator_loss` (unweighted) and `adversarial_weight` λ w f(t), detached.
+        """
+        constants = {name: tensor.detach() for name, tensor in self.discriminator.named_parameters()}
+        loss = generator_loss(torch.func.functional_call(self.discriminator, constants, (sample,)), self.kind)
+        weight = self.weight * adversarial_factor(step, self.start, self.warmup) * torch.ones_like(loss.detach())
+        if self.adaptive:
+            weight = weight * adaptive_weight(reconstruction_loss, loss, last_layer)
+        return weight * loss, {"generator_loss": loss.detach(), "adversarial_weight": weight}
+
+    def discriminator_term(
+        self,
+        images: torch.Tensor,
+        sample: torch.Tensor,
+        forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """
+        What the discriminator minimises.
+
+        Args:
+            images (`torch.Tensor` of shape `(B, C, H, W)`): Images.
+            sample (`torch.Tensor` of shape `(B, C, H, W)`): Reconstructions; detached here.
+            forward (`Callable[[torch.Tensor], torch.Tensor]`, *optional*): The discriminator as it is wrapped for distribution. It is called once,
+                on images and reconstructions together.
+
+        Returns:
+            `tuple`: The loss, 0-dim, and for the log `discriminator_loss`, `logits_real` and `logits_fake` (means), detached.
+        """
+        both = torch.cat([images, sample.detach().to(images.dtype)])
+        real, fake = (forward or self.discriminator)(both).float().chunk(2)
+        loss = discriminator_loss(real, fake, self.kind)
+        parts = {
+            "discriminator_loss": loss.detach(),
+            "logits_real": real.detach().mean(),
+            "logits_fake": fake.detach().mean(),
+        }
+        if self.lecam is not None:
+            loss = loss + self.lecam_weight * self.lecam(real, fake)
+        return loss, parts

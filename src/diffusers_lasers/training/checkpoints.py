@@ -163,14 +163,15 @@ class TrainingState:
     Args:
         step (`int`, defaults to 0): Optimiser steps taken.
         samples_seen (`int`, defaults to 0): Samples taken from the stream, all processes together.
+        unreadable (`int`, defaults to 0): Images among them that could not be read and were skipped.
     """
 
-    def __init__(self, step: int = 0, samples_seen: int = 0):
-        self.step, self.samples_seen = step, samples_seen
+    def __init__(self, step: int = 0, samples_seen: int = 0, unreadable: int = 0):
+        self.step, self.samples_seen, self.unreadable = step, samples_seen, unreadable
 
     def state_dict(self) -> dict[str, int]:
         """The counters."""
-        return {"step": self.step, "samples_seen": self.samples_seen}
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """
@@ -179,4 +180,5 @@ class TrainingState:
         Args:
             state (`dict[str, int]`): What `state_dict` gave.
         """
-        self.step, self.samples_seen = int(state["step"]), int(state["samples_seen"])
+        for name in vars(self):
+            setattr(self, name, int(state[name]))

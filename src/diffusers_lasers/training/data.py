@@ -1,201 +1,87 @@
-r"""Images for training: where they come from, how they become tensors, and in which order they are seen.
+r"""How images become tensors for training.
 
-A *source* is anything with a length whose items are RGB `PIL.Image`s: a Hub data set, a folder of images, parquet
-files, or the colour photographs that scikit-image installs. [`ImageDataset`] turns a source into float tensors in [-1,
-1], the range of diffusers' `VaeImageProcessor`.
-
-A sample is asked for by a key (epoch, index), as [`StreamSampler`] gives them: its crop and flip are entry `index` of
-a table of uniforms seeded by (seed, epoch), and so the same in every process, in every worker and after a resume.
+[`ImageDataset`] turns a source (`sources.py`) into float tensors in [-1, 1], the range of diffusers' `VaeImageProcessor`. A sample is asked for by
+a key (epoch, index), as [`StreamSampler`] gives them: its crop and flip are entry `index` of a table of uniforms seeded by (seed, epoch), and so the
+same in every process, in every worker and after a resume.
 """
 
 from __future__ import annotations
 
-import glob
-import io
-import os
+import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset
 
-from ..utils.import_utils import requires
 from .sampling import epoch_seed
+from .sources import UnreadableImageError
 
 
-__all__ = ["BUNDLED_PHOTOS", "ImageDataset", "bundled_photos", "load_image_dataset", "take_batch"]
+__all__ = ["ImageDataset", "take_batch"]
 
-#: The colour photographs in the scikit-image wheel. `motorcycle_right` is left out: it is nearly a copy of `motorcycle_left`.
-BUNDLED_PHOTOS = {
-    "train": (
-        "astronaut.png",
-        "coffee.png",
-        "hubble_deep_field.jpg",
-        "ihc.png",
-        "motorcycle_left.png",
-        "retina.jpg",
-    ),
-    "validation": ("chelsea.png", "rocket.jpg"),
-}
-_SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "test"), "test": ("test",)}
-_IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+_logger = logging.getLogger(__name__)
 
 
-def _to_rgb(image: Any) -> Image.Image:
-    """An RGB picture, upright, from a `PIL.Image`, a path, an array or a parquet cell `{bytes, path}`."""
-    if isinstance(image, dict):
-        image = io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]
-    if isinstance(image, bytes):
-        image = io.BytesIO(image)
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        image = Image.open(image)
-    return ImageOps.exif_transpose(image).convert("RGB")
-
-
-class _FileSource(Sequence):
-    """Image files, opened when they are asked for."""
-
-    def __init__(self, paths: list[str]):
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return _to_rgb(self.paths[index])
-
-
-class _ColumnSource(Sequence):
-    """One column of a `datasets.Dataset`, decoded here so that every kind of image cell is treated alike."""
-
-    def __init__(self, table: Any, column: str):
-        datasets = requires("datasets", "training")
-        if isinstance(table.features[column], datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
-        self.table, self.column = table, column
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return _to_rgb(self.table[int(index)][self.column])
-
-
-def bundled_photos(split: str = "train") -> Sequence:
+def fit_pixels(image: Image.Image, resolution: int, resize: int | None) -> np.ndarray:
     """
-    The colour photographs that the scikit-image wheel itself ships (nothing is downloaded), RGB, 451 × 300 to 1411 ×
-    1411.
+    A picture as uint8, both sides at least `resolution`.
 
     Args:
-        split (`str`, defaults to `"train"`):
-            `"train"` (six photographs) or `"validation"` (two others, of other scenes).
+        image (`PIL.Image.Image`): The picture.
+        resolution (`int`): Side of the crops to come.
+        resize (`int`, *optional*): Length of the short side (Lanczos); `None` enlarges only what is too small.
 
     Returns:
-        `Sequence[PIL.Image.Image]`: The photographs.
-
-    Raises:
-        ValueError: If `split` is another word. ImportError: If scikit-image is missing (`pip install
-        diffusers_lasers[training]`).
+        `numpy.ndarray` of shape `(H, W, 3)`: The pixels.
     """
-    if split not in BUNDLED_PHOTOS:
-        raise ValueError(
-            f"`split` must be one of {sorted(BUNDLED_PHOTOS)} for the bundled photographs, got {split!r}."
-        )
-    folder = Path(requires("skimage", "training").__file__).parent / "data"
-    return _FileSource([str(folder / name) for name in BUNDLED_PHOTOS[split]])
+    short = min(image.size)
+    target = resize if resize is not None else max(short, resolution)
+    if short != target:
+        size = tuple(max(target, round(side * target / short)) for side in image.size)
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(image)
 
 
-def _of_split(paths: list[str], root: str, split: str) -> list[str]:
-    """The paths in a folder, or with a name, that starts with the split's; all of them where no path names any split."""
-
-    def names(path: str, words: Sequence[str]) -> bool:
-        parts = Path(os.path.relpath(path, root)).parts
-        return parts[0].lower() in words or any(
-            parts[-1].lower().startswith((f"{w}-", f"{w}.", f"{w}_")) for w in words
-        )
-
-    every = [word for words in _SPLIT_NAMES.values() for word in words]
-    named = [path for path in paths if names(path, _SPLIT_NAMES.get(split, (split,)))]
-    return named if named or any(names(path, every) for path in paths) else paths
-
-
-def _list_files(location: str, split: str) -> list[str]:
-    """The image or parquet files of a folder (recursively, of one split where it has splits), of a pattern, or one file."""
-    if os.path.isdir(location):
-        files = sorted(str(path) for path in Path(location).rglob("*") if path.is_file())
-        known = [path for path in files if Path(path).suffix.lower() in _IMAGE_SUFFIXES | {".parquet"}]
-        return _of_split(known, location, split)
-    return (
-        [location]
-        if os.path.isfile(location)
-        else sorted(path for path in glob.glob(location) if os.path.isfile(path))
-    )
-
-
-def load_image_dataset(
-    dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    train_data_dir: str | None = None,
-    split: str = "train",
-    image_column: str = "image",
-    max_samples: int | None = None,
-    cache_dir: str | None = None,
-) -> Sequence:
+def crop_pixels(
+    pixels: np.ndarray, resolution: int, uniforms: Sequence[float], center_crop: bool, random_flip: bool
+) -> np.ndarray:
     """
-    Opens a source of images: a data set of the Hub, local files, or the bundled photographs.
+    A square window of a picture.
 
     Args:
-        dataset_name (`str`, *optional*):
-            Name of a data set on the Hub, or a folder that `datasets.load_dataset` understands.
-        dataset_config_name (`str`, *optional*): Its configuration.
-        train_data_dir (`str`, *optional*):
-            A folder of images (searched recursively) or of parquet files, one file of either kind, or a pattern such
-            as `"data/train-*.parquet"`. Where folders or file names begin with `train`, `validation`, `val` or `test`,
-            only those of `split` are taken. Neither this nor `dataset_name`: the bundled photographs.
-        split (`str`, defaults to `"train"`): The split; `"validation"` also takes local files named `test`.
-        image_column (`str`, defaults to `"image"`):
-            The column with the images, in parquet as `{bytes, path}` or bytes.
-        max_samples (`int`, *optional*): Take only the first so many images.
-        cache_dir (`str`, *optional*): Where `datasets` keeps what it prepares.
+        pixels (`numpy.ndarray` of shape `(H, W, 3)`): The picture.
+        resolution (`int`): Side of the window.
+        uniforms (`Sequence[float]`): Three numbers in [0, 1): top, left, flip.
+        center_crop (`bool`): Whether the window is in the middle instead.
+        random_flip (`bool`): Whether it is mirrored where the third number is below one half.
 
     Returns:
-        `Sequence[PIL.Image.Image]`: RGB images, decoded when they are asked for.
-
-    Raises:
-        ValueError: If both a name and a folder are given, no image is found, kinds are mixed, or the column is
-        missing.
+        `numpy.ndarray` of shape `(resolution, resolution, 3)`: The window.
     """
-    if dataset_name is not None and train_data_dir is not None:
-        raise ValueError("Give `dataset_name` or `train_data_dir`, not both.")
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"`max_samples` must be at least 1, got {max_samples!r}.")
-    if dataset_name is None and train_data_dir is None:
-        source = bundled_photos(split)
-        return source if max_samples is None else _FileSource(source.paths[:max_samples])
-    if dataset_name is not None:
-        load = requires("datasets", "training").load_dataset
-        table = load(dataset_name, dataset_config_name, split=split, cache_dir=cache_dir)
+    spare = [side - resolution for side in pixels.shape[:2]]
+    top, left, flip = uniforms
+    if center_crop:
+        corner = [side // 2 for side in spare]
     else:
-        files = _list_files(train_data_dir, split)
-        if not files:
-            raise ValueError(f"No image or parquet file of split {split!r} found at {train_data_dir!r}.")
-        parquet = [path for path in files if path.endswith(".parquet")]
-        if not parquet:
-            return _FileSource(files[:max_samples])
-        if len(parquet) != len(files):
-            raise ValueError(f"{train_data_dir!r} mixes parquet files with images; give one kind.")
-        load = requires("datasets", "training").load_dataset
-        table = load("parquet", data_files={split: parquet}, split=split, cache_dir=cache_dir)
-    if image_column not in table.column_names:
-        raise ValueError(f"`image_column` must be one of {table.column_names}, got {image_column!r}.")
-    if max_samples is not None:
-        table = table.select(range(min(max_samples, len(table))))
-    return _ColumnSource(table, image_column)
+        corner = [min(int(u * (side + 1)), side) for u, side in zip((top, left), spare)]
+    crop = pixels[corner[0] : corner[0] + resolution, corner[1] : corner[1] + resolution]
+    return crop[:, ::-1] if random_flip and flip < 0.5 else crop
+
+
+def to_batch(crops: Sequence[np.ndarray]) -> torch.Tensor:
+    """
+    Windows as one tensor.
+
+    Args:
+        crops (`Sequence[numpy.ndarray]`): Windows `(H, W, 3)`, uint8, of one size.
+
+    Returns:
+        `torch.Tensor` of shape `(B, 3, H, W)`: Floats in [-1, 1].
+    """
+    pixels = torch.from_numpy(np.stack(crops))  # (B, H, W, 3)
+    return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
 
 
 class ImageDataset(Dataset):
@@ -217,9 +103,12 @@ class ImageDataset(Dataset):
         crops_per_image (`int`, defaults to 1): Crops of each image an epoch.
         seed (`int`, defaults to 0): Seed of crops and flips.
         cache_in_memory (`bool`, defaults to `False`): Decode and resize everything once, to uint8.
+        skip_unreadable (`bool`, defaults to `False`): Put the next image that can be read in the place of one that cannot, warn of each once, and
+            count in the batches (`unreadable`) how many samples were replaced.
 
     Raises:
         ValueError: If `resolution`, `resize` or `crops_per_image` is out of range or the source is empty.
+        UnreadableImageError: When an image is asked for that cannot be decoded, unless `skip_unreadable`; also then if none can.
     """
 
     def __init__(
@@ -232,6 +121,7 @@ class ImageDataset(Dataset):
         crops_per_image: int = 1,
         seed: int = 0,
         cache_in_memory: bool = False,
+        skip_unreadable: bool = False,
     ):
         if resolution < 1:
             raise ValueError(f"`resolution` must be at least 1 pixel, got {resolution!r}.")
@@ -248,25 +138,34 @@ class ImageDataset(Dataset):
         self.random_flip = random_flip
         self.crops_per_image = crops_per_image
         self.seed = seed
+        self.skip_unreadable = skip_unreadable
+        self.unreadable: set[int] = set()
         self._table: tuple[int, torch.Tensor] | None = None
         self._cache: list[np.ndarray] | None = None
         if cache_in_memory:
-            self._cache = [self._pixels(index) for index in range(len(source))]
+            self._cache = [self._pixels(index)[0] for index in range(len(source))]
 
     def __len__(self) -> int:
         return len(self.source) * self.crops_per_image
 
-    def _pixels(self, index: int) -> np.ndarray:
-        """Image `index` as uint8 `(H, W, 3)`, resized, with both sides at least `resolution`."""
+    def _pixels(self, index: int) -> tuple[np.ndarray, bool]:
+        """Image `index`, or the next that can be read, as uint8 `(H, W, 3)` with sides of at least `resolution`; whether it was replaced."""
         if self._cache is not None:
-            return self._cache[index]
-        image = self.source[index]
-        short = min(image.size)
-        target = self.resize if self.resize is not None else max(short, self.resolution)
-        if short != target:
-            size = tuple(max(target, round(side * target / short)) for side in image.size)
-            image = image.resize(size, Image.Resampling.LANCZOS)
-        return np.asarray(image)
+            return self._cache[index], index in self.unreadable
+        count, failure = len(self.source), None
+        for offset in range(count):
+            place = (index + offset) % count
+            if place in self.unreadable:
+                continue
+            try:
+                return fit_pixels(self.source[place], self.resolution, self.resize), offset > 0
+            except UnreadableImageError as error:
+                if not self.skip_unreadable:
+                    raise
+                failure = error
+                self.unreadable.add(place)
+                _logger.warning(f"{error} It is skipped.")
+        raise UnreadableImageError("None of the images can be read.") from failure
 
     def _draws(self, epoch: int) -> torch.Tensor:
         """The uniforms `(len(self), 3)` of an epoch: top, left and flip of each index."""
@@ -275,23 +174,23 @@ class ImageDataset(Dataset):
             self._table = (epoch, torch.rand(len(self), 3, generator=generator))
         return self._table[1]
 
-    def _crop(self, key: int | tuple[int, int]) -> np.ndarray:
-        """The crop of a key, uint8 `(resolution, resolution, 3)`."""
+    def _crop(self, key: int | tuple[int, int]) -> tuple[np.ndarray, bool]:
+        """The crop of a key, uint8 `(resolution, resolution, 3)`, and whether it is of another image."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        pixels = self._pixels(index % len(self.source))
-        spare = [side - self.resolution for side in pixels.shape[:2]]
-        top, left, flip = self._draws(epoch)[index].tolist()
-        if self.center_crop:
-            corner = [side // 2 for side in spare]
-        else:
-            corner = [min(int(u * (side + 1)), side) for u, side in zip((top, left), spare)]
-        crop = pixels[corner[0] : corner[0] + self.resolution, corner[1] : corner[1] + self.resolution]
-        return crop[:, ::-1] if self.random_flip and flip < 0.5 else crop
+        pixels, replaced = self._pixels(index % len(self.source))
+        uniforms = self._draws(epoch)[index].tolist()
+        return crop_pixels(pixels, self.resolution, uniforms, self.center_crop, self.random_flip), replaced
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """A whole batch, already collated: `{"pixel_values": (B, 3, resolution, resolution)}` in [-1, 1]."""
-        crops = torch.from_numpy(np.stack([self._crop(key) for key in keys]))  # (B, H, W, 3)
-        return {"pixel_values": crops.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0).contiguous()}
+        """
+        A whole batch, already collated: `{"pixel_values": (B, 3, resolution, resolution)}` in [-1, 1], with `skip_unreadable` also
+        `unreadable`, the number of samples that were replaced.
+        """
+        crops, replaced = zip(*(self._crop(key) for key in keys))
+        batch = {"pixel_values": to_batch(crops)}
+        if self.skip_unreadable:
+            batch["unreadable"] = torch.tensor(sum(replaced))
+        return batch
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         """One sample: `{"pixel_values": (3, resolution, resolution)}` in [-1, 1]."""

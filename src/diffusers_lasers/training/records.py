@@ -39,21 +39,33 @@ class Window:
     def reset(self) -> None:
         """Starts a new window."""
         self.sums: dict[str, torch.Tensor] = {}
-        self.batches, self.images, self.counts = 0, 0, None
+        self.numbers: dict[str, int] = {}
+        self.totals: dict[str, torch.Tensor] = {}
+        self.images, self.counts = 0, None
         self.start = time.perf_counter()
 
-    def add(self, parts: dict[str, torch.Tensor], code: Any, images: int) -> None:
+    def add(
+        self,
+        parts: dict[str, torch.Tensor],
+        code: Any,
+        images: int,
+        totals: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         """
         Adds a micro-batch.
 
         Args:
-            parts (`dict[str, torch.Tensor]`): Losses, 0-dim and detached, the same names each time.
+            parts (`dict[str, torch.Tensor]`): Losses, 0-dim and detached; a name counts in the micro-batches that have it, the same ones on
+                all processes.
             code ([`SparseCode`], [`IndexCode`] or `None`): Its symbols are counted over all slots.
             images (`int`): Images of the micro-batch on this process.
+            totals (`dict[str, torch.Tensor]`, *optional*): Counts, 0-dim, that are summed instead of averaged.
         """
         for name, value in parts.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.batches += 1
+            self.numbers[name] = self.numbers.get(name, 0) + 1
+        for name, value in (totals or {}).items():
+            self.totals[name] = self.totals[name] + value if name in self.totals else value
         self.images += images
         if code is not None:
             counts = slot_counts(code)
@@ -71,14 +83,18 @@ class Window:
         Closes the window, on all processes at once.
 
         Returns:
-            `dict[str, float]`: Mean of each loss over batches and processes; with codes, `perplexity` of the shares of slots (for
+            `dict[str, float]`: Mean of each loss over batches and processes; the totals over all of them; with codes, `perplexity` of the shares of slots (for
             several codebooks 2 to the mean of their entropies, as in [`AtomUsage`]) and `dead_atoms` (symbols unused in this
             window, over all codebooks); `images_per_second` of all processes.
         """
         record = {}
         if self.sums:
-            means = all_reduce_sum(torch.stack(list(self.sums.values()))) / (self.batches * self.num_processes)
-            record = {name: round(value, 7) for name, value in zip(self.sums, means.tolist())}
+            sums = all_reduce_sum(torch.stack([value.float() for value in self.sums.values()])).tolist()
+            numbers = [self.numbers[name] * self.num_processes for name in self.sums]
+            record = {name: round(value / number, 7) for name, value, number in zip(self.sums, sums, numbers)}
+        if self.totals:
+            totals = all_reduce_sum(torch.stack(list(self.totals.values()))).tolist()
+            record.update(zip(self.totals, totals))
         if self.counts is not None:
             counts = all_reduce_sum(self.counts)
             record["perplexity"] = round(2 ** (sum(float(entropy(row)) for row in counts) / len(counts)), 3)

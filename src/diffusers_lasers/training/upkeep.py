@@ -20,6 +20,7 @@ follows from `seed` and the step, so that a run that resumes from a checkpoint r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from ..coding.codes import SparseCode
 from ..functional.dictionary import draw_signals, draw_subset, normalize_atoms, project_to_tangent, revive_atoms
 from ..functional.synthesis import synthesize
 from ..utils.distributed import all_reduce_sum, broadcast
+from .block_coordinate import BlockCoordinateUpdate
 
 
 __all__ = ["DictionaryUpkeep"]
@@ -55,6 +57,8 @@ class DictionaryUpkeep:
             Largest share of the atoms, in [0, 1], that one event may replace; above 0 it is at least one atom.
         jitter (`float`, defaults to 0.05): Noise on a revived atom, relative to its norm.
         tangent_projection (`bool`, defaults to `True`): Whether `before_step` projects the gradient.
+        block_coordinate ([`BlockCoordinateUpdate`], *optional*): Moves the atoms instead of the optimiser, in `after_step`.
+        on_revival (`Callable[[torch.Tensor], Any]`, *optional*): Receives the mask of the atoms of each event after it, e.g. to reset an average.
         seed (`int`, defaults to 0): Seed of the events' randomness.
 
     Attributes:
@@ -86,6 +90,8 @@ class DictionaryUpkeep:
         jitter: float = 0.05,
         tangent_projection: bool = True,
         seed: int = 0,
+        block_coordinate: BlockCoordinateUpdate | None = None,
+        on_revival: Callable[[torch.Tensor], Any] | None = None,
     ):
         if revive_every < 0:
             raise ValueError(f"`revive_every` must be 0 (never) or a number of steps, got {revive_every!r}.")
@@ -98,9 +104,12 @@ class DictionaryUpkeep:
         self.revive_fraction = revive_fraction
         self.jitter = jitter
         self.seed = seed
+        self.block_coordinate = block_coordinate
+        self.on_revival = on_revival
         self.step = 0
         dictionary = getattr(bottleneck, "dictionary", None)
-        self.active = isinstance(dictionary, nn.Parameter) and dictionary.requires_grad
+        trained = block_coordinate is not None or getattr(dictionary, "requires_grad", False)
+        self.active = isinstance(dictionary, nn.Parameter) and trained
         atoms = dictionary.shape[1] if self.active else 0
         self.counts = torch.zeros(atoms, dtype=torch.int64)
         self.revived = torch.zeros((), dtype=torch.int64)
@@ -118,15 +127,20 @@ class DictionaryUpkeep:
             self.dictionary.grad.copy_(project_to_tangent(self.dictionary.grad, self.dictionary))
 
     @torch.no_grad()
-    def observe(self, code: SparseCode) -> None:
+    def observe(self, code: SparseCode, latents: torch.Tensor) -> None:
         """
-        Counts the atoms of a code in the current window. `after_step` does so itself; call this for the other
+        Notes a code: its atoms are counted in the current window. `after_step` does so itself; call this for the other
         micro-batches of an accumulated step.
 
         Args:
             code ([`SparseCode`]): The code of the batch.
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): The latents that were coded; read by `block_coordinate` alone.
         """
-        if not self.active or not self.revive_every:
+        if not self.active:
+            return
+        if self.block_coordinate is not None:
+            self.block_coordinate.observe(code, latents)
+        if not self.revive_every:
             return
         counts = code.usage_counts()
         self.counts = self.counts.to(counts.device) + all_reduce_sum(counts)
@@ -134,7 +148,7 @@ class DictionaryUpkeep:
     @torch.no_grad()
     def after_step(self, code: SparseCode, latents: torch.Tensor) -> None:
         """
-        Retracts the atoms to unit norm, counts their usage and, where an event is due, revives dead ones.
+        Retracts the atoms to unit norm, or moves them by `block_coordinate`, counts their usage and, where an event is due, revives dead ones.
 
         Args:
             code ([`SparseCode`]): The code of the batch that the step was taken on.
@@ -143,8 +157,11 @@ class DictionaryUpkeep:
         """
         if not self.active:
             return
-        self.dictionary.copy_(normalize_atoms(self.dictionary))
-        self.observe(code)
+        self.observe(code, latents)
+        if self.block_coordinate is None:
+            self.dictionary.copy_(normalize_atoms(self.dictionary))
+        else:
+            self.block_coordinate.update()
         self.step += 1
         if self.revive_every and self.step % self.revive_every == 0:
             self._revive(code, latents)
@@ -160,6 +177,10 @@ class DictionaryUpkeep:
         for moment in self.optimizer.state.get(dictionary, {}).values():
             if torch.is_tensor(moment) and moment.shape == dictionary.shape:
                 moment.masked_fill_(dead, 0.0)
+        if self.block_coordinate is not None:
+            self.block_coordinate.forget(dead)
+        if self.on_revival is not None:
+            self.on_revival(dead)
         self.revived = self.revived.to(dead.device) + dead.sum()
         self.counts.zero_()
 
@@ -173,8 +194,11 @@ class DictionaryUpkeep:
         return draw_signals(signals, energy, self._limit, generator)
 
     def state_dict(self) -> dict[str, Any]:
-        """The step and the window's counts; the rest follows from the arguments."""
-        return {"step": self.step, "counts": self.counts.cpu(), "revived": self.revived.cpu()}
+        """The step, the window's counts and the state of `block_coordinate`; the rest follows from the arguments."""
+        state = {"step": self.step, "counts": self.counts.cpu(), "revived": self.revived.cpu()}
+        if self.block_coordinate is not None:
+            state["block_coordinate"] = self.block_coordinate.state_dict()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
@@ -184,11 +208,15 @@ class DictionaryUpkeep:
             state (`dict`): What `state_dict` gave.
 
         Raises:
-            ValueError: If the state belongs to a dictionary with another number of atoms.
+            ValueError: If the state belongs to a dictionary with another number of atoms, or that is updated otherwise.
         """
+        if ("block_coordinate" in state) != (self.block_coordinate is not None):
+            raise ValueError("`state` must come from the same kind of update, by gradient or by `block_coordinate`.")
         counts = state["counts"]
         if counts.shape != self.counts.shape:
             raise ValueError(f"`state` must count {self.counts.numel()} atoms, it counts {counts.numel()}.")
         self.step = int(state["step"])
         self.counts = counts.clone().to(self.counts.device)
         self.revived = state["revived"].clone()
+        if self.block_coordinate is not None:
+            self.block_coordinate.load_state_dict(state["block_coordinate"])

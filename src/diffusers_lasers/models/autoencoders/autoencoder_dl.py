@@ -224,6 +224,11 @@ class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
         """Image pixels a latent position, along each side."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
+    @property
+    def last_layer(self) -> torch.nn.Parameter:
+        """Weight of the decoder's last layer, at which the adaptive weight of LASERS (2024), eq 16, compares gradients."""
+        return (self.decoder.up[-1] if self.config.backbone == "light" else self.decoder.conv_out).weight
+
     def bits_per_pixel(self, height: int, width: int) -> float:
         """
         Nominal rate of an image's code.
