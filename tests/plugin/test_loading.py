@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from diffusers_lasers import AutoencoderDL, DictionaryBottleneck
+from diffusers_lasers import AutoencoderDL, DictionaryBottleneck, PatchDiscriminator
 
 
 BOTTLENECKS = {
@@ -198,3 +198,16 @@ def test_alone_bottleneck_class_is_known_to_diffusers():
     import diffusers
 
     assert diffusers.DictionaryBottleneck is DictionaryBottleneck
+
+
+def test_a_model_inside_the_folder_of_another_is_found(tmp_path):
+    # diffusers alone would take the outer weights, with a warning that none of them fit
+    outer = AutoencoderDL(latent_channels=3, bottleneck_config={"num_atoms": 12, "sparsity": 1})
+    inner = PatchDiscriminator(base_channels=8, num_layers=2, norm_num_groups=4)
+    outer.save_pretrained(tmp_path)
+    inner.save_pretrained(tmp_path / "discriminator")
+    loaded = PatchDiscriminator.from_pretrained(tmp_path, subfolder="discriminator")
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in inner.state_dict().items())
+    assert AutoencoderDL.from_pretrained(tmp_path).bottleneck.dictionary.shape == (3, 12)
+    with pytest.raises(OSError, match="has no subfolder 'nowhere'"):
+        PatchDiscriminator.from_pretrained(tmp_path, subfolder="nowhere")

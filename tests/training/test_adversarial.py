@@ -1,11 +1,15 @@
 """Adversarial losses against their definitions, the adaptive weight against closed forms, LeCam's state."""
 
 import math
+import os
 
 import pytest
 import torch
+import torch.multiprocessing as multiprocessing
 
+from diffusers_lasers import PatchDiscriminator
 from diffusers_lasers.training import (
+    AdversarialObjective,
     LeCamRegularizer,
     adaptive_weight,
     adversarial_factor,
@@ -109,3 +113,88 @@ def test_gradients_reach_the_logits_only(logits):
     real, fake = (part.requires_grad_() for part in logits)
     (discriminator_loss(real, fake) + LeCamRegularizer()(real, fake)).backward()
     assert real.grad.abs().sum() > 0 and fake.grad.abs().sum() > 0
+
+
+# The objective as a whole
+
+
+@pytest.fixture
+def networks():
+    torch.manual_seed(0)
+    generator = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(4, 3, 1))
+    return generator, PatchDiscriminator(base_channels=8, num_layers=1, norm_num_groups=4)
+
+
+def parts_of(generator):
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    sample = generator(images)
+    return images, sample, (sample - images).square().mean(), generator[-1].weight
+
+
+@pytest.mark.parametrize("kind", ["hinge", "vanilla"])
+def test_the_generators_term_is_equation_15(networks, kind):
+    generator, discriminator = networks
+    images, sample, reconstruction, layer = parts_of(generator)
+    objective = AdversarialObjective(discriminator, kind, weight=0.5, start=2, warmup=4)
+    term, parts = objective.generator_term(sample, reconstruction, layer, step=3)
+    loss = generator_loss(discriminator(sample), kind)
+    weight = 0.5 * 0.25 * adaptive_weight(reconstruction, loss, layer)
+    torch.testing.assert_close(term, weight * loss)
+    torch.testing.assert_close(parts["adversarial_weight"], weight)
+    term.backward()
+    assert all(parameter.grad is None for parameter in discriminator.parameters())
+    assert generator[0].weight.grad.abs().sum() > 0
+    fixed = AdversarialObjective(discriminator, kind, weight=0.5, adaptive=False)
+    assert fixed.generator_term(sample.detach(), reconstruction, layer, 0)[1]["adversarial_weight"] == 0.5
+
+
+def test_the_discriminators_term_leaves_the_generator_alone(networks):
+    generator, discriminator = networks
+    images, sample, _, _ = parts_of(generator)
+    objective = AdversarialObjective(discriminator, lecam=LeCamRegularizer(), lecam_weight=0.1)
+    term, parts = objective.discriminator_term(images, sample)
+    expected = discriminator_loss(discriminator(images), discriminator(sample.detach()))
+    torch.testing.assert_close(parts["discriminator_loss"], expected.detach())
+    lecam = LeCamRegularizer()(discriminator(images), discriminator(sample))
+    torch.testing.assert_close(term, expected + 0.1 * lecam)
+    term.backward()
+    assert all(parameter.grad is None for parameter in generator.parameters())
+    assert all(parameter.grad is not None for parameter in discriminator.parameters())
+
+
+def test_before_the_start_nothing_counts_and_after_it_the_discriminator_learns_first(networks):
+    generator, discriminator = networks
+    objective = AdversarialObjective(discriminator, start=5, warmup=10)
+    assert not objective.active(4) and objective.active(5)
+    images, sample, reconstruction, layer = parts_of(generator)
+    assert objective.generator_term(sample, reconstruction, layer, step=5)[0] == 0
+
+
+def test_bad_arguments_of_the_objective_are_named(networks):
+    for name in ("weight", "start", "warmup", "lecam_weight"):
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            AdversarialObjective(networks[1], **{name: -1})
+    with pytest.raises(ValueError, match="`kind`"):
+        AdversarialObjective(networks[1], "wasserstein")
+
+
+def _rank(rank, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29619")
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    torch.save(weight_of(slice(2 * rank, 2 * rank + 2)), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def weight_of(part):
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(4, 3, 3)
+    sample = layer(torch.randn(4, 4, 8, 8)[part])
+    return adaptive_weight(sample.square().mean(), sample.sigmoid().mean(), layer.weight)
+
+
+def test_all_ranks_have_the_weight_of_the_whole_batch(tmp_path):
+    multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, weight_of(slice(0, 4)), rtol=1e-5, atol=0)
+    assert abs(first - weight_of(slice(0, 2))) > 1e-3 * first

@@ -1,7 +1,4 @@
-"""Images from every kind of source, as tensors in [-1, 1], the same in every process and epoch order."""
-
-import io
-from pathlib import Path
+"""Images as tensors in [-1, 1], the same in every process and epoch order."""
 
 import numpy as np
 import pytest
@@ -10,11 +7,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from diffusers_lasers.training import (
-    BUNDLED_PHOTOS,
     ImageDataset,
     StreamSampler,
-    bundled_photos,
-    load_image_dataset,
+    UnreadableImageError,
     take_batch,
 )
 
@@ -22,148 +17,6 @@ from diffusers_lasers.training import (
 def picture(index, size=(20, 16), mode="RGB"):
     pixels = np.random.default_rng(index).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels).convert(mode)
-
-
-def png(image):
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_parquet(path, images, column="image", wrap=True):
-    import pyarrow
-    from pyarrow import parquet
-
-    cells = [{"bytes": png(image), "path": None} if wrap else png(image) for image in images]
-    parquet.write_table(pyarrow.table({column: cells, "label": list(range(len(cells)))}), path)
-
-
-def pixels(source):
-    return [np.asarray(source[index]) for index in range(len(source))]
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-
-
-# Sources
-
-
-def test_bundled_photographs_of_train_and_validation_are_different_scenes():
-    names = BUNDLED_PHOTOS["train"] + BUNDLED_PHOTOS["validation"]
-    assert len(set(names)) == len(names) == 8 and not any("right" in name for name in names)
-    for split, expected in (("train", 6), ("validation", 2)):
-        photos = bundled_photos(split)
-        assert len(photos) == expected == len(load_image_dataset(split=split))
-        assert all(photo.mode == "RGB" and min(photo.size) >= 300 for photo in photos)
-    small = [
-        np.asarray(photo.convert("L").resize((32, 32)), dtype=float).ravel()
-        for split in ("train", "validation")
-        for photo in bundled_photos(split)
-    ]
-    similar = np.corrcoef(small) - np.eye(8)
-    assert similar[:6, 6:].max() < 0.8, "a held-out photograph looks like a training photograph"
-
-
-def test_bundled_photographs_ship_with_scikit_image_itself():
-    import skimage
-
-    folder = Path(skimage.__file__).parent
-    assert all(Path(path).is_relative_to(folder) for path in bundled_photos("train").paths)
-
-
-def test_folder_of_images_is_read_recursively_in_order_and_in_rgb(tmp_path):
-    (tmp_path / "b").mkdir()
-    picture(0).save(tmp_path / "b" / "x.png")
-    picture(1, mode="L").save(tmp_path / "a.PNG")
-    picture(2, mode="RGBA").save(tmp_path / "c.webp", lossless=True)
-    (tmp_path / "notes.txt").write_text("not an image")
-    source = load_image_dataset(train_data_dir=str(tmp_path))
-    assert [Path(path).name for path in source.paths] == ["a.PNG", "x.png", "c.webp"]
-    assert [image.mode for image in source] == ["RGB"] * 3
-    np.testing.assert_array_equal(np.asarray(source[1]), np.asarray(picture(0)))
-    assert len(load_image_dataset(train_data_dir=str(tmp_path), max_samples=2)) == 2
-
-
-def test_pictures_stand_upright(tmp_path):
-    image, exif = picture(0), Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    image.save(tmp_path / "turned.png", exif=exif)
-    assert load_image_dataset(train_data_dir=str(tmp_path))[0].size == (16, 20)
-
-
-def test_folders_and_names_of_splits_are_kept_apart(tmp_path):
-    for split, index in (("train", 0), ("test", 1)):
-        (tmp_path / split).mkdir()
-        picture(index).save(tmp_path / split / "x.png")
-    for split, index in (("train", 0), ("validation", 1)):
-        source = load_image_dataset(train_data_dir=str(tmp_path), split=split)
-        assert len(source) == 1
-        np.testing.assert_array_equal(np.asarray(source[0]), np.asarray(picture(index)))
-
-
-def test_a_missing_split_is_not_replaced_by_another(tmp_path):
-    (tmp_path / "train").mkdir()
-    picture(0).save(tmp_path / "train" / "x.png")
-    with pytest.raises(ValueError, match="'validation'"):
-        load_image_dataset(train_data_dir=str(tmp_path), split="validation")
-
-
-@pytest.mark.parametrize("wrap", [True, False])
-@pytest.mark.parametrize("column", ["image", "img"])
-def test_parquet_holds_the_same_pictures(tmp_path, wrap, column):
-    images = [picture(index) for index in range(5)]
-    write_parquet(tmp_path / "train-00000-of-00002.parquet", images[:3], column, wrap)
-    write_parquet(tmp_path / "train-00001-of-00002.parquet", images[3:], column, wrap)
-    write_parquet(tmp_path / "test-00000-of-00001.parquet", [picture(9)], column, wrap)
-    for location in (tmp_path, tmp_path / "train-*.parquet"):
-        source = load_image_dataset(train_data_dir=str(location), image_column=column, cache_dir=str(tmp_path / "c"))
-        for ours, theirs in zip(pixels(source), images, strict=True):
-            np.testing.assert_array_equal(ours, np.asarray(theirs))
-    held_out = load_image_dataset(
-        train_data_dir=str(tmp_path), split="validation", image_column=column, cache_dir=str(tmp_path / "c")
-    )
-    np.testing.assert_array_equal(np.asarray(held_out[0]), np.asarray(picture(9)))
-
-
-def test_a_single_file_and_max_samples(tmp_path):
-    write_parquet(tmp_path / "some.parquet", [picture(index) for index in range(4)])
-    source = load_image_dataset(
-        train_data_dir=str(tmp_path / "some.parquet"), max_samples=3, cache_dir=str(tmp_path / "c")
-    )
-    assert len(source) == 3
-
-
-def test_a_named_data_set_is_opened_by_datasets(tmp_path):
-    import datasets
-
-    (tmp_path / "repo").mkdir()
-    features = datasets.Features({"image": datasets.Image()})
-    table = datasets.Dataset.from_dict({"image": [picture(0), picture(1)]}, features=features)
-    table.to_parquet(tmp_path / "repo" / "train-00000-of-00001.parquet")
-    source = load_image_dataset(dataset_name=str(tmp_path / "repo"), cache_dir=str(tmp_path / "c"))
-    np.testing.assert_array_equal(np.asarray(source[1]), np.asarray(picture(1)))
-
-
-def test_what_cannot_be_opened_is_named(tmp_path):
-    with pytest.raises(ValueError, match="not both"):
-        load_image_dataset(dataset_name="a", train_data_dir="b")
-    with pytest.raises(ValueError, match="nowhere"):
-        load_image_dataset(train_data_dir=str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="`split`.*'training'"):
-        load_image_dataset(split="training")
-    with pytest.raises(ValueError, match="`max_samples`"):
-        load_image_dataset(max_samples=0)
-    write_parquet(tmp_path / "some.parquet", [picture(0)])
-    with pytest.raises(ValueError, match="`image_column`.*'label'.*'img'"):
-        load_image_dataset(train_data_dir=str(tmp_path), image_column="img", cache_dir=str(tmp_path / "c"))
-    picture(0).save(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="mixes"):
-        load_image_dataset(train_data_dir=str(tmp_path))
-
-
-# Transforms
 
 
 @pytest.fixture
@@ -271,3 +124,37 @@ def test_a_loader_gives_the_stream_with_any_number_of_workers(source, workers):
     loader = DataLoader(dataset, batch_size=4, sampler=sampler, collate_fn=take_batch, num_workers=workers)
     batches = torch.cat([batch["pixel_values"] for batch in loader])
     assert torch.equal(batches, dataset.__getitems__(list(sampler))["pixel_values"])
+
+
+class Damaged(list):
+    """A source some of whose images cannot be read."""
+
+    lost = (1, 2, 5)
+
+    def __getitem__(self, index):
+        if index in self.lost:
+            raise UnreadableImageError(f"The image 'number {index}' cannot be read: damaged.")
+        return super().__getitem__(index)
+
+
+def test_an_unreadable_image_stops_by_default(source):
+    with pytest.raises(UnreadableImageError, match="number 2"):
+        ImageDataset(Damaged(source), 8)[2]
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_the_next_readable_image_takes_its_place_and_is_counted(source, caplog, cache):
+    dataset = ImageDataset(Damaged(source), 8, center_crop=True, skip_unreadable=True, cache_in_memory=cache)
+    batch = dataset.__getitems__([(0, index) for index in range(6)] + [(1, 1)])
+    expected = ImageDataset(source, 8, center_crop=True).__getitems__([0, 3, 3, 3, 4, 0, 3])
+    assert torch.equal(batch["pixel_values"], expected["pixel_values"]) and batch["unreadable"] == 4
+    assert sorted(dataset.unreadable) == [1, 2, 5]
+    assert sorted(record.message.split("'")[1] for record in caplog.records) == ["number 1", "number 2", "number 5"]
+
+
+def test_a_source_without_any_readable_image_is_an_error(source):
+    class Lost(Damaged):
+        lost = range(6)
+
+    with pytest.raises(UnreadableImageError, match="None of the images"):
+        ImageDataset(Lost(source), 8, skip_unreadable=True)[0]

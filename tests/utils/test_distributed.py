@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from diffusers_lasers import DictionaryBottleneck, ResidualVQBottleneck
-from diffusers_lasers.utils import all_reduce_max, all_reduce_sum, broadcast, rank_and_world_size
+from diffusers_lasers.utils import all_gather, all_reduce_max, all_reduce_sum, broadcast, rank_and_world_size
 
 
 def latents(seed):
@@ -31,7 +31,8 @@ def worker(rank, port, folder):
     summed = all_reduce_sum(torch.tensor([1.0 + rank]))
     sent = broadcast(torch.tensor([10.0 * rank]), src=1)
     largest = all_reduce_max(torch.tensor([1 - rank, rank * 7]))
-    states = {"summed": summed, "sent": sent, "largest": largest, "rank": rank_and_world_size()}
+    gathered = all_gather(torch.tensor([[rank, 5], [rank, 6]]))
+    states = {"gathered": gathered, "summed": summed, "sent": sent, "largest": largest, "rank": rank_and_world_size()}
     for name, bottleneck in build().items():
         bottleneck.initialize(latents(seed=100 + rank), generator=torch.Generator().manual_seed(rank))
         states[f"{name} initial"] = {k: v.clone() for k, v in bottleneck.state_dict().items()}
@@ -54,6 +55,7 @@ def ranks(tmp_path_factory):
 def test_without_a_process_group_nothing_changes():
     tensor = torch.tensor([3.0])
     assert all_reduce_sum(tensor) is tensor and broadcast(tensor) is tensor and tensor.item() == 3.0
+    assert all_gather(tensor) is tensor
     assert all_reduce_max(tensor) is tensor and tensor.item() == 3.0 and rank_and_world_size() == (0, 1)
 
 
@@ -61,6 +63,7 @@ def test_sum_maximum_and_broadcast(ranks):
     for states in ranks:
         assert states["summed"].item() == 3.0 and states["sent"].item() == 10.0
         assert states["largest"].tolist() == [1, 7]
+        assert states["gathered"].tolist() == [[0, 5], [0, 6], [1, 5], [1, 6]]
     assert [states["rank"] for states in ranks] == [(0, 2), (1, 2)]
 
 
@@ -77,3 +80,11 @@ def test_two_ranks_equal_one_process_with_both_batches(ranks):
     alone.train()(both)
     for key, value in alone.state_dict().items():
         torch.testing.assert_close(value, ranks[0]["residual_vq"][key], rtol=1e-5, atol=1e-5, msg=key)
+
+
+def test_the_coefficient_scale_is_that_of_both_batches(ranks):
+    alone = build()["dictionary"]
+    alone.load_state_dict(ranks[0]["dictionary initial"])
+    alone.train()(torch.cat([latents(seed=0), latents(seed=1)]))
+    assert torch.equal(alone.coefficient_scale, ranks[0]["dictionary"]["coefficient_scale"])
+    assert not torch.equal(alone.coefficient_scale, ranks[0]["dictionary initial"]["coefficient_scale"])

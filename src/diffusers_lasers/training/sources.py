@@ -64,6 +64,8 @@ def to_rgb(image: Any, name: str) -> Image.Image:
     if isinstance(image, dict):
         name = image.get("path") or name
         image = image["bytes"] if image.get("bytes") is not None else image.get("path")
+    if image is None:
+        raise UnreadableImageError(f"The image {name!r} cannot be read: its cell is empty.")
     if isinstance(image, str):
         name = image
     try:

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 
-__all__ = ["all_reduce_max", "all_reduce_sum", "broadcast", "rank_and_world_size"]
+__all__ = ["all_gather", "all_reduce_max", "all_reduce_sum", "broadcast", "rank_and_world_size"]
 
 
 def _active() -> bool:
@@ -21,6 +21,23 @@ def rank_and_world_size() -> tuple[int, int]:
         `tuple[int, int]`: The rank, from 0, and the number of ranks; 0 and 1 without an initialised process group.
     """
     return (dist.get_rank(), dist.get_world_size()) if _active() else (0, 1)
+
+
+def all_gather(tensor: torch.Tensor) -> torch.Tensor:
+    """
+    Puts the tensors of all ranks one after the other, along the first dimension.
+
+    Args:
+        tensor (`torch.Tensor`): The local rows, of one shape on every rank.
+
+    Returns:
+        `torch.Tensor`: The rows of rank 0, of rank 1 and so on; without a process group the tensor itself.
+    """
+    if not _active():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
 
 
 def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:

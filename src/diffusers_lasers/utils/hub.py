@@ -145,6 +145,23 @@ class LasersHubMixin:
 
     _model_card_tags: tuple[str, ...] = ()
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path=None, *args, **kwargs):
+        """
+        As in diffusers, but a `subfolder` of a local folder is found also where the folder itself holds a model, and missed where it is not
+        there: diffusers would take the weights of the outer one in both cases.
+
+        Raises:
+            OSError: If a local folder lacks the subfolder.
+        """
+        folder, subfolder = pretrained_model_name_or_path, kwargs.get("subfolder")
+        if folder is not None and subfolder and os.path.isdir(folder):
+            if not os.path.isdir(os.path.join(folder, subfolder)):
+                raise OSError(f"{folder} has no subfolder {subfolder!r}.")
+            pretrained_model_name_or_path = os.path.join(folder, subfolder)
+            kwargs["subfolder"] = None
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
     def _upload_folder(self, working_dir, repo_id, *args, **kwargs):
         path = Path(working_dir) / CARD_NAME
         if path.is_file():  # a push into a subfolder brings no card

@@ -31,7 +31,7 @@ from ...functional.pursuits import get_pursuit
 from ...functional.rates import support_bits
 from ...functional.synthesis import projection_synthesis, synthesize
 from ...learning import OnlineDictionaryLearner
-from ...utils.distributed import all_reduce_sum, broadcast
+from ...utils.distributed import all_gather, broadcast, rank_and_world_size
 from .base import Bottleneck, BottleneckOutput, check_positive
 
 
@@ -322,18 +322,17 @@ class DictionaryBottleneck(Bottleneck):
 
     @torch.no_grad()
     def _track_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> None:
-        """Moves the running coefficient scale towards this batch's; the mean over ranks. The first step sets it."""
+        """Moves the running coefficient scale towards this batch's. The first step sets it."""
         self.scale_steps += 1
         momentum = (1 / self.scale_steps).clamp_min(1 / _SCALE_MEMORY)
         self.coefficient_scale.lerp_(self._batch_scale(indices, coefficients), momentum)
 
     def _batch_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-        """This batch's coefficient scale `(S,)`, the mean over ranks; an unused slot keeps the running one."""
-        step = max(1, -(-indices.shape[0] // _SCALE_SAMPLES))
-        now = coefficient_scale(coefficients[::step], indices[::step] >= 0)
-        now = torch.where(now > 0, now, self.coefficient_scale.float())
-        total = all_reduce_sum(torch.cat([now, now.new_ones(1)]))
-        return (total[:-1] / total[-1]).to(self.coefficient_scale)
+        """The coefficient scale `(S,)` of the batches of all ranks, which have one size; an unused slot keeps the running one."""
+        step = max(1, -(-indices.shape[0] * rank_and_world_size()[1] // _SCALE_SAMPLES))
+        indices, coefficients = all_gather(indices[::step]), all_gather(coefficients[::step])
+        now = coefficient_scale(coefficients, indices >= 0)
+        return torch.where(now > 0, now, self.coefficient_scale.float()).to(self.coefficient_scale)
 
     def _code(self, indices: torch.Tensor, coefficients: torch.Tensor, latents: torch.Tensor) -> SparseCode:
         height, width = latents.shape[-2:]
