@@ -63,8 +63,8 @@ from diffusers_lasers.training import (
     take_batch,
     verify_checkpoint,
 )
-from diffusers_lasers.training.sources import to_rgb
 from diffusers_lasers.utils.hub import write_model_card
+from diffusers_lasers.utils.image_sources import to_rgb
 
 
 logger = get_logger(__name__)

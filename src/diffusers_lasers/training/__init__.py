@@ -1,5 +1,12 @@
 """Training: losses, adversarial terms, averages, dictionary upkeep, image data and checkpoints, for `examples/` and for loops of one's own."""
 
+from ..utils.image_sources import (
+    BUNDLED_PHOTOS,
+    UnreadableImageError,
+    bundled_photos,
+    load_image_dataset,
+    open_image_stream,
+)
 from .adversarial import (
     AdversarialObjective,
     LeCamRegularizer,
@@ -15,13 +22,6 @@ from .ema import ModelAverage
 from .losses import ReconstructionLoss, ReconstructionTerms
 from .records import TrainingLog, Window
 from .sampling import StreamSampler
-from .sources import (
-    BUNDLED_PHOTOS,
-    UnreadableImageError,
-    bundled_photos,
-    load_image_dataset,
-    open_image_stream,
-)
 from .streaming import ImageStream
 from .upkeep import DictionaryUpkeep
 

@@ -1,6 +1,6 @@
 r"""How images become tensors for training.
 
-[`ImageDataset`] turns a source (`sources.py`) into float tensors in [-1, 1], the range of diffusers' `VaeImageProcessor`. A sample is asked for by
+[`ImageDataset`] turns a source (`utils.image_sources`) into float tensors in [-1, 1], the range of diffusers' `VaeImageProcessor`. A sample is asked for by
 a key (epoch, index), as [`StreamSampler`] gives them: its crop and flip are entry `index` of a table of uniforms seeded by (seed, epoch), and so the
 same in every process, in every worker and after a resume.
 """
@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..utils.image_sources import UnreadableImageError
 from .sampling import epoch_seed
-from .sources import UnreadableImageError
 
 
 __all__ = ["ImageDataset", "take_batch"]

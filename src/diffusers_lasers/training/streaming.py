@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..utils.image_sources import UnreadableImageError, to_rgb
 from ..utils.import_utils import requires
 from .data import crop_pixels, fit_pixels, to_batch
 from .sampling import epoch_seed
-from .sources import UnreadableImageError, to_rgb
 
 
 __all__ = ["ImageStream"]

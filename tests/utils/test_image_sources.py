@@ -14,7 +14,7 @@ from diffusers_lasers.training import (
     load_image_dataset,
     open_image_stream,
 )
-from diffusers_lasers.training.sources import to_rgb
+from diffusers_lasers.utils.image_sources import to_rgb
 
 
 def picture(index, size=(20, 16), mode="RGB"):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..utils.import_utils import requires
+from .import_utils import requires
 
 
 __all__ = ["BUNDLED_PHOTOS", "UnreadableImageError", "bundled_photos", "load_image_dataset", "open_image_stream"]
