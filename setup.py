@@ -52,7 +52,7 @@ def deps_list(*names):
 extras = {
     "training": deps_list("datasets", "scikit-image", "tensorboard", "tqdm", "vector-quantize-pytorch"),
     "metrics": deps_list("datasets", "flip-evaluator", "scikit-image", "torchmetrics", "tqdm"),
-    "codec": deps_list("constriction", "faiss-cpu"),
+    "codec": deps_list("constriction", "faiss-cpu", "tqdm"),
     "benchmark": deps_list(
         "matplotlib", "orthogonal-matching-pursuit-gpu", "scikit-image", "scikit-learn", "spams-bin", "tqdm"
     ),

@@ -26,6 +26,7 @@ _import_structure = {
         "ResidualVQBottleneck",
         "VectorQuantizerBottleneck",
     ],
+    "models.codecs.model_based_vq": ["ModelBasedVQCodec", "ModelBasedVQCodecOutput"],
     "models.patch_discriminator": ["PatchDiscriminator"],
     "models.perceptual": ["PerceptualSimilarity"],
     "training": [],
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         ResidualVQBottleneck,
         VectorQuantizerBottleneck,
     )
+    from .models.codecs.model_based_vq import ModelBasedVQCodec, ModelBasedVQCodecOutput
     from .models.patch_discriminator import PatchDiscriminator
     from .models.perceptual import PerceptualSimilarity
     from .utils.bases import DiffusionPipeline, ModelMixin, SchedulerMixin

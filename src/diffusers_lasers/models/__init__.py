@@ -1,4 +1,4 @@
-"""Models: bottlenecks, autoencoders and the perceptual network."""
+"""Models: bottlenecks, autoencoders, codecs and the perceptual network."""
 
 from .autoencoders import AutoencoderDL, AutoencoderDLEncoderOutput, AutoencoderDLOutput
 from .bottlenecks import (
@@ -10,6 +10,7 @@ from .bottlenecks import (
     ResidualVQBottleneck,
     VectorQuantizerBottleneck,
 )
+from .codecs import ModelBasedVQCodec, ModelBasedVQCodecOutput
 
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "DictionaryBottleneck",
     "FSQBottleneck",
     "IdentityBottleneck",
+    "ModelBasedVQCodec",
+    "ModelBasedVQCodecOutput",
     "ResidualVQBottleneck",
     "VectorQuantizerBottleneck",
 ]

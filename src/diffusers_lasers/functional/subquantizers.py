@@ -1,0 +1,126 @@
+r"""Quantisers that name a vector by several indices (Scribano et al., 2023, sections 3.1.1–3.1.3).
+
+*Product* quantisation cuts the vector, rotated or not, into m parts of n / m entries and names each by its nearest codeword,
+
+    E(x) = (E_1(x⁽¹⁾), …, E_m(x⁽ᵐ⁾)),    D(i) = (c_{i¹}, …, c_{iᵐ})                              (eqs 11–13)
+
+(eq 12 slices by m where n / m is meant). Vector quantisation is m = 1. *Residual* quantisation adds up one codeword of each stage,
+D(i) = Σ_j c_{iʲ}  (eqs 15–17); the best sum is searched by a beam. With x · c and the products of codewords of different stages in tables, a step
+of the beam is a sum of three looked-up numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .codebook import nearest_codewords
+
+
+__all__ = ["decode_product", "decode_residual", "encode_product", "encode_residual"]
+
+_BLOCK_ELEMENTS = 2**22  # scores held at a time in a beam search
+
+
+def _check(signals: torch.Tensor, features: int, codebooks: torch.Tensor) -> None:
+    if codebooks.ndim != 3:
+        raise ValueError(
+            f"`codebooks` must have shape (slots, codewords, features of a codeword), got {tuple(codebooks.shape)}."
+        )
+    if signals.ndim != 2 or signals.shape[1] != features:
+        raise ValueError(f"`signals` must have shape (N, {features}), got {tuple(signals.shape)}.")
+
+
+def encode_product(signals: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+    """
+    The nearest codeword of each part; the first one on ties.
+
+    Args:
+        signals (`torch.Tensor` of shape `(N, m·d)`): Signals.
+        codebooks (`torch.Tensor` of shape `(m, codewords, d)`): One codebook a part.
+
+    Returns:
+        `torch.Tensor` of shape `(N, m)`: Indices, int64.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    _check(signals, codebooks.shape[0] * codebooks.shape[-1], codebooks)
+    parts = signals.unflatten(1, (codebooks.shape[0], -1)).unbind(dim=1)
+    return torch.stack([nearest_codewords(part, book) for part, book in zip(parts, codebooks)], dim=1)
+
+
+def decode_product(indices: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+    """
+    The codewords of all parts, one after the other; differentiable in the codebooks.
+
+    Args:
+        indices (`torch.Tensor` of shape `(N, m)`): Indices, int64.
+        codebooks (`torch.Tensor` of shape `(m, codewords, d)`): One codebook a part.
+
+    Returns:
+        `torch.Tensor` of shape `(N, m·d)`: Signals.
+    """
+    slots, codewords, features = codebooks.shape
+    flat = indices + codewords * torch.arange(slots, device=indices.device)
+    return torch.nn.functional.embedding(flat, codebooks.reshape(-1, features)).flatten(1)
+
+
+def encode_residual(signals: torch.Tensor, codebooks: torch.Tensor, beam: int = 8) -> torch.Tensor:
+    """
+    Indices whose codewords sum up to the signal, by beam search.
+
+    Args:
+        signals (`torch.Tensor` of shape `(N, n)`): Signals.
+        codebooks (`torch.Tensor` of shape `(m, codewords, n)`): One codebook a stage.
+        beam (`int`, defaults to 8): Partial sums that are kept after each stage; 1 is the greedy search.
+
+    Returns:
+        `torch.Tensor` of shape `(N, m)`: Indices, int64.
+
+    Raises:
+        ValueError: If the shapes do not fit or `beam` is below 1.
+    """
+    _check(signals, codebooks.shape[-1], codebooks)
+    if beam < 1:
+        raise ValueError(f"`beam` must be at least 1, got {beam!r}.")
+    stages, codewords, _ = codebooks.shape
+    norms = codebooks.square().sum(dim=2)  # (m, K)
+    # products[j][i, a, b] = 2 c_{i,a} · c_{j,b} for the stages i before j
+    products = [2 * torch.einsum("iaf,bf->iab", codebooks[:j], codebooks[j]) for j in range(stages)]
+    block = max(1, _BLOCK_ELEMENTS // (codewords * beam))
+    return torch.cat([_beam_search(part, codebooks, norms, products, beam) for part in signals.split(block)])
+
+
+def _beam_search(
+    signals: torch.Tensor, codebooks: torch.Tensor, norms: torch.Tensor, products: list[torch.Tensor], beam: int
+) -> torch.Tensor:
+    """Indices `(n, m)`. A path's cost is ‖x − Σ c‖² − ‖x‖²."""
+    count, (stages, codewords, _) = len(signals), codebooks.shape
+    costs = signals.new_zeros(count, 1)
+    paths = torch.zeros(count, 1, 0, dtype=torch.int64, device=signals.device)
+    for stage in range(stages):
+        alone = norms[stage] - 2 * (signals @ codebooks[stage].t())  # (n, K)
+        scores = costs.unsqueeze(2) + alone.unsqueeze(1)  # (n, beam, K)
+        for earlier in range(stage):
+            scores += products[stage][earlier][paths[:, :, earlier]]
+        kept = min(beam if stage < stages - 1 else 1, scores.shape[1] * codewords)
+        costs, chosen = scores.flatten(1).topk(kept, dim=1, largest=False)
+        parents, words = chosen // codewords, chosen % codewords
+        paths = torch.cat([paths.gather(1, parents.unsqueeze(2).expand(-1, -1, stage)), words.unsqueeze(2)], dim=2)
+    return paths[:, 0]
+
+
+def decode_residual(indices: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+    """
+    The sum of the codewords of all stages; differentiable in the codebooks.
+
+    Args:
+        indices (`torch.Tensor` of shape `(N, m)`): Indices, int64; of all stages or only the first ones.
+        codebooks (`torch.Tensor` of shape `(m, codewords, n)`): One codebook a stage.
+
+    Returns:
+        `torch.Tensor` of shape `(N, n)`: Signals.
+    """
+    _, codewords, features = codebooks.shape
+    flat = indices + codewords * torch.arange(indices.shape[1], device=indices.device)
+    return torch.nn.functional.embedding_bag(flat, codebooks.reshape(-1, features), mode="sum")

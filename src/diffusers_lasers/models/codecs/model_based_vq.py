@@ -1,0 +1,550 @@
+r"""The image codec of "Denoising Diffusion Models on Model-Based Latent Space" (Scribano et al., 2023, section 3.1).
+
+    RGB → Y, Cb, Cr → patches of s × s pixels → for each channel a quantiser of its own → indices (B, c̄, h, w)
+
+The quantisers are VQ, PQ, OPQ or RQ; `"OPQ-{32-8-8}"` gives 32 bits a patch to Y and 8 to Cb and Cr each, in sub-codebooks of 8 bits, so that c̄ = 6. Each
+sub-codebook is sorted by its first principal component (section 3.2.1), so that neighbouring indices are similar.
+
+faiss fits the codebooks; using them takes torch alone. They are buffers whose shapes follow from the configuration, so that a codec that is not
+fitted can be built, saved and loaded; it says so when it is used. What differs from the paper: the colours are exactly invertible, and reconstructions
+are floats that nobody rounds or wraps.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+
+from ...coding.packing import pack_indices, unpack_indices
+from ...functional.color import rgb_to_ycbcr, ycbcr_to_rgb
+from ...functional.ordering import codebook_order
+from ...functional.patches import latents_to_signals, patch_grid, signals_to_latents
+from ...functional.rates import entropy
+from ...functional.subquantizers import decode_product, decode_residual, encode_product, encode_residual
+from ...learning.patches import sample_patches
+from ...learning.quantizers import QUANTIZERS, fit_quantizer
+from ...utils.hub import LasersHubMixin
+from ...utils.image_sources import load_image_dataset, to_rgb
+from ...utils.import_utils import requires
+
+
+__all__ = ["ModelBasedVQCodec", "ModelBasedVQCodecOutput"]
+
+_CHANNELS = ("y", "cb", "cr")
+_NOTATION = re.compile(r"(VQ|PQ|OPQ|RQ)-\{(\d+)-(\d+)-(\d+)\}")
+_MAGIC = b"MBVQ1"
+_HEADER = struct.Struct("<5sI4I")  # magic, configuration, batch, height, width, CRC of the indices
+
+
+@dataclass
+class ModelBasedVQCodecOutput(BaseOutput):
+    """
+    Output of [`ModelBasedVQCodec.encode`].
+
+    Args:
+        codes (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices, int64: the slots of Y, then of Cb, then of Cr.
+        image_size (`tuple[int, int]`): Height and width of the images, to crop to after decoding.
+    """
+
+    codes: torch.Tensor
+    image_size: tuple[int, int] | None = None
+
+
+class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
+    r"""
+    Codes images by fitted codebooks of YCbCr patches (Scribano et al., 2023).
+
+    Args:
+        quantizer (`str`, defaults to `"OPQ"`): `"VQ"`, `"PQ"`, `"OPQ"` or `"RQ"`.
+        bits (`tuple[int, int, int]`, defaults to `(32, 8, 8)`): Bits a patch of Y, Cb and Cr.
+        patch_size (`int`, defaults to 8): Side s of a patch in pixels.
+        codebook_bits (`int`, defaults to 8): Bits of one sub-codebook of PQ, OPQ and RQ, 1 to 12, dividing each of `bits`. VQ has one
+            codebook of all the bits, 16 at most.
+        beam (`int`, defaults to 8): Partial sums that encoding by RQ keeps.
+
+    Raises:
+        ValueError: If the arguments are no codec; the message says what they may be.
+    """
+
+    _supports_group_offloading = False
+    _no_split_modules: list[str] = []
+
+    @register_to_config
+    def __init__(
+        self,
+        quantizer: str = "OPQ",
+        bits: tuple[int, int, int] = (32, 8, 8),
+        patch_size: int = 8,
+        codebook_bits: int = 8,
+        beam: int = 8,
+    ):
+        super().__init__()
+        if quantizer not in QUANTIZERS:
+            raise ValueError(f"`quantizer` must be one of {QUANTIZERS}, got {quantizer!r}.")
+        if len(bits) != 3 or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in bits):
+            raise ValueError(f"`bits` must be three positive integers, of Y, Cb and Cr, got {bits!r}.")
+        for name, value in (("patch_size", patch_size), ("beam", beam)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        if not isinstance(codebook_bits, int) or not 1 <= codebook_bits <= 12:
+            raise ValueError(f"`codebook_bits` must be an integer from 1 to 12, got {codebook_bits!r}.")
+        features = patch_size * patch_size
+        for channel, wanted in zip(_CHANNELS, bits):
+            if quantizer == "VQ":
+                if wanted > 16:
+                    raise ValueError(
+                        f"`bits` must be at most 16 for VQ, a codebook of 65536, got {wanted} of {channel}."
+                    )
+                slots, size = 1, wanted
+            else:
+                slots, size = wanted // codebook_bits, codebook_bits
+                if wanted % codebook_bits:
+                    raise ValueError(
+                        f"`bits` must be multiples of `codebook_bits`, {codebook_bits}, for {quantizer}, got {wanted}."
+                    )
+                if quantizer != "RQ" and features % slots:
+                    raise ValueError(
+                        f"`bits` / `codebook_bits` must divide the {features} pixels of a patch for {quantizer}, got {slots} of {channel}."
+                    )
+            width = features if quantizer == "RQ" else features // slots
+            self.register_buffer(f"codebooks_{channel}", torch.zeros(slots, 2**size, width))
+            if quantizer == "OPQ" and slots > 1:
+                self.register_buffer(f"rotation_{channel}", torch.eye(features))
+        self.register_buffer("fitted", torch.zeros(3, dtype=torch.bool))
+        self._ready = False
+
+    @classmethod
+    def from_notation(cls, notation: str, **arguments: Any) -> ModelBasedVQCodec:
+        """
+        An unfitted codec, named as in the paper.
+
+        Args:
+            notation (`str`): E.g. `"OPQ-{32-8-8}"`: kind, and bits a patch of Y, Cb and Cr.
+            **arguments: Further arguments of the class.
+
+        Returns:
+            [`ModelBasedVQCodec`]: The codec.
+
+        Raises:
+            ValueError: If the notation is no such name, or names no codec.
+        """
+        match = _NOTATION.fullmatch(notation)
+        if match is None:
+            raise ValueError(f"`notation` must look like 'OPQ-{{32-8-8}}', with VQ, PQ, OPQ or RQ, got {notation!r}.")
+        return cls(quantizer=match[1], bits=tuple(int(number) for number in match.groups()[1:]), **arguments)
+
+    @property
+    def notation(self) -> str:
+        """The paper's name of the codec."""
+        return f"{self.config.quantizer}-{{{'-'.join(map(str, self.config.bits))}}}"
+
+    def _books(self) -> list[torch.Tensor]:
+        return [getattr(self, f"codebooks_{channel}") for channel in _CHANNELS]
+
+    @property
+    def slot_bits(self) -> tuple[int, ...]:
+        """Bits of each of the c̄ slots."""
+        return tuple(book.shape[1].bit_length() - 1 for book in self._books() for _ in range(book.shape[0]))
+
+    @property
+    def num_codewords(self) -> int:
+        """Codewords |C| of the largest sub-codebook."""
+        return 2 ** max(self.slot_bits)
+
+    # Rates
+
+    def bits_per_pixel(self, height: int, width: int) -> float:
+        """
+        Nominal rate of an image's code.
+
+        Args:
+            height (`int`): Pixels down.
+            width (`int`): Pixels across.
+
+        Returns:
+            `float`: Bits of the code divided by `height · width`; padding to whole patches counts.
+        """
+        rows, columns = patch_grid(height, width, self.config.patch_size)
+        return rows * columns * sum(self.config.bits) / (height * width)
+
+    @property
+    def compression_ratio(self) -> float:
+        """Bits of a patch of 8-bit RGB over those of its code (eq 23)."""
+        return 24 * self.config.patch_size**2 / sum(self.config.bits)
+
+    def entropy_bits_per_pixel(self, codes: torch.Tensor, image_size: tuple[int, int] | None = None) -> float:
+        """
+        Empirical rate: the zeroth-order entropy of each slot's indices over all given codes.
+
+        Args:
+            codes (`torch.Tensor` of shape `(B, c̄, h, w)`): Codes.
+            image_size (`tuple[int, int]`, *optional*): Height and width of the images. Defaults to whole patches.
+
+        Returns:
+            `float`: Bits a pixel.
+        """
+        self._check_codes(codes)
+        counts = [torch.bincount(slot.flatten(), minlength=self.num_codewords) for slot in codes.unbind(dim=1)]
+        bits = sum(float(entropy(slot)) for slot in counts)
+        rows, columns = codes.shape[-2:]
+        height, width = image_size or (rows * self.config.patch_size, columns * self.config.patch_size)
+        return bits * rows * columns / (height * width)
+
+    # Fitting
+
+    @torch.no_grad()
+    def fit(
+        self,
+        images: Any,
+        stride: int = 1,
+        max_patches: int = 2**19,
+        flip: bool = True,
+        seed: int = 0,
+        iterations: int = 25,
+        threads: int | None = None,
+        image_column: str = "image",
+        progress: bool = True,
+    ) -> ModelBasedVQCodec:
+        """
+        Fits all codebooks to a sample of the images' overlapping patches, by faiss, and sorts them. The codec changes only when all three channels are done.
+
+        Args:
+            images (`str`, `datasets.Dataset`, `torch.Tensor` or iterable): A folder, file or pattern as in [`load_image_dataset`]; a data set; images
+                `(B, 3, H, W)` in [-1, 1]; or any iterable of such tensors `(3, H, W)`, of `PIL.Image`s or of uint8 arrays.
+            stride (`int`, defaults to 1): Pixels between patches.
+            max_patches (`int`, defaults to 524288): Patches in the sample; its memory is 3 · 4 · s² bytes each, and about as much three times over for a while.
+            flip (`bool`, defaults to `True`): Whether each image is also read upside down, as in the paper.
+            seed (`int`, defaults to 0): Seed of sample and codebooks.
+            iterations (`int`, defaults to 25): Iterations of k-means.
+            threads (`int`, *optional*): Threads of faiss. Defaults to what it has.
+            image_column (`str`, defaults to `"image"`): Column of a data set.
+            progress (`bool`, defaults to `True`): Whether to show a bar.
+
+        Returns:
+            [`ModelBasedVQCodec`]: This codec.
+
+        Raises:
+            ValueError: If there are no images, or fewer patches than codewords. ImportError: If faiss is missing (`pip install
+            diffusers_lasers[codec]`).
+        """
+        tqdm = requires("tqdm.auto", "codec").tqdm
+        source = tqdm(_images(images, image_column), desc="Patches", disable=not progress)
+        patches, _ = sample_patches(source, self.config.patch_size, stride, max_patches, flip, seed)
+        kind, stages = self.config.quantizer, []
+        for book in self._books():
+            stages.append(book.shape[0] + (kind == "OPQ" and book.shape[0] > 1))
+        results = []
+        with tqdm(total=sum(stages), desc="Codebooks", disable=not progress) as bar:
+            for number, (channel, book) in enumerate(zip(_CHANNELS, self._books())):
+                bar.set_postfix(channel=channel)
+                bits = book.shape[1].bit_length() - 1
+                books, rotation = fit_quantizer(
+                    patches[number].numpy(),
+                    kind,
+                    book.shape[0],
+                    bits,
+                    seed,
+                    iterations,
+                    threads,
+                    lambda _: bar.update(),
+                )
+                results.append((torch.from_numpy(books), rotation))
+        for channel, (books, rotation) in zip(_CHANNELS, results):
+            books = torch.stack([book[codebook_order(book)] for book in books])
+            getattr(self, f"codebooks_{channel}").copy_(books)
+            if rotation is not None:
+                getattr(self, f"rotation_{channel}").copy_(torch.from_numpy(rotation))
+        self.fitted.fill_(True)
+        return self
+
+    def _check_fitted(self) -> None:
+        if not self._ready:
+            missing = [channel for channel, done in zip(_CHANNELS, self.fitted.tolist()) if not done]
+            if missing:
+                what = "not fitted" if len(missing) == 3 else f"only fitted in part, {' and '.join(missing)} missing"
+                raise ValueError(f"This {self.notation} codec is {what}: call `fit`, or load one that is.")
+            self._ready = True
+
+    # Coding
+
+    def _rotation(self, channel: str) -> torch.Tensor | None:
+        rotation = getattr(self, f"rotation_{channel}", None)
+        return None if rotation is None else rotation.float()
+
+    @apply_forward_hook
+    @torch.no_grad()
+    def encode(
+        self, pixel_values: torch.Tensor, return_dict: bool = True
+    ) -> ModelBasedVQCodecOutput | tuple[torch.Tensor, tuple[int, int]]:
+        """
+        Codes images, in float32 whatever the dtype of images and codec.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): RGB in [-1, 1]; of any size, its edge is repeated up to whole patches.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            [`ModelBasedVQCodecOutput`] or `tuple`: The codes `(B, c̄, ⌈H/s⌉, ⌈W/s⌉)` and the images' size.
+
+        Raises:
+            ValueError: If the codec is not fitted, there are not three channels, or, on the CPU, a value is not finite or out of range.
+        """
+        self._check_fitted()
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or not pixel_values.is_floating_point():
+            raise ValueError(
+                "`pixel_values` must be floating point of shape (batch, 3, height, width), got "
+                f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}."
+            )
+        if pixel_values.device.type == "cpu" and pixel_values.numel():
+            low, high = pixel_values.aminmax()
+            if not (low >= -1.01 and high <= 1.01):
+                raise ValueError(f"`pixel_values` must lie in [-1, 1], got {low.item():.4g} to {high.item():.4g}.")
+        size, side = tuple(pixel_values.shape[-2:]), self.config.patch_size
+        rows, columns = patch_grid(*size, side)
+        codes = []
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            colours = rgb_to_ycbcr(pixel_values.float())
+            for number, (channel, book) in enumerate(zip(_CHANNELS, self._books())):
+                signals = latents_to_signals(colours[:, number : number + 1], side)  # (B h w, s²)
+                rotation = self._rotation(channel)
+                if rotation is not None:
+                    signals = signals @ rotation.t()
+                if self.config.quantizer == "RQ":
+                    indices = encode_residual(signals, book.float(), self.config.beam)
+                else:
+                    indices = encode_product(signals, book.float())
+                codes.append(indices.unflatten(0, (pixel_values.shape[0], rows, columns)))
+        codes = torch.cat(codes, dim=-1).permute(0, 3, 1, 2).contiguous()
+        return ModelBasedVQCodecOutput(codes=codes, image_size=size) if return_dict else (codes, size)
+
+    @apply_forward_hook
+    def decode(
+        self, codes: torch.Tensor, image_size: tuple[int, int] | None = None, return_dict: bool = True
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """
+        Images of codes; neither rounded nor clamped.
+
+        Args:
+            codes (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices, int64.
+            image_size (`tuple[int, int]`, *optional*): Height and width to crop to. Defaults to whole patches.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            `DecoderOutput` or `tuple`: Images `(B, 3, H, W)` in about [-1, 1], in the codec's dtype.
+
+        Raises:
+            ValueError: If the codec is not fitted, or codes are no such indices (values are looked at on the CPU only).
+        """
+        self._check_fitted()
+        self._check_codes(codes)
+        signals, first = [], 0
+        for book in self._books():
+            slots = book.shape[0]
+            indices = codes[:, first : first + slots].permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, m)
+            decode = decode_residual if self.config.quantizer == "RQ" else decode_product
+            signals.append(decode(indices, book.float()))
+            first += slots
+        sample = self._assemble(signals, codes.shape[0], codes.shape[-2:], image_size)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    @apply_forward_hook
+    def decode_soft(
+        self, probabilities: torch.Tensor, image_size: tuple[int, int] | None = None, return_dict: bool = True
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """
+        Images of distributions over codewords: each slot decodes to its expected codeword (eq 21). Differentiable, and equal to `decode` for one-hot
+        distributions.
+
+        Args:
+            probabilities (`torch.Tensor` of shape `(B, c̄, |C|, h, w)`): Distributions; entries beyond a smaller codebook are not read.
+            image_size (`tuple[int, int]`, *optional*): Height and width to crop to. Defaults to whole patches.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            `DecoderOutput` or `tuple`: Images `(B, 3, H, W)`.
+
+        Raises:
+            ValueError: If the codec is not fitted or the shape does not fit.
+        """
+        self._check_fitted()
+        expected = (len(self.slot_bits), self.num_codewords)
+        if probabilities.ndim != 5 or tuple(probabilities.shape[1:3]) != expected:
+            raise ValueError(
+                f"`probabilities` must have shape (batch, {expected[0]}, {expected[1]}, h, w), got {tuple(probabilities.shape)}."
+            )
+        signals, first = [], 0
+        for book in self._books():
+            slots, codewords, _ = book.shape
+            weights = probabilities[:, first : first + slots, :codewords].float()
+            parts = torch.einsum("bmkhw,mkd->bhwmd", weights, book.float())
+            parts = parts.sum(dim=3) if self.config.quantizer == "RQ" else parts.flatten(3)
+            signals.append(parts.flatten(0, 2))
+            first += slots
+        sample = self._assemble(signals, probabilities.shape[0], probabilities.shape[-2:], image_size)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _assemble(
+        self, signals: list[torch.Tensor], batch: int, grid: tuple[int, int], image_size: tuple[int, int] | None
+    ) -> torch.Tensor:
+        """Images of the three channels' decoded signals `(B h w, s²)`."""
+        side = self.config.patch_size
+        height, width = image_size or (grid[0] * side, grid[1] * side)
+        if patch_grid(height, width, side) != tuple(grid):
+            raise ValueError(
+                f"`image_size` must be one that {tuple(grid)} patches of {side} pixels cover, got {(height, width)}."
+            )
+        with torch.autocast(signals[0].device.type, enabled=False):
+            planes = []
+            for channel, signal in zip(_CHANNELS, signals):
+                rotation = self._rotation(channel)
+                planes.append(
+                    signals_to_latents(signal if rotation is None else signal @ rotation, height, width, side)
+                )
+            return ycbcr_to_rgb(torch.cat(planes, dim=1)).to(self.dtype)
+
+    def forward(self, pixel_values: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
+        """
+        Codes images and decodes them.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): RGB in [-1, 1].
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            `DecoderOutput` or `tuple`: Reconstructions of the same size.
+        """
+        output = self.encode(pixel_values)
+        return self.decode(output.codes, output.image_size, return_dict=return_dict)
+
+    # Codes as numbers and as bytes
+
+    def _check_codes(self, codes: torch.Tensor) -> None:
+        slots = len(self.slot_bits)
+        if codes.ndim != 4 or codes.shape[1] != slots or codes.dtype != torch.int64:
+            raise ValueError(
+                f"`codes` must be int64 of shape (batch, {slots}, h, w), got {codes.dtype} of shape {tuple(codes.shape)}."
+            )
+        if codes.device.type == "cpu" and codes.numel():
+            limits = 2 ** torch.tensor(self.slot_bits).view(1, -1, 1, 1)
+            if bool(((codes < 0) | (codes >= limits)).any()):
+                raise ValueError(
+                    f"`codes` must be from 0 to 2^bits − 1 with bits {self.slot_bits}, got {int(codes.min())} to {int(codes.max())}."
+                )
+
+    def _last(self, like: torch.Tensor) -> torch.Tensor:
+        return (2 ** torch.tensor(self.slot_bits, device=like.device) - 1).view(1, -1, 1, 1)
+
+    def codes_to_latents(self, codes: torch.Tensor) -> torch.Tensor:
+        """
+        Indices as numbers in [-1, 1], the space of the continuous diffusion (section 3.2.1).
+
+        Args:
+            codes (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices.
+
+        Returns:
+            `torch.Tensor` of shape `(B, c̄, h, w)`: 2 i / (|C| − 1) − 1 for each slot's |C|, float32.
+        """
+        self._check_codes(codes)
+        return 2 * codes.float() / self._last(codes) - 1
+
+    def latents_to_codes(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        The nearest indices; the inverse of [`codes_to_latents`]. Values beyond [-1, 1] get the first or last index.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, c̄, h, w)`): Numbers.
+
+        Returns:
+            `torch.Tensor` of shape `(B, c̄, h, w)`: Indices, int64.
+        """
+        last = self._last(latents)
+        return torch.minimum(((latents.float() + 1) / 2 * last).round().clamp_min(0).long(), last)
+
+    def _fingerprint(self) -> int:
+        return zlib.crc32(repr((self.notation, self.config.patch_size, self.slot_bits)).encode())
+
+    def pack(self, codes: torch.Tensor, image_size: tuple[int, int] | None = None) -> bytes:
+        """
+        Codes as bytes: a header of 25, and exactly the nominal bits.
+
+        Args:
+            codes (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices.
+            image_size (`tuple[int, int]`, *optional*): Height and width of the images. Defaults to whole patches.
+
+        Returns:
+            `bytes`: What [`unpack`] reads.
+
+        Raises:
+            ValueError: If the codes or the size do not fit.
+        """
+        self._check_codes(codes)
+        side, grid = self.config.patch_size, tuple(codes.shape[-2:])
+        height, width = image_size or (grid[0] * side, grid[1] * side)
+        if patch_grid(height, width, side) != grid:
+            raise ValueError(
+                f"`image_size` must be one that {grid} patches of {side} pixels cover, got {(height, width)}."
+            )
+        payload = pack_indices(codes.permute(0, 2, 3, 1).flatten(0, 2), self.slot_bits)
+        header = _HEADER.pack(_MAGIC, self._fingerprint(), codes.shape[0], height, width, zlib.crc32(payload))
+        return header + payload
+
+    def unpack(self, data: bytes) -> ModelBasedVQCodecOutput:
+        """
+        Codes from bytes.
+
+        Args:
+            data (`bytes`): What [`pack`] gave, of a codec of the same configuration.
+
+        Returns:
+            [`ModelBasedVQCodecOutput`]: Codes and the images' size.
+
+        Raises:
+            ValueError: If the bytes are cut off, changed, or of another codec.
+        """
+        if len(data) < _HEADER.size or data[: len(_MAGIC)] != _MAGIC:
+            raise ValueError("`data` must be packed codes of a ModelBasedVQCodec, it is cut off or something else.")
+        _, fingerprint, batch, height, width, checksum = _HEADER.unpack_from(data)
+        if fingerprint != self._fingerprint():
+            raise ValueError(
+                f"`data` must be packed by a {self.notation} codec of patches of {self.config.patch_size}, it is of another."
+            )
+        payload = data[_HEADER.size :]
+        if zlib.crc32(payload) != checksum:
+            raise ValueError("`data` must be whole, it is cut off or changed.")
+        rows, columns = patch_grid(height, width, self.config.patch_size)
+        indices = unpack_indices(payload, batch * rows * columns, self.slot_bits)
+        codes = indices.unflatten(0, (batch, rows, columns)).permute(0, 3, 1, 2).contiguous()
+        return ModelBasedVQCodecOutput(codes=codes, image_size=(height, width))
+
+
+def _images(images: Any, column: str) -> Iterable[torch.Tensor]:
+    """Images `(3, H, W)` in [-1, 1] from whatever `fit` takes."""
+    if isinstance(images, str) or hasattr(images, "__fspath__"):
+        images = load_image_dataset(train_data_dir=str(images), image_column=column)
+    elif hasattr(images, "column_names"):
+        images = (row[column] for row in images)
+
+    def convert() -> Iterator[torch.Tensor]:
+        for index, image in enumerate(images):
+            if not torch.is_tensor(image):
+                pixels = np.array(to_rgb(image, f"image {index}"))
+                image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+                raise ValueError(
+                    f"`images` must hold tensors (3, H, W) in [-1, 1], got {image.dtype} of shape {tuple(image.shape)}."
+                )
+            yield image.cpu()
+
+    return convert()

@@ -1,0 +1,252 @@
+"""The patch codec: against faiss, its rates, its order, round trips, sizes, and what it refuses."""
+
+import subprocess
+import sys
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_lasers import ModelBasedVQCodec, ModelBasedVQCodecOutput
+from diffusers_lasers.functional import codebook_order, latents_to_signals, rgb_to_ycbcr
+
+
+NOTATIONS = ["VQ-{6-4-4}", "PQ-{16-4-4}", "OPQ-{16-4-4}", "RQ-{12-4-4}"]
+
+
+def photos(count=2, size=(40, 44)):
+    """Smooth pictures with some noise."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 6, 6, generator=generator) * 2 - 1
+    smooth = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic")
+    return (smooth + 0.1 * torch.randn(count, 3, *size, generator=generator)).clamp(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def codecs():
+    made = {}
+    for notation in NOTATIONS:
+        made[notation] = ModelBasedVQCodec.from_notation(notation, patch_size=4, codebook_bits=4)
+        made[notation].fit(photos(), max_patches=3000, iterations=8, threads=2, progress=False)
+    return made
+
+
+@pytest.fixture(params=NOTATIONS)
+def codec(request, codecs):
+    return codecs[request.param]
+
+
+def psnr(first, second):
+    return -10 * float(torch.log10(((first - second) / 2).square().mean()))
+
+
+def test_codes_and_reconstruction(codec):
+    images = photos()
+    output = codec.encode(images)
+    assert output.codes.shape == (2, len(codec.slot_bits), 10, 11) and output.image_size == (40, 44)
+    sample = codec.decode(output.codes, output.image_size).sample
+    assert sample.shape == images.shape and psnr(sample, images) > 19
+    torch.testing.assert_close(codec(images).sample, sample)
+    assert torch.equal(codec.encode(images[1:]).codes, output.codes[1:])  # nothing of the batch enters
+
+
+@pytest.mark.parametrize("notation", NOTATIONS[:3])
+def test_codes_decode_to_what_faiss_decodes(codecs, notation):
+    codec, images = codecs[notation], photos()
+    codes = codec.encode(images).codes.permute(0, 2, 3, 1).flatten(0, 2)
+    signals, first = rgb_to_ycbcr(images), 0
+    for number, channel in enumerate(("y", "cb", "cr")):
+        book = getattr(codec, f"codebooks_{channel}")
+        y = latents_to_signals(signals[:, number : number + 1], 4)
+        if hasattr(codec, f"rotation_{channel}"):
+            y = y @ getattr(codec, f"rotation_{channel}").t()
+        slots, words, width = book.shape
+        for slot in range(slots):
+            flat = faiss.IndexFlatL2(width)
+            flat.add(book[slot].numpy())
+            part = np.ascontiguousarray(y[:, slot * width : (slot + 1) * width].numpy())
+            distances, nearest = flat.search(part, 1)
+            ours = book[slot][codes[:, first + slot]].numpy()
+            np.testing.assert_allclose(np.square(ours - part).sum(1), distances[:, 0], rtol=1e-3, atol=1e-4)
+            assert (codes[:, first + slot].numpy() == nearest[:, 0]).mean() > 0.999
+        first += slots
+
+
+def test_codebooks_stand_in_the_order_of_their_principal_component(codec):
+    for channel in ("y", "cb", "cr"):
+        for book in getattr(codec, f"codebooks_{channel}"):
+            assert torch.equal(codebook_order(book), torch.arange(len(book)))
+
+
+def test_soft_decoding_of_one_hot_is_decoding_and_is_differentiable(codec):
+    output = codec.encode(photos())
+    hot = torch.nn.functional.one_hot(output.codes, codec.num_codewords).movedim(-1, 2).float().requires_grad_()
+    soft = codec.decode_soft(hot, output.image_size).sample
+    torch.testing.assert_close(soft, codec.decode(output.codes, output.image_size).sample, rtol=0, atol=1e-5)
+    direction = torch.randn(soft.shape, generator=torch.Generator().manual_seed(1))
+    (soft * direction).sum().backward()
+    with torch.no_grad():
+        step = torch.randn(hot.shape, generator=torch.Generator().manual_seed(2))
+        change = codec.decode_soft(hot + step, output.image_size).sample - soft  # it is linear
+    expected, ours = (change * direction).sum(), (hot.grad * step).sum()
+    torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-2)
+
+
+def test_indices_and_numbers(codec):
+    codes = codec.encode(photos()).codes
+    latents = codec.codes_to_latents(codes)
+    assert latents.min() >= -1 and latents.max() <= 1
+    assert torch.equal(codec.latents_to_codes(latents), codes)
+    assert torch.equal(
+        codec.latents_to_codes(torch.full_like(latents, 7.0))[0, :, 0, 0], 2 ** torch.tensor(codec.slot_bits) - 1
+    )
+    assert (codec.latents_to_codes(torch.full_like(latents, -7.0)) == 0).all()
+
+
+def test_rates():
+    codec = ModelBasedVQCodec.from_notation("OPQ-{32-8-8}")
+    assert codec.slot_bits == (8,) * 6 and codec.num_codewords == 256 and codec.notation == "OPQ-{32-8-8}"
+    assert codec.compression_ratio == 32 and codec.bits_per_pixel(512, 512) == 0.75
+    assert ModelBasedVQCodec.from_notation("VQ-{8-8-8}").compression_ratio == 64
+    assert codec.bits_per_pixel(9, 9) == 4 * 48 / 81
+    codes = torch.zeros(1, 6, 2, 2, dtype=torch.int64)
+    assert codec.entropy_bits_per_pixel(codes) == 0
+    codes[0, 0] = torch.tensor([[0, 1], [2, 3]])
+    assert codec.entropy_bits_per_pixel(codes) == pytest.approx(2 / 64)
+
+
+def test_bytes(codec):
+    output = codec.encode(photos())
+    data = codec.pack(output.codes, output.image_size)
+    assert len(data) == 25 + -(-2 * 110 * sum(codec.config.bits) // 8)
+    back = codec.unpack(data)
+    assert isinstance(back, ModelBasedVQCodecOutput) and torch.equal(back.codes, output.codes)
+    assert back.image_size == (40, 44)
+    changed = bytearray(data)
+    changed[40] ^= 1
+    for wrong in (data[:-1], data[:10], bytes(changed), b"", data + b"x"):
+        with pytest.raises(ValueError, match="`data`"):
+            codec.unpack(wrong)
+    with pytest.raises(ValueError, match="of another"):
+        ModelBasedVQCodec.from_notation("VQ-{8-8-8}").unpack(data)
+    with pytest.raises(ValueError, match="`image_size`"):
+        codec.pack(output.codes, (400, 44))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 9), (4, 8), (33, 2)])
+def test_any_size(codec, size):
+    images = photos(1)[..., : size[0], : size[1]]
+    output = codec.encode(images)
+    assert codec.decode(output.codes, output.image_size).sample.shape == images.shape
+
+
+def test_save_and_load_without_faiss(codecs, tmp_path):
+    codec = codecs["OPQ-{16-4-4}"]
+    codec.save_pretrained(tmp_path / "codec")
+    torch.save(
+        {"images": photos(), "codes": codec.encode(photos()).codes, "sample": codec(photos()).sample},
+        tmp_path / "x.pt",
+    )
+    script = f"""
+import sys, torch
+sys.modules["faiss"] = None
+from diffusers_lasers import ModelBasedVQCodec
+codec, saved = ModelBasedVQCodec.from_pretrained({str(tmp_path / "codec")!r}), torch.load({str(tmp_path / "x.pt")!r})
+assert torch.equal(codec.encode(saved["images"]).codes, saved["codes"])
+torch.testing.assert_close(codec(saved["images"]).sample, saved["sample"], rtol=0, atol=1e-6)
+half = ModelBasedVQCodec.from_pretrained({str(tmp_path / "codec")!r}, torch_dtype=torch.bfloat16)
+assert half(saved["images"].bfloat16()).sample.dtype == torch.bfloat16
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_half_precision_is_close(codecs):
+    codec = codecs["PQ-{16-4-4}"]
+    other = ModelBasedVQCodec.from_config(codec.config)
+    other.load_state_dict(codec.state_dict())
+    assert psnr(other.half()(photos()).sample.float(), photos()) == pytest.approx(
+        psnr(codec(photos()).sample, photos()), abs=0.05
+    )
+
+
+def test_an_unfitted_codec_is_built_saved_and_loaded_and_says_so(tmp_path):
+    ModelBasedVQCodec.from_notation("RQ-{32-8-8}").save_pretrained(tmp_path)
+    codec = ModelBasedVQCodec.from_pretrained(tmp_path)
+    for call in (lambda: codec.encode(photos()), lambda: codec.decode(torch.zeros(1, 6, 1, 1, dtype=torch.int64))):
+        with pytest.raises(ValueError, match=r"RQ-\{32-8-8\} codec is not fitted: call `fit`"):
+            call()
+    codec.fitted[1:] = True
+    with pytest.raises(ValueError, match="fitted in part, y missing"):
+        codec.encode(photos())
+
+
+def test_fitting_takes_folders_pictures_and_data_sets(tmp_path):
+    import datasets
+
+    arrays = ((photos().permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    pictures = [Image.fromarray(array) for array in arrays]
+    for index, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{index}.png")
+    features = datasets.Features({"image": datasets.Image()})
+    table = datasets.Dataset.from_dict({"image": pictures}, features=features)
+    tensors = torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 127.5 - 1
+    books = []
+    for images in (str(tmp_path), tmp_path, pictures, list(arrays), table, tensors):
+        codec = ModelBasedVQCodec.from_notation("VQ-{4-2-2}", patch_size=4)
+        books.append(codec.fit(images, stride=3, iterations=4, threads=1, progress=False).codebooks_y)
+    assert all(torch.equal(book, books[0]) for book in books)
+
+
+def test_a_failed_fit_changes_nothing(codecs):
+    codec = ModelBasedVQCodec.from_notation("VQ-{4-4-16}", patch_size=4)
+    with pytest.raises(ValueError, match="at least one signal for each of 65536"):
+        codec.fit(photos(1), progress=False)
+    assert not codec.fitted.any() and codec.codebooks_y.abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ({"quantizer": "LSQ"}, "`quantizer` must be one of"),
+        ({"bits": (8, 8)}, "`bits` must be three"),
+        ({"bits": (8, 8, 0)}, "`bits` must be three"),
+        ({"bits": (12, 8, 8)}, "`bits` must be multiples of `codebook_bits`, 8"),
+        ({"bits": (24, 8, 8)}, "must divide the 64 pixels"),
+        ({"quantizer": "VQ", "bits": (17, 8, 8)}, "`bits` must be at most 16"),
+        ({"patch_size": 0}, "`patch_size`"),
+        ({"codebook_bits": 13}, "`codebook_bits`"),
+        ({"beam": 0}, "`beam`"),
+    ],
+)
+def test_what_is_no_codec_is_named(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ModelBasedVQCodec(**arguments)
+
+
+def test_what_is_no_notation_is_named():
+    for wrong in ("OPQ-32-8-8", "LSQ-{8-8-8}", "OPQ-{32-8}"):
+        with pytest.raises(ValueError, match="`notation` must look like"):
+            ModelBasedVQCodec.from_notation(wrong)
+
+
+def test_bad_images_and_codes_are_named(codecs):
+    codec = codecs["OPQ-{16-4-4}"]
+    for wrong in (torch.zeros(1, 1, 8, 8), torch.zeros(3, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match="`pixel_values` must be floating point"):
+            codec.encode(wrong)
+    for value in (float("nan"), float("inf"), 2.0):
+        with pytest.raises(ValueError, match=r"`pixel_values` must lie in \[-1, 1\]"):
+            codec.encode(torch.full((1, 3, 8, 8), value))
+    for wrong in (torch.zeros(1, 5, 2, 2, dtype=torch.int64), torch.zeros(1, 6, 2, 2)):
+        with pytest.raises(ValueError, match="`codes` must be int64"):
+            codec.decode(wrong)
+    for value in (-1, 16):
+        with pytest.raises(ValueError, match="`codes` must be from 0"):
+            codec.decode(torch.full((1, 6, 2, 2), value))
+    with pytest.raises(ValueError, match="`probabilities`"):
+        codec.decode_soft(torch.zeros(1, 6, 9, 2, 2))
+    with pytest.raises(ValueError, match="`image_size`"):
+        codec.decode(torch.zeros(1, 6, 2, 2, dtype=torch.int64), (90, 8))
