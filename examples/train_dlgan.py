@@ -263,8 +263,9 @@ def check_args(args: argparse.Namespace) -> str | None:
         if args.streaming and getattr(args, name):
             return f"--{name} has no meaning with --streaming."
     if args.adversarial_loss == "none":
-        for name in ("discriminator_start", "discriminator_learning_rate", "discriminator_config_name_or_path"):
-            if getattr(args, name) is not None:
+        own = ("start", "warmup_steps", "learning_rate", "config_name_or_path")
+        for name in (*(f"discriminator_{word}" for word in own), "lecam_weight"):
+            if getattr(args, name):
                 return f"--{name} needs --adversarial_loss hinge or vanilla."
     for name in ("ema_decay", "discriminator_adam_beta1", "discriminator_adam_beta2"):
         if not 0 <= getattr(args, name) < 1:
@@ -368,8 +369,8 @@ def build_data(args: argparse.Namespace) -> tuple[Any, ImageDataset | None]:
         where = {"train_data_dir": args.validation_data_dir} if args.validation_data_dir else hub
         where = {**where, "split": args.validation_split or "validation", "max_samples": args.max_validation_samples}
         if args.streaming:
-            held_out = list(open_image_stream(**where, **place).iter(batch_size=1))
-            held_out = [to_rgb(row[args.image_column][0], f"row {i}") for i, row in enumerate(held_out)]
+            rows = open_image_stream(**where, **place).iter(batch_size=1)
+            held_out = StreamedSource([row[args.image_column][0] for row in rows])
         else:
             held_out = load_image_dataset(**where, **place, cache_dir=args.cache_dir)
         return dataset, ImageDataset(held_out, args.resolution, **shown)
@@ -380,6 +381,13 @@ def build_data(args: argparse.Namespace) -> tuple[Any, ImageDataset | None]:
             photos, args.resolution, resize=args.resize or None, crops_per_image=crops, cache_in_memory=True
         )
     return dataset, None
+
+
+class StreamedSource(list):
+    """Held-out cells of a stream, decoded when they are asked for."""
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return to_rgb(super().__getitem__(index), f"row {index} of the held-out images")
 
 
 def find_checkpoint(args: argparse.Namespace) -> Path | None:
@@ -888,24 +896,23 @@ def set_up(run: argparse.Namespace, args: argparse.Namespace) -> tuple[Any, Any,
 
 
 def main(args: argparse.Namespace) -> None:
+    hint = ""
     try:
         run = prepare(args)
         model, discriminator, state, settings = set_up(run, args)
     except (ImportError, OSError, ValueError) as error:
-        raise SystemExit(f"train_dlgan.py: error: {error}") from None
+        if isinstance(error, UnreadableImageError):
+            hint = " --skip_unreadable leaves such images out."
+        raise SystemExit(f"train_dlgan.py: error: {error}{hint}") from None
     recorder = Recorder(run, args, settings, state)
     try:
         train(run, args, model, discriminator, state, recorder)
-    except UnreadableImageError as error:  # a data loader's worker puts its traceback before the sentence
-        sentence = (
-            str(error)
-            .strip()
-            .splitlines()[-1]
-            .removeprefix(f"{type(error).__module__}.")
-            .removeprefix(f"{type(error).__name__}: ")
-        )
-        raise SystemExit(f"train_dlgan.py: error: {sentence} --skip_unreadable leaves such images out.") from None
-    recorder.validate()
+        recorder.validate()
+    except UnreadableImageError as error:
+        # a data loader's worker puts its traceback before the sentence, and the error's name
+        sentence = str(error).strip().splitlines()[-1].split("UnreadableImageError: ")[-1]
+        hint = " --skip_unreadable leaves such images out."
+        raise SystemExit(f"train_dlgan.py: error: {sentence}{hint}") from None
     recorder.finish()
 
 

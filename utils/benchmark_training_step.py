@@ -4,7 +4,7 @@
 
 Same encoder, decoder, images and optimiser; only the bottleneck differs: none, VQ with running means ("vq"), and the dictionary with OMP or OLS
 on the compiled kernels ("fused") and on tensor operations ("torch"). A step is forward, mean squared error, backward, Adam and,
-for a dictionary, its upkeep. The variants take turns, one step each a round, and the ratio is the median over rounds of
+for a dictionary, its upkeep; "bcd" is OMP with the dictionary updated by block-coordinate descent instead of Adam. The variants take turns, one step each a round, and the ratio is the median over rounds of
 step / VQ step of the same round, so that a drift of the machine's speed cancels. `--profile` also prints the operations on which a step
 with OMP spends its time. With `--output_dir` the result is written to training_step.json there.
 """
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from diffusers_lasers import AutoencoderDL
 from diffusers_lasers.functional import set_backend
-from diffusers_lasers.training import DictionaryUpkeep
+from diffusers_lasers.training import BlockCoordinateUpdate, DictionaryUpkeep
 
 
 # name -> bottleneck, its arguments beside the number of atoms, backend
@@ -31,6 +31,7 @@ VARIANTS = {
     "omp, fused": ("dictionary", {}, "fused"),
     "ols, fused": ("dictionary", {"pursuit": "ols"}, "fused"),
     "omp, torch": ("dictionary", {}, "torch"),
+    "bcd": ("dictionary", {}, "auto"),
 }
 
 
@@ -48,8 +49,10 @@ class Variant:
         self.model = AutoencoderDL(bottleneck_type=kind, bottleneck_config=config).train()
         with torch.no_grad():
             self.model.bottleneck.initialize(self.model.encode(images).latents)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4)
-        self.upkeep = DictionaryUpkeep(self.model.bottleneck, self.optimizer)
+        update = BlockCoordinateUpdate(self.model.bottleneck) if name == "bcd" else None
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=1e-4)
+        self.upkeep = DictionaryUpkeep(self.model.bottleneck, self.optimizer, block_coordinate=update)
 
     def step(self) -> None:
         set_backend(self.backend)

@@ -24,7 +24,7 @@ def read(folder: Path) -> tuple[dict[str, tuple[list, list]], int | None]:
     """Steps and values by figure, and the step at which the discriminator starts."""
     lines = [json.loads(line) for line in (folder / "training_log.jsonl").read_text(encoding="utf-8").splitlines()]
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    start = settings["arguments"].get("discriminator_start") if settings.get("discriminator") else None
+    start = settings["arguments"].get("discriminator_start") if settings.get("discriminator") is not None else None
     curves = {}
     for name, _, _ in FIGURES:
         rows = [(line["step"], line[name]) for line in lines if name in line]

@@ -540,6 +540,8 @@ def test_the_hub_gets_the_model_without_checkpoints_or_token(run, monkeypatch):
             "--cache_in_memory has no meaning with --streaming.",
         ),
         ({"discriminator_start": 3}, "--discriminator_start needs --adversarial_loss hinge or vanilla."),
+        ({"lecam_weight": 0.1}, "--lecam_weight needs --adversarial_loss hinge or vanilla."),
+        ({"discriminator_warmup_steps": 5}, "--discriminator_warmup_steps needs --adversarial_loss hinge or vanilla."),
         ({"ema_decay": 1}, "--ema_decay must lie in [0, 1), got 1.0."),
         ({"bottleneck": "vq", "dictionary_update": "bcd"}, "--dictionary_update bcd has no meaning for"),
     ],
@@ -586,6 +588,7 @@ def assert_alike(first, second, folders=(".",)):
     """The logs and weights of two runs agree within the rounding of sums."""
     ours, theirs = (TrainingLog.read(folder / "training_log.jsonl") for folder in (first, second))
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], abs=2e-6)
     for one, two in zip(ours, theirs, strict=True):
         for name in set(one) - {"images_per_second"}:
             # a norm of sums that nearly cancel; and a support may flip between atoms that fit alike
@@ -594,7 +597,7 @@ def assert_alike(first, second, folders=(".",)):
     for folder in folders:
         one, two = (load_file(run / folder / WEIGHTS) for run in (first, second))
         for name in one:
-            torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-5, msg=lambda text: f"{name}: {text}")
+            torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda text: f"{name}: {text}")
 
 
 # Adam divides by the gradient's size: a larger ε keeps it from blowing up the rounding of vanishing gradients. Revival draws from rank 0's
@@ -614,21 +617,44 @@ def test_two_processes_with_half_the_batch_equal_one_with_the_whole(data, tmp_pa
     assert len(list((tmp_path / "two" / "checkpoint-6").glob("random_states_*.pkl"))) == 2
 
 
-def test_two_processes_share_the_sums_of_block_coordinate_descent(data, tmp_path):
-    # three steps: eq 27 divides by small diagonal entries, so that rounding grows from step to step
-    flags = {
-        "resolution": 32,
-        "num_atoms": 16,
-        "sparsity": 2,
-        "learning_rate": 1e-3,
-        "log_steps": 1,
-        "max_train_steps": 3,
-    }
-    flags = {**data, **COMPARABLE, **flags, "dictionary_update": "bcd", "checkpointing_steps": 0, "report_to": "none"}
-    single = launch(**flags, train_batch_size=4, output_dir=tmp_path / "one")
-    double = launch_two(**flags, train_batch_size=2, output_dir=tmp_path / "two")
+def test_two_processes_train_as_one_that_accumulates(data, tmp_path):
+    # without a discriminator: λ is a ratio of a micro-batch's gradients, which is not the mean of such ratios
+    own = ("adversarial", "discriminator", "lecam", "use_ema", "ema")
+    flags = {name: value for name, value in {**FLAGS, **COMPARABLE}.items() if not name.startswith(own)}
+    del flags["gradient_accumulation_steps"]
+    single = launch(**data, **flags, gradient_accumulation_steps=2, output_dir=tmp_path / "one")
+    double = launch_two(**data, **flags, output_dir=tmp_path / "two")
     assert single.returncode == double.returncode == 0, single.stderr + double.stderr
-    assert_alike(tmp_path / "one", tmp_path / "two")
+    ours, theirs = (TrainingLog.read(tmp_path / name / "training_log.jsonl") for name in ("one", "two"))
+    assert ours[0]["loss"] == pytest.approx(theirs[0]["loss"], abs=2e-6)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    one, two = (AutoencoderDL.from_pretrained(tmp_path / name).state_dict() for name in ("one", "two"))
+    start = AutoencoderDL.from_pretrained(tmp_path / "one" / "checkpoint-4", subfolder="autoencoder").state_dict()
+    for name in set(one) - {"bottleneck.coefficient_scale", "bottleneck.scale_steps"}:  # moved each micro-batch
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda text: f"{name}: {text}")
+    assert not torch.equal(start["bottleneck.dictionary"], one["bottleneck.dictionary"])
+    assert len(list((tmp_path / "two" / "checkpoint-6").glob("random_states_*.pkl"))) == 2
+    last = AutoencoderDL.from_pretrained(tmp_path / "one" / "checkpoint-6", subfolder="autoencoder").state_dict()
+    assert all(torch.equal(value, last[name]) for name, value in one.items())  # no average: the same weights
+
+
+def test_two_processes_share_the_sums_of_block_coordinate_descent(data, tmp_path):
+    # Three steps. Eq 27 divides by diagonal entries that are 1e-4 of the largest, so that sums which agree to 3e-7 give atoms that agree to 2e-6. The
+    # first atom takes nearly all of a site's energy here, and what is left is small enough for a support to flip by that in a later step.
+    flags = {**FLAGS, **COMPARABLE, "dictionary_update": "bcd", "max_train_steps": 3, "checkpointing_steps": 1}
+    del flags["gradient_accumulation_steps"], flags["checkpoints_total_limit"]
+    single = launch(**data, **{**flags, "train_batch_size": 4}, output_dir=tmp_path / "one")
+    double = launch_two(**data, **flags, output_dir=tmp_path / "two")
+    assert single.returncode == double.returncode == 0, single.stderr + double.stderr
+    assert_alike(tmp_path / "one", tmp_path / "two", folders=(".", "discriminator"))
+    for step in (1, 2, 3):
+        sums = []
+        for name in ("one", "two"):
+            states = map(torch.load, (tmp_path / name / f"checkpoint-{step}").glob("custom_checkpoint_*.pkl"))
+            sums.append(next(s for s in states if "block_coordinate" in s)["block_coordinate"]["statistics"])
+        for name in ("code_statistics", "signal_statistics"):
+            one, two = (state[name] for state in sums)
+            torch.testing.assert_close(two, one, rtol=0, atol=2e-6 * float(one.abs().max()))
 
 
 def test_two_processes_resume_bitwise(data, tmp_path):
@@ -686,13 +712,23 @@ def test_an_unreadable_image_stops_the_run_with_its_name(run, data, tmp_path, pl
     whole = (photos / "4.png").read_bytes()
     (photos / "4.png").write_bytes(whole[: len(whole) // 2])
     flags = {"map": {}, "workers": {"dataloader_num_workers": 1}, "stream": {"streaming": None}}[place]
-    flags = {**flags, "train_data_dir": photos, "preset": "paper", "steps": 6}
+    flags = {**flags, "train_data_dir": photos, "steps": 6}
     with pytest.raises(SystemExit, match=r"^train_dlgan.py: error: The image '.*4.png' cannot be read: .*leaves such"):
         run(**flags)
     folder = run(**flags, skip_unreadable=None)
     log = [line for line in TrainingLog.read(folder / "training_log.jsonl") if "loss" in line]
     count = sum(line["unreadable_images"] for line in log)
     assert count >= 2 and f"Unreadable images skipped: {count} samples" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("streaming", [{}, {"streaming": None}], ids=["map", "stream"])
+def test_an_unreadable_held_out_image_is_named_or_left_out(run, data, tmp_path, streaming):
+    held_out = shutil.copytree(data["validation_data_dir"], tmp_path / "held-out")
+    (held_out / "3.png").write_bytes(b"nothing")
+    flags = {**streaming, "validation_data_dir": held_out, "steps": 1}
+    with pytest.raises(SystemExit, match=r"^train_dlgan.py: error: The image '.*3.png' cannot be read: .*leaves such"):
+        run(**flags)
+    assert "validation_psnr" in TrainingLog.read(run(**flags, skip_unreadable=None) / "training_log.jsonl")[-1]
 
 
 def test_the_perceptual_figure_of_the_held_out_images_is_logged(run, tmp_path):

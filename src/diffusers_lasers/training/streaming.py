@@ -2,7 +2,7 @@ r"""Images from a stream, for data sets that are too large to hold: shared out o
 
 Every rank and each of its workers is a *lane* of its own. In each epoch the stream is shuffled with a seed of (seed, epoch) – the order of its files
 and a buffer of rows – and dealt to the lanes, so that each row is seen once an epoch, by one lane. A run that resumes passes over the rows that a lane
-has had in its epoch; image cells are not decoded for that, but they are read. With as many files as lanes, or a multiple, a lane reads only its own.
+has had in all its epochs; image cells are read for that, and decoded only with `skip_unreadable`, which must know what counted. With as many files as lanes, or a multiple, a lane reads only its own.
 """
 
 from __future__ import annotations
