@@ -25,7 +25,8 @@ _deps = [
     "matplotlib>=3.8",
     "numpy>=1.26",
     "orthogonal-matching-pursuit-gpu>=0.1.3",
-    "Pillow>=10.0",
+    "Pillow>=11.3",  # AVIF
+    "pillow-jxl-plugin>=1.3",
     "pytest>=8.0",
     "ruff>=0.9",
     "safetensors>=0.8",
@@ -54,7 +55,13 @@ extras = {
     "metrics": deps_list("datasets", "flip-evaluator", "scikit-image", "torchmetrics", "tqdm"),
     "codec": deps_list("constriction", "faiss-cpu", "tqdm"),
     "benchmark": deps_list(
-        "matplotlib", "orthogonal-matching-pursuit-gpu", "scikit-image", "scikit-learn", "spams-bin", "tqdm"
+        "matplotlib",
+        "orthogonal-matching-pursuit-gpu",
+        "pillow-jxl-plugin",
+        "scikit-image",
+        "scikit-learn",
+        "spams-bin",
+        "tqdm",
     ),
     "docs": deps_list("hf-doc-builder"),
     "quality": deps_list("ruff"),

@@ -250,3 +250,34 @@ def test_bad_images_and_codes_are_named(codecs):
         codec.decode_soft(torch.zeros(1, 6, 9, 2, 2))
     with pytest.raises(ValueError, match="`image_size`"):
         codec.decode(torch.zeros(1, 6, 2, 2, dtype=torch.int64), (90, 8))
+
+
+@pytest.mark.parametrize("kind", ["random", "norm", "spectral", "salesman", "pca"])
+def test_reordering_renames_codes_and_changes_no_image(codecs, kind, tmp_path):
+    codecs["PQ-{16-4-4}"].save_pretrained(tmp_path)
+    codec = ModelBasedVQCodec.from_pretrained(tmp_path)
+    before, sample = codec.encode(photos()).codes, codec(photos()).sample
+    assert codec.reorder(kind, torch.Generator().manual_seed(0)) is codec
+    after = codec.encode(photos()).codes
+    torch.testing.assert_close(codec(photos()).sample, sample)
+    assert torch.equal(before, after) == (kind == "pca")  # what fit left
+    with pytest.raises(ValueError, match="`kind` must be one of"):
+        codec.reorder("alphabetical")
+    with pytest.raises(ValueError, match="not fitted"):
+        ModelBasedVQCodec.from_notation("VQ-{4-4-4}").reorder()
+
+
+@pytest.mark.parametrize("notation", ["VQ-{6-4-4}", "OPQ-{16-4-4}", "RQ-{12-4-4}"])
+def test_a_photograph_of_twelve_megapixels(codecs, notation):
+    codec = codecs[notation]
+    tile = photos(1, (500, 400))
+    image = tile.repeat(1, 1, 8, 8)[..., :3999, :3001]  # patches of four pixels: the tiles repeat exactly
+    output = codec.encode(image)
+    assert output.codes.shape[-2:] == (1000, 751)
+    once = codec.encode(tile).codes
+    assert (output.codes[..., :125, :100] == once).float().mean() > 0.9999  # ties of sums in other blocks
+    sample = codec.decode(output.codes, output.image_size).sample
+    assert sample.shape == image.shape
+    assert abs(psnr(sample[..., :500, :400], tile) - psnr(codec(tile).sample, tile)) < 0.01
+    unpacked = codec.unpack(codec.pack(output.codes, output.image_size))
+    assert torch.equal(unpacked.codes, output.codes) and unpacked.image_size == (3999, 3001)

@@ -28,6 +28,12 @@ USAGE_END = "<!-- diffusers_lasers: end of usage -->"
 PLACEHOLDER_REPOSITORY = "path/to/folder-or-repository"
 
 _EXAMPLES = {
+    "Codec": """
+output = model.encode(images)  # images (B, 3, H, W) in [-1, 1]; output.codes (B, slots, h, w)
+sample = model.decode(output.codes, output.image_size).sample
+data = model.pack(output.codes, output.image_size)
+print(model.bits_per_pixel(*images.shape[-2:]), "bits per pixel")
+""",
     "Autoencoder": """
 with torch.no_grad():
     output = model(images)  # images (B, 3, H, W) in [-1, 1]; output.sample and, unless there is no bottleneck, output.code

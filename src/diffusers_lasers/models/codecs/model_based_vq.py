@@ -212,7 +212,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         max_patches: int = 2**19,
         flip: bool = True,
         seed: int = 0,
-        iterations: int = 25,
+        iterations: int = 100,
         threads: int | None = None,
         image_column: str = "image",
         progress: bool = True,
@@ -227,7 +227,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
             max_patches (`int`, defaults to 524288): Patches in the sample; its memory is 3 · 4 · s² bytes each, and about as much three times over for a while.
             flip (`bool`, defaults to `True`): Whether each image is also read upside down, as in the paper.
             seed (`int`, defaults to 0): Seed of sample and codebooks.
-            iterations (`int`, defaults to 25): Iterations of k-means.
+            iterations (`int`, defaults to 100): Iterations of k-means, see [`fit_quantizer`].
             threads (`int`, *optional*): Threads of faiss. Defaults to what it has.
             image_column (`str`, defaults to `"image"`): Column of a data set.
             progress (`bool`, defaults to `True`): Whether to show a bar.
@@ -262,11 +262,30 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
                 )
                 results.append((torch.from_numpy(books), rotation))
         for channel, (books, rotation) in zip(_CHANNELS, results):
-            books = torch.stack([book[codebook_order(book)] for book in books])
             getattr(self, f"codebooks_{channel}").copy_(books)
             if rotation is not None:
                 getattr(self, f"rotation_{channel}").copy_(torch.from_numpy(rotation))
         self.fitted.fill_(True)
+        return self.reorder()
+
+    @torch.no_grad()
+    def reorder(self, kind: str = "pca", generator: torch.Generator | None = None) -> ModelBasedVQCodec:
+        """
+        Sorts each sub-codebook (section 3.2.1). The images that the codec can make stay the same, codes made before do not name them any more.
+
+        Args:
+            kind (`str`, defaults to `"pca"`): An order of [`codebook_order`]; `"pca"` is the paper's and what `fit` gives.
+            generator (`torch.Generator`, *optional*): Source of randomness of `"random"`.
+
+        Returns:
+            [`ModelBasedVQCodec`]: This codec.
+
+        Raises:
+            ValueError: If the codec is not fitted or there is no such order.
+        """
+        self._check_fitted()
+        for books in self._books():
+            books.copy_(torch.stack([book[codebook_order(book, kind, generator)] for book in books.float()]))
         return self
 
     def _check_fitted(self) -> None:

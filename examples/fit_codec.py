@@ -1,0 +1,219 @@
+#!/usr/bin/env python
+"""Fits a patch codec (VQ, PQ, OPQ or RQ of YCbCr patches) to images, and saves it as a folder that `from_pretrained` loads.
+
+    python examples/fit_codec.py --train_data_dir photos/ --notation "OPQ-{32-8-8}" --output_dir opq
+    python examples/fit_codec.py --train_data_dir photos/ --notation "RQ-{32-8-8}" --validation_data_dir more_photos/ --output_dir rq
+
+OUTPUT_DIR gets the codec, settings.json (command, data, seconds, peak memory), a model card with the rate and, with --validation_data_dir, the
+PSNR of held-out images beside it, and reconstructions.png. Without --train_data_dir or --dataset_name the photographs that scikit-image installs are
+fitted, and two of them that were not are the held-out ones.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import diffusers_lasers
+from diffusers_lasers import ModelBasedVQCodec
+from diffusers_lasers.utils.hub import write_model_card
+from diffusers_lasers.utils.image_sources import load_image_dataset
+
+
+def parse_args(input_args=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--notation", default="OPQ-{32-8-8}", help="Kind, and bits a patch of Y, Cb and Cr, as in the paper.")
+    add("--patch_size", type=int, default=8)
+    add("--codebook_bits", type=int, default=8, help="Bits of a sub-codebook of PQ, OPQ and RQ.")
+    add("--train_data_dir", help="Folder of images (recursive), parquet file or folder, or pattern.")
+    add("--dataset_name", help="Data set of the Hub.")
+    add("--dataset_config_name")
+    add("--image_column", default="image")
+    add("--max_train_samples", type=int, help="Take only the first so many images.")
+    add("--validation_data_dir", help="Held-out images: their PSNR goes into the card.")
+    add("--max_validation_samples", type=int)
+    add("--stride", type=int, default=1, help="Pixels between patches.")
+    add("--max_patches", type=int, default=2**19, help="Patches that are drawn from all of them.")
+    add("--no_flip", action="store_true", help="Do not also read each image upside down.")
+    add("--iterations", type=int, default=100, help="Iterations of k-means.")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, help="Threads of faiss. Default: all.")
+    add("--output_dir", default="codec")
+    add("--push_to_hub", action="store_true")
+    add("--hub_model_id", help="Default: the name of --output_dir.")
+    add("--hub_token")
+    args = parser.parse_args(input_args)
+    for name in ("stride", "max_patches", "iterations", "threads", "max_train_samples", "max_validation_samples"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
+    return args
+
+
+def as_tensor(image):
+    """`(1, 3, H, W)` in [-1, 1] of a PIL image."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def peak_memory_gib():
+    """Peak of this process's resident memory, or None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    scale = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def judge(codec, images):
+    """Mean PSNR and rate of images, and the first four beside their reconstructions as a picture."""
+    psnr, bits, entropies, shown = [], [], [], []
+    for image in images:
+        pixels = as_tensor(image)
+        output = codec.encode(pixels)
+        sample = codec.decode(output.codes, output.image_size).sample.float().clamp(-1, 1)
+        psnr.append(-10 * torch.log10(((sample - pixels) / 2).double().square().mean()).item())
+        bits.append(codec.bits_per_pixel(*output.image_size))
+        entropies.append(codec.entropy_bits_per_pixel(output.codes, output.image_size))
+        if len(shown) < 4:
+            height, width = (min(side, 384) for side in output.image_size)
+            top, left = ((side - taken) // 2 for side, taken in zip(output.image_size, (height, width)))
+            pair = [view[..., top : top + height, left : left + width] for view in (pixels, sample)]
+            shown.append(torch.cat(pair, dim=-2)[0])
+    height, width = (max(picture.shape[side] for picture in shown) for side in (1, 2))
+    canvas = torch.ones(3, height, width * len(shown))
+    for number, picture in enumerate(shown):
+        canvas[:, : picture.shape[1], number * width : number * width + picture.shape[2]] = picture
+    picture = canvas.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    figures = {
+        "images": len(psnr),
+        "psnr_db": float(np.mean(psnr)),
+        "bits_per_pixel": float(np.mean(bits)),
+        "entropy_bits_per_pixel": float(np.mean(entropies)),
+    }
+    return figures, Image.fromarray(picture)
+
+
+def card_sections(settings):
+    """The model card's account of the fit and its figures, each with its bits."""
+    fit = settings["arguments"]
+    lines = [
+        f"- Codec: {settings['notation']}, patches of {fit['patch_size']} × {fit['patch_size']} pixels",
+        f"- Rate: {settings['bits_per_pixel']:.4g} bits per pixel (nominal), compression 1:{settings['compression_ratio']:.4g}",
+        f"- Data: {settings['data']} ({settings['images']} images), stride {fit['stride']}, at most {fit['max_patches']} patches",
+        f"- Seed {fit['seed']}, {fit['iterations']} iterations of k-means, {settings['seconds']:.0f} s",
+    ]
+    sections = {"Fit": "\n".join(lines)}
+    if settings["validation"]:
+        figures = settings["validation"]
+        sections["Held-out images"] = (
+            "| images | PSNR dB | bits a pixel | entropy, bits a pixel |\n| ---: | ---: | ---: | ---: |\n"
+            f"| {figures['images']} | {figures['psnr_db']:.2f} | {figures['bits_per_pixel']:.3f} | {figures['entropy_bits_per_pixel']:.3f} |\n\n"
+            "![Originals above their reconstructions](reconstructions.png)"
+        )
+    sections["Command"] = f"```bash\n{settings['command']}\n```"
+    return sections
+
+
+def hide_token(argv):
+    """The command line without the value of --hub_token."""
+    hidden, skip = [], False
+    for word in argv:
+        hidden.append("***" if skip else "--hub_token=***" if word.startswith("--hub_token=") else word)
+        skip = word == "--hub_token"
+    return hidden
+
+
+def main(args):
+    bundled = args.train_data_dir is None and args.dataset_name is None
+    names = {"image_column": args.image_column}
+    train = load_image_dataset(
+        dataset_name=args.dataset_name,
+        dataset_config_name=args.dataset_config_name,
+        train_data_dir=args.train_data_dir,
+        max_samples=args.max_train_samples,
+        **names,
+    )
+    held_out = None
+    if args.validation_data_dir or bundled:
+        held_out = load_image_dataset(
+            train_data_dir=args.validation_data_dir,
+            split="validation",
+            max_samples=args.max_validation_samples,
+            **names,
+        )
+    codec = ModelBasedVQCodec.from_notation(
+        args.notation, patch_size=args.patch_size, codebook_bits=args.codebook_bits
+    )
+    start = time.perf_counter()
+    codec.fit(
+        train,
+        stride=args.stride,
+        max_patches=args.max_patches,
+        flip=not args.no_flip,
+        seed=args.seed,
+        iterations=args.iterations,
+        threads=args.threads,
+    )
+    seconds, peak = time.perf_counter() - start, peak_memory_gib()
+    figures, picture = judge(codec, held_out) if held_out is not None else (None, None)
+    settings = {
+        "command": "python " + shlex.join(hide_token(sys.argv)),
+        "arguments": {name: value for name, value in vars(args).items() if name != "hub_token"},
+        "notation": codec.notation,
+        "data": args.dataset_name or args.train_data_dir or "photographs bundled with scikit-image",
+        "images": len(train),
+        "bits_per_pixel": sum(codec.config.bits) / args.patch_size**2,
+        "compression_ratio": codec.compression_ratio,
+        "seconds": seconds,
+        "peak_memory_gib": peak,
+        "validation": figures,
+        "versions": {"diffusers_lasers": diffusers_lasers.__version__, "torch": torch.__version__},
+    }
+    folder = Path(args.output_dir)
+    codec.save_pretrained(folder)
+    write_model_card(
+        folder,
+        "ModelBasedVQCodec",
+        tags=("image-compression", "vector-quantization"),
+        sections=card_sections(settings),
+    )
+    scratch = folder / "settings.json.tmp"
+    scratch.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    os.replace(scratch, folder / "settings.json")
+    if picture is not None:
+        scratch = folder / "reconstructions.tmp.png"
+        picture.save(scratch)
+        os.replace(scratch, folder / "reconstructions.png")
+    memory = "" if peak is None else f", peak memory {peak:.2f} GiB"
+    print(f"{codec.notation} fitted to {len(train)} images in {seconds:.0f} s{memory}: {folder}")
+    if figures:
+        print(
+            f"{figures['images']} held-out images: {figures['psnr_db']:.2f} dB at {figures['bits_per_pixel']:.3f} bits a pixel"
+        )
+    if args.push_to_hub:
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=args.hub_token)
+        repository = api.create_repo(args.hub_model_id or folder.resolve().name, exist_ok=True).repo_id
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"{codec.notation}, fitted")
+
+
+def cli(input_args=None):
+    """Runs with a command line; what is wrong with it or its files is one sentence."""
+    try:
+        main(parse_args(input_args))
+    except (ValueError, ImportError, OSError) as error:
+        raise SystemExit(f"fit_codec.py: error: {error}") from error
+
+
+if __name__ == "__main__":
+    cli()

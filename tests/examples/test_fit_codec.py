@@ -1,0 +1,171 @@
+"""Runs examples/fit_codec.py and examples/benchmark_codec.py as a user does, on small pictures, and checks their figures against other computations."""
+
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+
+from diffusers_lasers import ModelBasedVQCodec, PerceptualSimilarity
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def run(name, *arguments):
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i, size in enumerate([(48, 64), (40, 52), (33, 47)]):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        coarse.resize(size[::-1], Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fit") / "pq"
+    done = run(
+        "fit_codec", "--train_data_dir", pictures, "--validation_data_dir", pictures, "--notation", "PQ-{16-4-4}",
+        "--codebook_bits", 4, "--patch_size", 4, "--max_patches", 2000, "--iterations", 5, "--output_dir", folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_the_folder_loads_and_its_card_has_the_rate(fitted, pictures):
+    folder, done = fitted
+    codec = ModelBasedVQCodec.from_pretrained(folder)
+    assert codec.notation == "PQ-{16-4-4}"
+    settings = json.loads((folder / "settings.json").read_text())
+    psnr = []
+    for path in sorted(pictures.glob("*.png")):
+        pixels = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)[None].float() / 127.5 - 1
+        sample = codec(pixels).sample.clamp(-1, 1)
+        psnr.append(peak_signal_noise_ratio(pixels.numpy(), sample.numpy(), data_range=2))
+    assert settings["validation"]["psnr_db"] == pytest.approx(np.mean(psnr), abs=1e-4)
+    assert settings["validation"]["bits_per_pixel"] > settings["bits_per_pixel"] == 1.5  # 33 × 47 is padded
+    card = (folder / "README.md").read_text()
+    assert "1.5 bits per pixel" in card and f"{np.mean(psnr):.2f}" in card and "model.pack" in card
+    assert Image.open(folder / "reconstructions.png").size[1] >= 80
+    assert "Codebooks: 100%" in done.stderr and "peak memory" in done.stdout
+
+
+def test_the_same_seed_fits_the_same_codec(fitted, pictures, tmp_path):
+    again = run(
+        "fit_codec", "--train_data_dir", pictures, "--notation", "PQ-{16-4-4}", "--codebook_bits", 4,
+        "--patch_size", 4, "--max_patches", 2000, "--iterations", 5, "--output_dir", tmp_path / "again",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    name = "diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "again" / name).read_bytes() == (fitted[0] / name).read_bytes()
+    assert not (tmp_path / "again" / "reconstructions.png").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--notation", "PQ-32"], "`notation` must look like"),
+        (["--stride", "0"], "--stride must be at least 1"),
+        (["--train_data_dir", "nowhere"], "nowhere"),
+        (["--max_patches", "9", "--notation", "VQ-{4-4-4}"], "at least one signal for each"),
+    ],
+)
+def test_what_cannot_be_fitted_is_one_sentence_and_leaves_nothing(arguments, sentence, pictures, tmp_path, capsys):
+    if "--train_data_dir" not in arguments:
+        arguments = [*arguments, "--train_data_dir", str(pictures)]
+    with pytest.raises(SystemExit) as stopped:
+        module("fit_codec").cli([*arguments, "--output_dir", str(tmp_path / "out")])
+    said = str(stopped.value) + capsys.readouterr().err
+    assert sentence in said and not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def benchmark(fitted, pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("benchmark")
+    torch.manual_seed(0)
+    PerceptualSimilarity("squeeze").save_pretrained(folder / "lpips")
+    done = run(
+        "benchmark_codec", fitted[0], "--data", pictures, "--lpips_weights", folder / "lpips", "--wrapped_uint8",
+        "--per_image", "--repeats", 1, "--grid_crop", 40, "--output_dir", folder / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "out", done
+
+
+def test_every_format_stands_beside_the_codec_at_its_bytes(benchmark, fitted, pictures):
+    folder, done = benchmark
+    results = json.loads((folder / "results.json").read_text())
+    rows = {row["name"]: row for row in results["rows"]}
+    assert list(rows) == ["PQ-{16-4-4}"] + [f"{name} ≤ PQ-{{16-4-4}}" for name in ("jpeg", "webp", "avif", "jxl")]
+    codec = ModelBasedVQCodec.from_pretrained(fitted[0])
+    entries = results["images"]["PQ-{16-4-4}"]
+    for entry, path in zip(entries, sorted(pictures.glob("*.png"))):
+        image = Image.open(path)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        output = codec.encode(pixels)
+        assert entry["image"] == path.name
+        assert entry["bytes"] == len(codec.pack(output.codes, output.image_size))
+        sample = codec.decode(output.codes, output.image_size).sample.clamp(-1, 1)
+        expected = peak_signal_noise_ratio(pixels.numpy(), sample.numpy(), data_range=2)
+        assert entry["psnr"] == pytest.approx(expected, abs=1e-4)
+    for name, kept in results["images"].items():
+        for entry, limit in zip(kept, entries):
+            assert entry["bytes"] <= limit["bytes"] or entry["longer_than_allowed"], name
+    mean = np.mean([8 * e["bytes"] / (w * h) for e, (h, w) in zip(entries, [(48, 64), (40, 52), (33, 47)])])
+    assert rows["PQ-{16-4-4}"]["bits_per_pixel"] == pytest.approx(mean)
+    assert all(row["wrapped_psnr"] > 27 for row in rows.values())
+    text = (folder / "results.md").read_text()
+    assert text in done.stdout and "2.png" in text and "wrapped PSNR" in text
+    assert Image.open(folder / "rate.png").size[0] > 300 and Image.open(folder / "grid.png").size[1] == 6 * 44
+
+
+def test_the_wrapped_figure_is_the_fault_and_the_floor_of_the_paper():
+    script, rng = module("benchmark_codec"), np.random.default_rng(0)
+    first, second = rng.integers(0, 256, (2, 300, 300, 3), dtype=np.uint8)
+    squares = ((first.astype(int) - second) % 256) ** 2 % 256
+    assert script.wrapped_psnr(first, second) == pytest.approx(10 * np.log10(255**2 / squares.mean()))
+    assert script.wrapped_psnr(first, second) == pytest.approx(27.9, abs=0.1)  # two unrelated images
+    small = np.clip(first, 0, 245) + 3
+    assert script.wrapped_psnr(np.clip(first, 0, 245), small) == pytest.approx(10 * np.log10(255**2 / 9))
+
+
+def test_the_best_file_is_the_longest_that_fits():
+    script, rng = module("benchmark_codec"), np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    quality, data = script.best_file(image, "jpeg", 3000)
+    assert len(data) <= 3000 < len(script.save(image, "jpeg", quality + 1))
+    assert Image.open(io.BytesIO(data)).size == (64, 64)
+    quality, data = script.best_file(image, "jpeg", 10)
+    assert quality == 1 and len(data) > 10
+    assert script.best_file(image, "jpeg", 10**6)[0] == 100
+
+
+def test_what_cannot_be_judged_is_one_sentence(pictures, fitted, tmp_path):
+    PerceptualSimilarity("squeeze").save_pretrained(tmp_path / "other")
+    arguments = ["--data", str(pictures), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="must be ModelBasedVQCodec or AutoencoderDL"):
+        module("benchmark_codec").cli([str(tmp_path / "other"), *arguments])
+    done = run("benchmark_codec", "nowhere", *arguments)
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    assert "benchmark_codec.py: error: " in done.stderr and "nowhere" in done.stderr
+    assert not (tmp_path / "out").exists()

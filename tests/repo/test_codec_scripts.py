@@ -1,0 +1,62 @@
+"""The scripts about the patch codec under utils/: its speed beside faiss, and the orders of its codebooks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_lasers import ModelBasedVQCodec
+
+
+UTILS = Path(__file__).resolve().parents[2] / "utils"
+
+
+def run(name, *arguments):
+    command = [sys.executable, str(UTILS / f"{name}.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codecs")
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+    coarse.resize((64, 64), Image.Resampling.BICUBIC).save(folder / "picture.png")
+    pixels = torch.from_numpy(np.array(Image.open(folder / "picture.png"))).permute(2, 0, 1)[None] / 127.5 - 1
+    pixels = (pixels + 0.05 * torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    for notation in ("VQ-{8-8-8}", "PQ-{16-8-8}", "OPQ-{16-8-8}", "RQ-{16-8-8}"):
+        codec = ModelBasedVQCodec.from_notation(notation)
+        codec.fit(pixels, max_patches=1000, iterations=5, threads=2, progress=False).save_pretrained(folder / notation)
+    return folder
+
+
+def test_the_speed_benchmark_compares_the_same_codes(folder, tmp_path):
+    codecs = [folder / name for name in ("VQ-{8-8-8}", "PQ-{16-8-8}", "OPQ-{16-8-8}", "RQ-{16-8-8}")]
+    output = run(
+        "benchmark_codec_speed", *codecs, "--side", 64, "--rounds", 3, "--large", 100, 120, "--output_dir", tmp_path
+    )
+    rows = json.loads((tmp_path / "codec_speed.json").read_text())["rows"]
+    assert list(rows) == [path.name for path in codecs]
+    for name, row in rows.items():
+        assert f"| {name} |" in output
+        assert row["large"]["encode_s"] > 0 and row["encode_ratio"] > 0 and row["decode_ratio"] > 0
+        if not name.startswith("RQ"):  # ties aside, the very same
+            assert row["agree"] > 0.99 and abs(row["excess"]) < 1e-3
+        assert row["excess"] < 0.01  # not worse than faiss's beam search
+
+
+def test_orders_are_judged_by_shifted_codes(folder, tmp_path):
+    output = run(
+        "plot_codebook_order", folder / "PQ-{16-8-8}", folder / "picture.png", "--output", tmp_path / "order.png"
+    )
+    psnr = {line.split("|")[1].strip(): float(line.split("|")[2]) for line in output.splitlines()[4:]}
+    assert set(psnr) == {"random", "norm", "pca", "spectral", "salesman"}
+    assert psnr["pca"] > psnr["random"] + 2 and psnr["salesman"] > psnr["random"] + 2
+    assert Image.open(tmp_path / "order.png").size == (6 * 68 - 4, 80)
