@@ -26,9 +26,18 @@ _import_structure = {
         "ResidualVQBottleneck",
         "VectorQuantizerBottleneck",
     ],
+    "models.categorical_unet": ["CategoricalUNet2DModel", "CategoricalUNet2DOutput"],
     "models.codecs.model_based_vq": ["ModelBasedVQCodec", "ModelBasedVQCodecOutput"],
+    "models.latent_refiner": ["LatentRefiner"],
     "models.patch_discriminator": ["PatchDiscriminator"],
     "models.perceptual": ["PerceptualSimilarity"],
+    "pipelines.model_based_latent_diffusion": ["ModelBasedLatentDiffusionPipeline", "ModelBasedLatentDiffusionOutput"],
+    "schedulers": [
+        "AbsorbingD3PMScheduler",
+        "AbsorbingD3PMSchedulerOutput",
+        "CategoricalDDPMScheduler",
+        "CategoricalDDPMSchedulerOutput",
+    ],
     "training": [],
     "utils": [],
     "utils.bases": ["DiffusionPipeline", "ModelMixin", "SchedulerMixin"],
@@ -48,9 +57,21 @@ if TYPE_CHECKING:
         ResidualVQBottleneck,
         VectorQuantizerBottleneck,
     )
+    from .models.categorical_unet import CategoricalUNet2DModel, CategoricalUNet2DOutput
     from .models.codecs.model_based_vq import ModelBasedVQCodec, ModelBasedVQCodecOutput
+    from .models.latent_refiner import LatentRefiner
     from .models.patch_discriminator import PatchDiscriminator
     from .models.perceptual import PerceptualSimilarity
+    from .pipelines.model_based_latent_diffusion import (
+        ModelBasedLatentDiffusionOutput,
+        ModelBasedLatentDiffusionPipeline,
+    )
+    from .schedulers import (
+        AbsorbingD3PMScheduler,
+        AbsorbingD3PMSchedulerOutput,
+        CategoricalDDPMScheduler,
+        CategoricalDDPMSchedulerOutput,
+    )
     from .utils.bases import DiffusionPipeline, ModelMixin, SchedulerMixin
 else:
     import sys

@@ -10,7 +10,9 @@ from .bottlenecks import (
     ResidualVQBottleneck,
     VectorQuantizerBottleneck,
 )
+from .categorical_unet import CategoricalUNet2DModel, CategoricalUNet2DOutput
 from .codecs import ModelBasedVQCodec, ModelBasedVQCodecOutput
+from .latent_refiner import LatentRefiner
 
 
 __all__ = [
@@ -19,9 +21,12 @@ __all__ = [
     "AutoencoderDLOutput",
     "Bottleneck",
     "BottleneckOutput",
+    "CategoricalUNet2DModel",
+    "CategoricalUNet2DOutput",
     "DictionaryBottleneck",
     "FSQBottleneck",
     "IdentityBottleneck",
+    "LatentRefiner",
     "ModelBasedVQCodec",
     "ModelBasedVQCodecOutput",
     "ResidualVQBottleneck",

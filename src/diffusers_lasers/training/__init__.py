@@ -19,6 +19,7 @@ from .block_coordinate import BlockCoordinateUpdate
 from .checkpoints import TrainingState, latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
 from .data import ImageDataset, take_batch
 from .ema import ModelAverage
+from .index_diffusion import IndexDiffusionObjective
 from .losses import ReconstructionLoss, ReconstructionTerms
 from .records import TrainingLog, Window
 from .sampling import StreamSampler
@@ -33,6 +34,7 @@ __all__ = [
     "DictionaryUpkeep",
     "ImageDataset",
     "ImageStream",
+    "IndexDiffusionObjective",
     "LeCamRegularizer",
     "ModelAverage",
     "ReconstructionLoss",

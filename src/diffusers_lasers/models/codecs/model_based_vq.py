@@ -368,15 +368,27 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         """
         self._check_fitted()
         self._check_codes(codes)
-        signals, first = [], 0
-        for book in self._books():
-            slots = book.shape[0]
-            indices = codes[:, first : first + slots].permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, m)
-            decode = decode_residual if self.config.quantizer == "RQ" else decode_product
-            signals.append(decode(indices, book.float()))
-            first += slots
+        signals = self._decode_patches(codes)
         sample = self._assemble(signals, codes.shape[0], codes.shape[-2:], image_size)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def _decode_patches(self, codes: torch.Tensor) -> list[torch.Tensor]:
+        """Patches `(B h w, s²)` of Y, Cb and Cr."""
+        signals, first = [], 0
+        decode = decode_residual if self.config.quantizer == "RQ" else decode_product
+        for channel, book in zip(_CHANNELS, self._books()):
+            slots = book.shape[0]
+            indices = codes[:, first : first + slots].permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, m)
+            signals.append(self._rotate_back(decode(indices, book.float()), channel))
+            first += slots
+        return signals
+
+    def _rotate_back(self, signals: torch.Tensor, channel: str) -> torch.Tensor:
+        rotation = self._rotation(channel)
+        if rotation is None:
+            return signals
+        with torch.autocast(signals.device.type, enabled=False):
+            return signals @ rotation
 
     @apply_forward_hook
     def decode_soft(
@@ -404,12 +416,12 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
                 f"`probabilities` must have shape (batch, {expected[0]}, {expected[1]}, h, w), got {tuple(probabilities.shape)}."
             )
         signals, first = [], 0
-        for book in self._books():
+        for channel, book in zip(_CHANNELS, self._books()):
             slots, codewords, _ = book.shape
             weights = probabilities[:, first : first + slots, :codewords].float()
             parts = torch.einsum("bmkhw,mkd->bhwmd", weights, book.float())
             parts = parts.sum(dim=3) if self.config.quantizer == "RQ" else parts.flatten(3)
-            signals.append(parts.flatten(0, 2))
+            signals.append(self._rotate_back(parts.flatten(0, 2), channel))
             first += slots
         sample = self._assemble(signals, probabilities.shape[0], probabilities.shape[-2:], image_size)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
@@ -425,12 +437,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
                 f"`image_size` must be one that {tuple(grid)} patches of {side} pixels cover, got {(height, width)}."
             )
         with torch.autocast(signals[0].device.type, enabled=False):
-            planes = []
-            for channel, signal in zip(_CHANNELS, signals):
-                rotation = self._rotation(channel)
-                planes.append(
-                    signals_to_latents(signal if rotation is None else signal @ rotation, height, width, side)
-                )
+            planes = [signals_to_latents(signal, height, width, side) for signal in signals]
             return ycbcr_to_rgb(torch.cat(planes, dim=1)).to(self.dtype)
 
     def forward(self, pixel_values: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:

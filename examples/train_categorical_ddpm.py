@@ -1,0 +1,524 @@
+#!/usr/bin/env python
+"""Trains diffusion on the indices of a codec, and saves a pipeline that makes images.
+
+    accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/ --resolution 64 --output_dir cats-categorical
+    accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/ --resolution 64 --parameterization continuous …
+
+CODEC is a folder of a fitted `ModelBasedVQCodec` (`examples/fit_codec.py`), or of an `AutoencoderDL` with VQ or residual VQ. The images are coded once, before
+the training, and the codes kept in OUTPUT_DIR/codes (or --codes_dir, which several runs can share). --parameterization: `categorical` is the
+paper's reverse process (eq 24), `continuous` its first one (eq 4), `uniform` and `absorbing` are the D3PM baselines on the same codes.
+
+OUTPUT_DIR gets the pipeline (`ModelBasedLatentDiffusionPipeline.from_pretrained` loads it), a model card, settings.json, training_log.jsonl,
+pictures of samples in validation/, and checkpoint-N/ to resume from.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import shlex
+import shutil
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import accelerate
+import datasets
+import diffusers
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers import DDPMScheduler, DiscreteDDIMScheduler
+from diffusers.optimization import get_scheduler
+from PIL import Image
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+import diffusers_lasers
+from diffusers_lasers import (
+    AbsorbingD3PMScheduler,
+    AutoencoderDL,
+    CategoricalDDPMScheduler,
+    CategoricalUNet2DModel,
+    ModelBasedLatentDiffusionPipeline,
+    ModelBasedVQCodec,
+)
+from diffusers_lasers.functional import make_betas
+from diffusers_lasers.models.codecs import encode_indices, index_layout
+from diffusers_lasers.training import (
+    ImageDataset,
+    IndexDiffusionObjective,
+    ModelAverage,
+    StreamSampler,
+    TrainingLog,
+    TrainingState,
+    Window,
+    latest_checkpoint,
+    load_image_dataset,
+    save_checkpoint,
+)
+from diffusers_lasers.utils.hub import write_model_card
+
+
+logger = get_logger(__name__)
+NETWORK = {
+    "categorical": "categorical",
+    "continuous": "continuous",
+    "uniform": "discrete",
+    "absorbing": "discrete",
+}
+
+
+def parse_args(input_args=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--codec", required=True, help="Folder (or Hub name) of a ModelBasedVQCodec or an AutoencoderDL.")
+    add("--train_data_dir", help="Folder of images (recursive), parquet, or pattern. Default: scikit-image's photos.")
+    add("--dataset_name", help="Data set of the Hub.")
+    add("--dataset_config_name")
+    add("--image_column", default="image")
+    add("--max_train_samples", type=int)
+    add("--validation_data_dir", help="Held-out images: their loss goes into the log and the card.")
+    add("--resolution", type=int, default=64, help="Side of the square crops.")
+    add("--resize", type=int, help="Short side before cropping. Default: --resolution; 0: keep the size.")
+    add("--random_flip", action="store_true", help="Code each image also mirrored.")
+    add("--codes_dir", help="Where the codes are kept. Default: OUTPUT_DIR/codes.")
+    add("--parameterization", default="categorical", choices=list(NETWORK))
+    add("--self_conditioning", action="store_true")
+    add("--snr_gamma", type=float, help="Min-SNR: the error of the clean code weighs min(snr, this). Default: no weights.")
+    add("--tau", type=float, default=1.0, help="Temperature of the Gumbel-softmax in training (eq 20).")
+    add("--image_weight", type=float, default=1.0, help="Weight of the image term of eq 24; 0 leaves it out.")
+    add("--code_loss", default="epsilon", choices=["epsilon", "cross_entropy", "none"], help="Second term of eq 24.")
+    add("--num_train_timesteps", type=int, default=1000)
+    add("--beta_schedule", default="linear", choices=["linear", "scaled_linear", "squaredcos_cap_v2"])
+    add("--preset", default="small", choices=["small", "paper"], help="Size of the denoiser.")
+    add("--block_out_channels", type=int, nargs="+", help="Channels of its stages, instead of the preset's.")
+    add("--layers_per_block", type=int)
+    add("--dropout", type=float, default=0.0)
+    add("--train_batch_size", type=int, default=64, help="Images a process and step.")
+    add("--max_train_steps", type=int, default=10000)
+    add("--gradient_accumulation_steps", type=int, default=1)
+    add("--gradient_checkpointing", action="store_true")
+    add("--learning_rate", type=float, default=3e-4)
+    add("--lr_scheduler", default="cosine")
+    add("--lr_warmup_steps", type=int, default=200)
+    add("--adam_beta1", type=float, default=0.9)
+    add("--adam_beta2", type=float, default=0.99)
+    add("--adam_weight_decay", type=float, default=0.0)
+    add("--adam_epsilon", type=float, default=1e-8)
+    add("--max_grad_norm", type=float, default=1.0)
+    add("--use_ema", action="store_true")
+    add("--ema_decay", type=float, default=0.999)
+    add("--mixed_precision", choices=["no", "fp16", "bf16"], help="Default: what accelerate is configured for.")
+    add("--seed", type=int, default=0)
+    add("--log_steps", type=int, default=50)
+    add("--validation_steps", type=int, default=0, help="Steps between pictures of samples; 0: only at the end.")
+    add("--num_validation_images", type=int, default=16)
+    add("--num_inference_steps", type=int, default=50, help="Sampling steps of these pictures.")
+    add("--temperature", type=float, default=1.0, help="γ of eq 25 in these pictures and the saved scheduler.")
+    add("--checkpointing_steps", type=int, default=0, help="0: none.")
+    add("--checkpoints_total_limit", type=int)
+    add("--resume_from_checkpoint", help="A folder checkpoint-N, or `latest`.")
+    add("--report_to", default="none", help="tensorboard, wandb, trackio, … or none.")
+    add("--tracker_project_name", default="categorical-ddpm")
+    add("--output_dir", default="categorical-ddpm")
+    add("--push_to_hub", action="store_true")
+    add("--hub_model_id", help="Default: the name of --output_dir.")
+    add("--hub_token")
+    args = parser.parse_args(input_args)
+    positive = "resolution train_batch_size max_train_steps gradient_accumulation_steps log_steps num_validation_images"
+    for name in [*positive.split(), "num_inference_steps", "max_train_samples", "checkpoints_total_limit"]:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
+    if not 0 <= args.ema_decay < 1:
+        parser.error(f"--ema_decay must lie in [0, 1), got {args.ema_decay}")
+    if args.temperature < 0:
+        parser.error(f"--temperature must not be negative, got {args.temperature}")
+    if NETWORK[args.parameterization] == "discrete" and args.num_train_timesteps != 1000:
+        parser.error("--num_train_timesteps must be 1000 for uniform and absorbing")
+    return args
+
+
+def load_codec(path):
+    """A codec or an autoencoder, told apart by its configuration; frozen."""
+    kind = AutoencoderDL.load_config(path).get("_class_name")
+    if kind not in ("ModelBasedVQCodec", "AutoencoderDL"):
+        raise ValueError(f"--codec must be a ModelBasedVQCodec or an AutoencoderDL, got {kind!r} in {path}.")
+    model = {"ModelBasedVQCodec": ModelBasedVQCodec, "AutoencoderDL": AutoencoderDL}[kind].from_pretrained(path)
+    return model.requires_grad_(False).eval()
+
+
+def fingerprint(codec, **arguments):
+    """A name for codes: what they depend on."""
+    digest = hashlib.sha256(json.dumps([dict(codec.config), arguments], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(codec.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def coded_dataset(codec, args, split, folder, device):
+    """The codes of all images as a `datasets.Dataset` on disk; made once."""
+    held_out = split == "validation"
+    arguments = {
+        "data": os.path.abspath(args.validation_data_dir) if held_out else args.dataset_name or args.train_data_dir,
+        "config": args.dataset_config_name,
+        "column": args.image_column,
+        "max_samples": None if held_out else args.max_train_samples,
+        "resolution": args.resolution,
+        "resize": args.resize,
+        "flip": args.random_flip and not held_out,
+    }
+    place = Path(folder) / f"{split}-{fingerprint(codec, **arguments)}"
+    if not place.is_dir():
+        source = load_image_dataset(
+            dataset_name=None if held_out else args.dataset_name,
+            dataset_config_name=args.dataset_config_name,
+            train_data_dir=args.validation_data_dir if held_out else args.train_data_dir,
+            split=split,
+            image_column=args.image_column,
+            max_samples=arguments["max_samples"],
+        )
+        resize = args.resolution if args.resize is None else args.resize or None
+        images = ImageDataset(source, args.resolution, resize=resize, center_crop=True)
+        slots, _, side = index_layout(codec)
+        grid = -(-args.resolution // side)
+        features = datasets.Features({"codes": datasets.Array3D((slots, grid, grid), "uint16")})
+        codec = codec.to(device)
+
+        def rows():
+            for start in tqdm(range(0, len(images), 64), desc=f"Codes, {split}", file=sys.stderr):
+                indices = list(range(start, min(start + 64, len(images))))
+                pixels = images.__getitems__(indices)["pixel_values"].to(device)
+                for view in (pixels, pixels.flip(-1)) if arguments["flip"] else (pixels,):
+                    for code in encode_indices(codec, view).cpu().numpy():
+                        yield {"codes": code.astype(np.uint16)}
+
+        scratch = place.with_name(place.name + ".tmp")
+        shutil.rmtree(scratch, ignore_errors=True)
+        parts = list(rows())
+        datasets.Dataset.from_list(parts, features=features).save_to_disk(str(scratch))
+        os.replace(scratch, place)
+    return datasets.load_from_disk(str(place)).with_format("numpy")
+
+
+def collate(rows):
+    return torch.from_numpy(np.stack([row["codes"] for row in rows]).astype(np.int64))
+
+
+def make_scheduler(args, codewords):
+    """What samples with a denoiser of this parameterization."""
+    shared = {"num_train_timesteps": args.num_train_timesteps, "beta_schedule": args.beta_schedule}
+    if args.parameterization == "categorical":
+        return CategoricalDDPMScheduler(num_codewords=codewords, temperature=args.temperature, **shared)
+    if args.parameterization == "continuous":
+        return DDPMScheduler(prediction_type="epsilon", clip_sample=True, **shared)
+    if args.parameterization == "absorbing":
+        return AbsorbingD3PMScheduler(num_codewords=codewords, temperature=args.temperature)
+    return DiscreteDDIMScheduler()
+
+
+def prepare(args):
+    """The parts of a run. What can be wrong with the arguments fails here, before anything is written."""
+    run = argparse.Namespace()
+    run.accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_config=ProjectConfiguration(args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
+    )
+    set_seed(args.seed)
+    run.checkpoint = None
+    if args.resume_from_checkpoint == "latest":
+        run.checkpoint = latest_checkpoint(args.output_dir, logger.warning)
+    elif args.resume_from_checkpoint:
+        run.checkpoint = Path(args.resume_from_checkpoint)
+        if not run.checkpoint.is_dir():
+            raise ValueError(f"--resume_from_checkpoint must be a folder or `latest`, got {args.resume_from_checkpoint!r}.")
+    run.codec = load_codec(args.codec)
+    slots, codewords, side = index_layout(run.codec)
+    sizes = {"block_out_channels": args.block_out_channels, "layers_per_block": args.layers_per_block}
+    run.model = CategoricalUNet2DModel.from_preset(
+        args.preset,
+        num_slots=slots,
+        num_codewords=codewords,
+        parameterization=NETWORK[args.parameterization],
+        self_conditioning=args.self_conditioning,
+        sample_size=-(-args.resolution // side),
+        dropout=args.dropout,
+        **{name: value for name, value in sizes.items() if value is not None},
+    )
+    if args.gradient_checkpointing:
+        run.model.enable_gradient_checkpointing()
+    codes_dir = args.codes_dir or os.path.join(args.output_dir, "codes")
+    run.objective = IndexDiffusionObjective(
+        args.parameterization,
+        codewords,
+        (1 - make_betas(args.beta_schedule, args.num_train_timesteps)).cumprod(dim=0).float(),
+        run.codec if isinstance(run.codec, ModelBasedVQCodec) else None,
+        args.image_weight,
+        args.code_loss,
+        args.tau,
+        args.snr_gamma,
+        self_conditioning=0.5 if args.self_conditioning else 0.0,
+    )
+    device = run.accelerator.device
+    run.codec.to(device)
+    with run.accelerator.main_process_first():
+        run.dataset = coded_dataset(run.codec, args, "train", codes_dir, device)
+        run.held_out = None
+        if args.validation_data_dir:
+            run.held_out = coded_dataset(run.codec, args, "validation", codes_dir, device)
+    run.batch_size = args.train_batch_size * run.accelerator.num_processes * args.gradient_accumulation_steps
+    run.optimizer = torch.optim.AdamW(
+        run.model.parameters(),
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+    run.lr_scheduler = get_scheduler(
+        args.lr_scheduler, run.optimizer, args.lr_warmup_steps, num_training_steps=args.max_train_steps
+    )
+    run.model.to(device).train()
+    run.average = ModelAverage(run.model, args.ema_decay) if args.use_ema else None
+    run.state = TrainingState()
+    return run
+
+
+def register_hooks(run):
+    """Checkpoints hold the denoiser as a model folder, `unet/`."""
+    accelerator = run.accelerator
+
+    def save(models, weights, output_dir):
+        if accelerator.is_main_process:
+            for model in models:
+                accelerator.unwrap_model(model).save_pretrained(os.path.join(output_dir, "unet"))
+        weights.clear()
+
+    def load(models, input_dir):
+        while models:
+            saved = CategoricalUNet2DModel.from_pretrained(input_dir, subfolder="unet")
+            accelerator.unwrap_model(models.pop()).load_state_dict(saved.state_dict())
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
+def make_pipeline(run, args):
+    pipeline = ModelBasedLatentDiffusionPipeline(
+        run.codec, run.model, make_scheduler(args, run.model.config.num_codewords)
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@torch.no_grad()
+def held_out_loss(run, args):
+    """Mean loss of held-out codes, each at the middles of eight equal spans of time, with noise of a seed of its own."""
+    if run.held_out is None:
+        return {}
+    steps, losses = len(run.objective.alphas_cumprod), []
+    cpu, device = torch.get_rng_state(), run.accelerator.device
+    torch.manual_seed(1)
+    for start in range(0, len(run.held_out), args.train_batch_size):
+        rows = [run.held_out[index] for index in range(start, min(start + args.train_batch_size, len(run.held_out)))]
+        codes = collate(rows).to(device)
+        for part in range(8):
+            timesteps = torch.full((len(codes),), (2 * part + 1) * steps // 16, device=device)
+            loss, _ = run.objective(run.model, codes, timesteps)
+            losses.append((float(loss), len(codes)))
+    torch.set_rng_state(cpu)
+    return {"validation_loss": sum(loss * n for loss, n in losses) / sum(n for _, n in losses)}
+
+
+def validate(run, args, step):
+    """Held-out loss and a picture of samples, of the weights that would be saved now; on the main process."""
+    with run.average.applied(run.model) if run.average is not None else nullcontext():
+        run.model.eval()
+        figures = held_out_loss(run, args)
+        generator = torch.Generator().manual_seed(args.seed)
+        images = make_pipeline(run, args)(
+            batch_size=args.num_validation_images,
+            num_inference_steps=args.num_inference_steps,
+            temperature=args.temperature,
+            generator=generator,
+            output_type="pt",
+        ).images
+        run.model.train()
+    columns = math.ceil(math.sqrt(len(images)))
+    canvas = torch.ones(3, -(-len(images) // columns) * images.shape[-2], columns * images.shape[-1])
+    for index, image in enumerate(images.cpu()):
+        row, column = divmod(index, columns)
+        top, left = row * image.shape[-2], column * image.shape[-1]
+        canvas[:, top : top + image.shape[-2], left : left + image.shape[-1]] = image
+    picture = Image.fromarray(canvas.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    path = Path(args.output_dir) / "validation" / f"step-{step:07d}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return figures, str(path.relative_to(args.output_dir))
+
+
+def describe(run, args):
+    """What settings.json records: everything that a repetition needs, but no secret."""
+    hidden = ["***" if before == "--hub_token" else word for before, word in zip(["", *sys.argv], sys.argv)]
+    hidden = ["--hub_token=***" if word.startswith("--hub_token=") else word for word in hidden]
+    side = args.resolution
+    return {
+        "command": "accelerate launch " + shlex.join(hidden),
+        "arguments": {name: value for name, value in vars(args).items() if name != "hub_token"},
+        "codes": len(run.dataset),
+        "total_batch_size": run.batch_size,
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "bits_per_pixel": run.codec.bits_per_pixel(side, side),
+        "unet": dict(run.model.config),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "diffusers_lasers": diffusers_lasers.__version__,
+            "diffusers": diffusers.__version__,
+            "accelerate": accelerate.__version__,
+            "torch": torch.__version__,
+        },
+    }
+
+
+def finish(run, args, settings, figures, picture):
+    """Saves the pipeline and its card, and uploads them where that is wanted."""
+    folder = Path(args.output_dir)
+    with run.average.applied(run.model) if run.average is not None else nullcontext():
+        make_pipeline(run, args).save_pretrained(folder)
+    arguments = settings["arguments"]
+    lines = [
+        f"- Data: {arguments['dataset_name'] or arguments['train_data_dir'] or 'photographs bundled with scikit-image'} ({settings['codes']} codes)",
+        f"- Codec: {arguments['codec']}, {settings['bits_per_pixel']:.4g} bits per pixel; no sample can be better than its reconstructions",
+        f"- Reverse process: {arguments['parameterization']}, {settings['parameters'] / 1e6:.1f} million parameters",
+        f"- Steps: {args.max_train_steps} of {settings['total_batch_size']} codes",
+    ]
+    lines += [f"- Held-out loss: {value:.4f}" for value in figures.values()]
+    sections = {
+        "Training": "\n".join([*lines, "", f"```bash\n{settings['command']}\n```"]),
+        "Samples": f"At {args.num_inference_steps} steps.\n\n![Samples]({picture})",
+    }
+    tags = ("unconditional-image-generation",)
+    write_model_card(folder, "ModelBasedLatentDiffusionPipeline", tags=tags, sections=sections)
+    if args.push_to_hub:
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=args.hub_token)
+        repository = api.create_repo(args.hub_model_id or folder.resolve().name, exist_ok=True).repo_id
+        ignored = ["checkpoint-*", "logs/*", "codes/*"]
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="End of training", ignore_patterns=ignored
+        )
+
+
+def train(run, args, model, log):
+    """All steps."""
+    accelerator, state = run.accelerator, run.state
+    window = Window(accelerator.num_processes)
+    end = state.samples_seen + max(0, args.max_train_steps - state.step) * run.batch_size
+    sampler = StreamSampler(len(run.dataset), end, start=state.samples_seen, seed=args.seed)
+    keyed = KeyedCodes(run.dataset)
+    loader = DataLoader(keyed, args.train_batch_size, sampler=sampler, collate_fn=collate, generator=torch.Generator())
+    bar = tqdm(
+        total=args.max_train_steps, initial=state.step, desc="Steps", disable=not accelerator.is_local_main_process
+    )
+    for codes in accelerator.prepare_data_loader(loader):
+        with accelerator.accumulate(model):
+            with accelerator.autocast():
+                loss, parts = run.objective(model, codes)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                parts["gradient_norm"] = torch.as_tensor(
+                    accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+                ).detach()
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+        window.add(parts, None, len(codes))
+        if not accelerator.sync_gradients:
+            continue
+        if run.average is not None:
+            run.average.update(run.model)
+        if not accelerator.optimizer_step_was_skipped:
+            run.lr_scheduler.step()
+        state.step += 1
+        state.samples_seen += run.batch_size
+        bar.update()
+        if state.step % args.log_steps == 0 or state.step == args.max_train_steps:
+            record = {**window.summary(), "lr": run.lr_scheduler.get_last_lr()[0]}
+            if accelerator.is_main_process:
+                log.write({"step": state.step, **record})
+            accelerator.log(record, step=state.step)
+            bar.set_postfix({name: record[name] for name in ("loss", "accuracy") if name in record})
+        with window.paused():
+            if args.validation_steps and state.step % args.validation_steps == 0 and state.step < args.max_train_steps:
+                if accelerator.is_main_process:
+                    figures, _ = validate(run, args, state.step)
+                    if figures:
+                        log.write({"step": state.step, **figures})
+                accelerator.wait_for_everyone()
+            if args.checkpointing_steps and state.step % args.checkpointing_steps == 0:
+                save_checkpoint(
+                    args.output_dir,
+                    state.step,
+                    accelerator.save_state,
+                    total_limit=args.checkpoints_total_limit,
+                    is_main_process=accelerator.is_main_process,
+                    wait=accelerator.wait_for_everyone,
+                )
+    bar.close()
+
+
+class KeyedCodes(torch.utils.data.Dataset):
+    """Codes by the keys (epoch, index) of the stream."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def __len__(self):
+        return len(self.table)
+
+    def __getitem__(self, key):
+        return self.table[int(key[1])]
+
+
+def main(args):
+    run = prepare(args)
+    settings = describe(run, args)
+    model, run.optimizer = run.accelerator.prepare(run.model, run.optimizer)
+    register_hooks(run)
+    kept = [run.lr_scheduler, run.state, run.average]
+    run.accelerator.register_for_checkpointing(*(part for part in kept if part is not None))
+    if run.checkpoint is not None:
+        run.accelerator.load_state(str(run.checkpoint))
+    folder, log = Path(args.output_dir), None
+    if run.accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")
+        log = TrainingLog(folder / "training_log.jsonl", resume_step=run.state.step)
+        config = {k: v for k, v in settings["arguments"].items() if isinstance(v, (int, float, str, bool))}
+        run.accelerator.init_trackers(args.tracker_project_name, config=config)
+    train(run, args, model, log)
+    if run.accelerator.is_main_process:
+        figures, picture = validate(run, args, run.state.step)
+        if figures:
+            log.write({"step": run.state.step, **figures})
+        finish(run, args, settings, figures, picture)
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
+
+
+def cli(input_args=None):
+    """Runs with a command line; what is wrong with it or its files is one sentence."""
+    args = parse_args(input_args)
+    try:
+        main(args)
+    except (ValueError, ImportError, OSError) as error:
+        raise SystemExit(f"train_categorical_ddpm.py: error: {error}") from error
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,12 @@
+"""Schedulers of diffusion on codebook indices."""
+
+from .scheduling_absorbing import AbsorbingD3PMScheduler, AbsorbingD3PMSchedulerOutput
+from .scheduling_categorical_ddpm import CategoricalDDPMScheduler, CategoricalDDPMSchedulerOutput
+
+
+__all__ = [
+    "AbsorbingD3PMScheduler",
+    "AbsorbingD3PMSchedulerOutput",
+    "CategoricalDDPMScheduler",
+    "CategoricalDDPMSchedulerOutput",
+]

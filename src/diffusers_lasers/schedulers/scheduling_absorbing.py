@@ -1,0 +1,158 @@
+r"""Absorbing (masked) diffusion of indices: the D3PM whose forward process hides indices one by one (Austin et al., 2021, appendix A.2).
+
+At time t of T, each index has been hidden with probability t / T, ᾱ_t = 1 − t / T (eq: β_t = 1 / (T − t + 1)). The posterior leaves visible indices as they
+are, and shows a hidden one, as drawn from the network's distribution of the clean index, with probability
+
+    P(shown by s | hidden at t) = (ᾱ_s − ᾱ_t) / (1 − ᾱ_t).
+
+A baseline beside [`CategoricalDDPMScheduler`]; the uniform one is diffusers' `DiscreteDDIMScheduler`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+
+from ..functional.categorical import absorb, sample_categorical, uniform_noise
+from ..utils.hub import LasersHubMixin
+
+
+__all__ = ["AbsorbingD3PMScheduler", "AbsorbingD3PMSchedulerOutput"]
+
+
+@dataclass
+class AbsorbingD3PMSchedulerOutput(BaseOutput):
+    """
+    Output of [`AbsorbingD3PMScheduler.step`].
+
+    Args:
+        prev_sample (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices at the next timestep; |C| is the mask.
+        pred_original_codes (`torch.Tensor` of shape `(B, c̄, h, w)`): Drawn clean indices.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_codes: torch.Tensor | None = None
+
+
+class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
+    """
+    Shows hidden indices step by step.
+
+    Args:
+        num_train_timesteps (`int`, defaults to 1000): T; timestep t, 0 to T − 1, stands for time t + 1.
+        num_codewords (`int`, defaults to 256): Codewords |C|; the mask is index |C|.
+        temperature (`float`, defaults to 1.0): Temperature of drawing clean indices; 0 takes the most likely one.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    order = 1
+    _compatibles: list[str] = []
+
+    @register_to_config
+    def __init__(self, num_train_timesteps: int = 1000, num_codewords: int = 256, temperature: float = 1.0):
+        for name, value, least in (("num_train_timesteps", num_train_timesteps, 1), ("num_codewords", num_codewords, 2)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+        if not temperature >= 0:
+            raise ValueError(f"`temperature` must be zero or positive, got {temperature!r}.")
+        self.num_inference_steps = None
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        return [cls]
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """
+        Chooses the timesteps of the sampling loop, evenly, from T − 1 on.
+
+        Args:
+            num_inference_steps (`int`): How many, 1 to T.
+            device (`torch.device`, *optional*): Where `timesteps` shall live.
+
+        Raises:
+            ValueError: If the number is out of range.
+        """
+        total = self.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= total:
+            raise ValueError(f"`num_inference_steps` must be from 1 to {total}, got {num_inference_steps!r}.")
+        self.num_inference_steps = num_inference_steps
+        times = torch.linspace(total, 0, num_inference_steps + 1, dtype=torch.float64).round().long()[:-1]
+        self.timesteps = (times - 1).to(device)
+
+    def survival(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """
+        Share of visible indices.
+
+        Args:
+            timesteps (`torch.Tensor`): Timesteps, -1 to T − 1; -1 is clean.
+
+        Returns:
+            `torch.Tensor` of the same shape: ᾱ = 1 − (t + 1) / T.
+        """
+        return 1 - (timesteps.float() + 1) / self.config.num_train_timesteps
+
+    def add_noise(
+        self,
+        original_samples: torch.Tensor,
+        timesteps: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> torch.Tensor:
+        """
+        The forward process.
+
+        Args:
+            original_samples (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices, int64.
+            timesteps (`torch.Tensor` of shape `(B,)`): Timestep of each item.
+            generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch.
+
+        Returns:
+            `torch.Tensor` of the same shape: Indices; hidden ones are |C|.
+        """
+        return absorb(original_samples, self.survival(timesteps), self.config.num_codewords, generator)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        temperature: float | None = None,
+        return_dict: bool = True,
+    ) -> AbsorbingD3PMSchedulerOutput | tuple[torch.Tensor, ...]:
+        """
+        Draws clean indices and shows some of the hidden ones.
+
+        Args:
+            model_output (`torch.Tensor` of shape `(B, c̄, |C|, h, w)`): Logits of the clean indices.
+            timestep (`int` or 0-dim `torch.Tensor`): Timestep.
+            sample (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices, |C| where hidden.
+            generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch.
+            temperature (`float`, *optional*): Defaults to the configuration's.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            [`AbsorbingD3PMSchedulerOutput`] or `tuple`: Indices at the next timestep, and the clean ones that were drawn.
+        """
+        timestep, grid = int(timestep), self.timesteps.tolist()
+        place = grid.index(timestep) if timestep in grid else None
+        following = grid[place + 1] if place is not None and place + 1 < len(grid) else -1
+        now, then = (float(self.survival(torch.tensor(t))) for t in (timestep, following))
+        codes = sample_categorical(
+            model_output, self.config.temperature if temperature is None else temperature, generator
+        )
+        mask = self.config.num_codewords
+        shown = uniform_noise(sample.shape, generator, sample.device) < (then - now) / (1 - now)
+        if following < 0:
+            shown = torch.ones_like(shown)
+        output = (torch.where((sample == mask) & shown, codes, sample), codes)
+        return AbsorbingD3PMSchedulerOutput(*output) if return_dict else output

@@ -1,0 +1,263 @@
+r"""Gaussian diffusion of indices with a categorical reverse process (Scribano et al., 2023, sections 3.2.2 and 4.2.3).
+
+The forward process adds Gaussian noise to indices scaled to [-1, 1]. The network answers with logits over the codewords of each slot and site. A step draws
+z̃_0 ~ softmax(ẑ / γ) (eq 25), scales it, and draws z_s from the Gaussian q(z_s | z_t, z̃_0) (`functional/diffusion.py`), for any s < t, so that
+fewer steps than in training need no other rule. After the last step s is clean, and the sample is an index exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..functional.categorical import index_to_number, sample_categorical
+from ..functional.diffusion import add_gaussian_noise, make_betas, posterior_mean_variance
+from ..utils.hub import LasersHubMixin
+
+
+__all__ = ["CategoricalDDPMScheduler", "CategoricalDDPMSchedulerOutput"]
+
+_SPACINGS = ("linspace", "leading", "trailing")
+
+
+@dataclass
+class CategoricalDDPMSchedulerOutput(BaseOutput):
+    """
+    Output of [`CategoricalDDPMScheduler.step`].
+
+    Args:
+        prev_sample (`torch.Tensor` of shape `(B, c̄, h, w)`): z_s, the sample at the next timestep of the loop.
+        pred_original_sample (`torch.Tensor` of shape `(B, c̄, h, w)`): The drawn z̃_0 as numbers in [-1, 1].
+        pred_original_codes (`torch.Tensor` of shape `(B, c̄, h, w)`): The same as indices, int64.
+    """
+
+    prev_sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None = None
+    pred_original_codes: torch.Tensor | None = None
+
+
+class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
+    r"""
+    Denoises indices by drawing clean ones from the network's categorical distributions.
+
+    Args:
+        num_train_timesteps (`int`, defaults to 1000): Steps T of the forward process.
+        beta_start (`float`, defaults to 1e-4): β_1.
+        beta_end (`float`, defaults to 2e-2): β_T.
+        beta_schedule (`str`, defaults to `"linear"`): `"linear"`, `"scaled_linear"` or `"squaredcos_cap_v2"`.
+        trained_betas (`list[float]`, *optional*): All β, in the place of the last three.
+        num_codewords (`int`, defaults to 256): Codewords |C| of each slot.
+        temperature (`float`, defaults to 1.0): γ of eq 25, not negative; 0 takes the most likely codeword.
+        eta (`float`, defaults to 1.0): 1 draws from the posterior, 0 is deterministic given z̃_0 (DDIM); between them in [0, 1].
+        timestep_spacing (`str`, defaults to `"leading"`): `"linspace"`, `"leading"` or `"trailing"`, as in diffusers.
+        steps_offset (`int`, defaults to 0): Is added to `"leading"` timesteps.
+
+    Raises:
+        ValueError: If an argument is out of range; the message says what it may be.
+    """
+
+    order = 1
+    _compatibles: list[str] = []
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 2e-2,
+        beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None,
+        num_codewords: int = 256,
+        temperature: float = 1.0,
+        eta: float = 1.0,
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+    ):
+        if isinstance(num_codewords, bool) or not isinstance(num_codewords, int) or num_codewords < 2:
+            raise ValueError(f"`num_codewords` must be an integer of at least 2, got {num_codewords!r}.")
+        if not temperature >= 0:
+            raise ValueError(f"`temperature` must be zero or positive, got {temperature!r}.")
+        if not 0 <= eta <= 1:
+            raise ValueError(f"`eta` must lie in [0, 1], got {eta!r}.")
+        if timestep_spacing not in _SPACINGS:
+            raise ValueError(f"`timestep_spacing` must be one of {_SPACINGS}, got {timestep_spacing!r}.")
+        if trained_betas is None:
+            betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
+        else:
+            betas = torch.tensor(np.asarray(trained_betas), dtype=torch.float64)
+            if betas.shape != (num_train_timesteps,) or not bool(((betas > 0) & (betas < 1)).all()):
+                raise ValueError(
+                    f"`trained_betas` must hold {num_train_timesteps} numbers between 0 and 1, got shape {tuple(betas.shape)}."
+                )
+        self.betas = betas.float()
+        self.alphas = (1 - betas).float()
+        self.alphas_cumprod = (1 - betas).cumprod(dim=0).float()
+        self.init_noise_sigma = 1.0
+        self.custom_timesteps = False
+        self.num_inference_steps = None
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        return [cls]
+
+    def __len__(self) -> int:
+        return self.config.num_train_timesteps
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
+        """
+        The sample itself.
+
+        Args:
+            sample (`torch.Tensor`): A sample.
+            timestep (`int`, *optional*): Not used.
+
+        Returns:
+            `torch.Tensor`: The sample.
+        """
+        return sample
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: list[int] | None = None,
+    ) -> None:
+        """
+        Chooses the timesteps of the sampling loop.
+
+        Args:
+            num_inference_steps (`int`, *optional*): How many, 1 to T, spaced as configured.
+            device (`torch.device`, *optional*): Where `timesteps` shall live.
+            timesteps (`list[int]`, *optional*): They themselves, descending from below T, in the place of `num_inference_steps`.
+
+        Raises:
+            ValueError: If both or neither are given, or they are out of range.
+        """
+        total = self.config.num_train_timesteps
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError(
+                f"Can only pass one of `num_inference_steps` or `timesteps`, got {num_inference_steps!r} and {timesteps!r}."
+            )
+        if timesteps is not None:
+            timesteps = [int(timestep) for timestep in timesteps]
+            if not timesteps or any(after >= before for before, after in zip(timesteps, timesteps[1:])):
+                raise ValueError(f"`timesteps` must be in descending order, got {timesteps}.")
+            if timesteps[0] >= total or timesteps[-1] < 0:
+                raise ValueError(
+                    f"`timesteps` must start before `self.config.num_train_timesteps`, {total}, and end at 0 or above, got {timesteps}."
+                )
+            chosen = np.array(timesteps, dtype=np.int64)
+        else:
+            if not 1 <= num_inference_steps <= total:
+                raise ValueError(
+                    f"`num_inference_steps` must be from 1 to `self.config.num_train_timesteps`, {total}, got {num_inference_steps!r}."
+                )
+            spacing = self.config.timestep_spacing
+            if spacing == "linspace":
+                chosen = np.linspace(0, total - 1, num_inference_steps).round()[::-1]
+            elif spacing == "leading":
+                chosen = (np.arange(num_inference_steps) * (total // num_inference_steps))[::-1]
+                chosen = np.minimum(chosen + self.config.steps_offset, total - 1)
+            else:
+                chosen = np.round(np.arange(total, 0, -total / num_inference_steps))[:num_inference_steps] - 1
+            chosen = chosen.astype(np.int64)
+        self.custom_timesteps = timesteps is not None
+        self.num_inference_steps = len(chosen)
+        self.timesteps = torch.from_numpy(chosen.copy()).to(device)
+        self._following = dict(zip(chosen.tolist(), [*chosen[1:].tolist(), -1]))
+
+    def previous_timestep(self, timestep: int | torch.Tensor) -> int:
+        """
+        Where a step leads.
+
+        Args:
+            timestep (`int` or 0-dim `torch.Tensor`): t.
+
+        Returns:
+            `int`: The next timestep of the loop after t, t − 1 before `set_timesteps` or off the loop's grid; -1 is clean.
+        """
+        timestep = int(timestep)
+        if self.num_inference_steps is None:
+            return timestep - 1
+        if timestep in self._following:
+            return self._following[timestep]
+        stride = 1 if self.custom_timesteps else self.config.num_train_timesteps // self.num_inference_steps
+        return max(timestep - stride, -1)
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        temperature: float | None = None,
+        eta: float | None = None,
+        return_dict: bool = True,
+    ) -> CategoricalDDPMSchedulerOutput | tuple[torch.Tensor, ...]:
+        """
+        Draws z̃_0 from the logits and z_s from the Gaussian between z_t and z̃_0.
+
+        Args:
+            model_output (`torch.Tensor` of shape `(B, c̄, |C|, h, w)`): Logits.
+            timestep (`int` or 0-dim `torch.Tensor`): t.
+            sample (`torch.Tensor` of shape `(B, c̄, h, w)`): z_t.
+            generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, of any device.
+            temperature (`float`, *optional*): γ. Defaults to the configuration's.
+            eta (`float`, *optional*): η in [0, 1]. Defaults to the configuration's.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            [`CategoricalDDPMSchedulerOutput`] or `tuple`: z_s in the dtype of `sample`, z̃_0 and its indices. Computed in float32 or better.
+
+        Raises:
+            ValueError: If shapes, γ or η do not fit.
+        """
+        codewords = self.config.num_codewords
+        if model_output.shape != (*sample.shape[:2], codewords, *sample.shape[2:]):
+            raise ValueError(
+                f"`model_output` must have shape {(*sample.shape[:2], codewords, *sample.shape[2:])}, logits of {codewords} codewords, got "
+                f"{tuple(model_output.shape)}."
+            )
+        eta = self.config.eta if eta is None else eta
+        if not 0 <= eta <= 1:
+            raise ValueError(f"`eta` must lie in [0, 1], got {eta!r}.")
+        codes = sample_categorical(
+            model_output, self.config.temperature if temperature is None else temperature, generator
+        )
+        precise = torch.promote_types(sample.dtype, torch.float32)
+        original = index_to_number(codes, codewords).to(precise)
+        following = self.previous_timestep(timestep)
+        now = self.alphas_cumprod[int(timestep)].item()
+        then = self.alphas_cumprod[following].item() if following >= 0 else 1.0
+        mean, variance = posterior_mean_variance(sample.to(precise), original, now, then, eta)
+        if following >= 0 and eta > 0:
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=precise)
+            mean = mean + variance.sqrt() * noise
+        output = (mean.to(sample.dtype), original.to(sample.dtype), codes)
+        return CategoricalDDPMSchedulerOutput(*output) if return_dict else output
+
+    def add_noise(
+        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        The forward process.
+
+        Args:
+            original_samples (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices as numbers in [-1, 1].
+            noise (`torch.Tensor` of the same shape): Standard normal numbers.
+            timesteps (`torch.Tensor` of shape `(B,)`): t of each item, int64.
+
+        Returns:
+            `torch.Tensor` of the same shape: z_t.
+        """
+        alphas = self.alphas_cumprod.to(original_samples.device)[timesteps.to(original_samples.device)]
+        return add_gaussian_noise(original_samples, noise, alphas)
+
