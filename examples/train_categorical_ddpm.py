@@ -88,7 +88,11 @@ def parse_args(input_args=None):
     add("--codes_dir", help="Where the codes are kept. Default: OUTPUT_DIR/codes.")
     add("--parameterization", default="categorical", choices=list(NETWORK))
     add("--self_conditioning", action="store_true")
-    add("--snr_gamma", type=float, help="Min-SNR: the error of the clean code weighs min(snr, this). Default: no weights.")
+    add(
+        "--snr_gamma",
+        type=float,
+        help="Min-SNR: the error of the clean code weighs min(snr, this). Default: no weights.",
+    )
     add("--tau", type=float, default=1.0, help="Temperature of the Gumbel-softmax in training (eq 20).")
     add("--image_weight", type=float, default=1.0, help="Weight of the image term of eq 24; 0 leaves it out.")
     add("--code_loss", default="epsilon", choices=["epsilon", "cross_entropy", "none"], help="Second term of eq 24.")
@@ -129,7 +133,9 @@ def parse_args(input_args=None):
     add("--hub_model_id", help="Default: the name of --output_dir.")
     add("--hub_token")
     args = parser.parse_args(input_args)
-    positive = "resolution train_batch_size max_train_steps gradient_accumulation_steps log_steps num_validation_images"
+    positive = (
+        "resolution train_batch_size max_train_steps gradient_accumulation_steps log_steps num_validation_images"
+    )
     for name in [*positive.split(), "num_inference_steps", "max_train_samples", "checkpoints_total_limit"]:
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -237,7 +243,9 @@ def prepare(args):
     elif args.resume_from_checkpoint:
         run.checkpoint = Path(args.resume_from_checkpoint)
         if not run.checkpoint.is_dir():
-            raise ValueError(f"--resume_from_checkpoint must be a folder or `latest`, got {args.resume_from_checkpoint!r}.")
+            raise ValueError(
+                f"--resume_from_checkpoint must be a folder or `latest`, got {args.resume_from_checkpoint!r}."
+            )
     run.codec = load_codec(args.codec)
     slots, codewords, side = index_layout(run.codec)
     sizes = {"block_out_channels": args.block_out_channels, "layers_per_block": args.layers_per_block}
@@ -281,7 +289,10 @@ def prepare(args):
         eps=args.adam_epsilon,
     )
     run.lr_scheduler = get_scheduler(
-        args.lr_scheduler, run.optimizer, args.lr_warmup_steps, num_training_steps=args.max_train_steps
+        args.lr_scheduler,
+        run.optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=args.max_train_steps,
     )
     run.model.to(device).train()
     run.average = ModelAverage(run.model, args.ema_decay) if args.use_ema else None

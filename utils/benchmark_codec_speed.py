@@ -141,7 +141,9 @@ def main() -> None:
     image = smooth_images(1, args.side, args.side, seed=1)
     rows = {codec.notation: compare(codec, image, args.rounds) for codec in codecs}
     print(f"{args.side}×{args.side}, {args.threads} threads, medians of {args.rounds} calls\n")
-    print("| codec | encode ms | faiss ms | ratio | decode ms | patches ms | faiss ms | patches, ratio | agree | excess |")
+    print(
+        "| codec | encode ms | faiss ms | ratio | decode ms | patches ms | faiss ms | patches, ratio | agree | excess |"
+    )
     print("| --- |" + " ---: |" * 9)
     for name, row in rows.items():
         agree = "–" if row["agree"] is None else f"{row['agree']:.4%}"

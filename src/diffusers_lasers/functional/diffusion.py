@@ -100,9 +100,7 @@ def add_gaussian_noise(
     return (alpha.sqrt() * original + (1 - alpha).sqrt() * noise).to(original.dtype)
 
 
-def implied_noise(
-    sample: torch.Tensor, original: torch.Tensor, alphas_cumprod: torch.Tensor | float
-) -> torch.Tensor:
+def implied_noise(sample: torch.Tensor, original: torch.Tensor, alphas_cumprod: torch.Tensor | float) -> torch.Tensor:
     """
     ε̃ = (z_t − √ᾱ_t z̃_0) / √(1 − ᾱ_t), the noise that an estimate implies (eq 24 with its constants); differentiable.
 

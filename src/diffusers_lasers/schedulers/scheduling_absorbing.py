@@ -56,7 +56,10 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, num_codewords: int = 256, temperature: float = 1.0):
-        for name, value, least in (("num_train_timesteps", num_train_timesteps, 1), ("num_codewords", num_codewords, 2)):
+        for name, value, least in (
+            ("num_train_timesteps", num_train_timesteps, 1),
+            ("num_codewords", num_codewords, 2),
+        ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
         if not temperature >= 0:

@@ -8,7 +8,6 @@ fewer steps than in training need no other rule. After the last step s is clean,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -244,9 +243,7 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         output = (mean.to(sample.dtype), original.to(sample.dtype), codes)
         return CategoricalDDPMSchedulerOutput(*output) if return_dict else output
 
-    def add_noise(
-        self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
-    ) -> torch.Tensor:
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """
         The forward process.
 
@@ -260,4 +257,3 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         """
         alphas = self.alphas_cumprod.to(original_samples.device)[timesteps.to(original_samples.device)]
         return add_gaussian_noise(original_samples, noise, alphas)
-

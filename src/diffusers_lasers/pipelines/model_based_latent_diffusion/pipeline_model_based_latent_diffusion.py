@@ -246,7 +246,9 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
         temperature = 1.0 if temperature is None else temperature
         if isinstance(generator, list):
             steps = [
-                self.scheduler.step(row[None], timestep, site[None], temperature=temperature, generator=own).prev_sample
+                self.scheduler.step(
+                    row[None], timestep, site[None], temperature=temperature, generator=own
+                ).prev_sample
                 for row, site, own in zip(rows, flat, generator)
             ]
             return torch.cat(steps).view_as(latents), estimate
