@@ -13,8 +13,10 @@ import torch
 from diffusers_lasers.functional import (
     accumulate_statistics,
     block_coordinate_update,
+    encode_product,
     get_backend,
     kernels,
+    nearest_codewords,
     ols,
     omp,
     random_dictionary,
@@ -372,3 +374,61 @@ def test_block_coordinate_update(level, features, atoms):
     torch.testing.assert_close(fused, expected, rtol=1e-4, atol=2e-5)
     assert torch.equal(fused[:, 2], dictionary[:, 2])
     assert not torch.equal(fused, dictionary) or features == 1
+
+
+# --- nearest codewords ------------------------------------------------------------------------------------------------
+
+
+@built
+@pytest.mark.parametrize("level, name", [(2, "_avx512"), (1, "_avx2"), (0, "_generic")])
+@pytest.mark.parametrize(
+    "n, slots, features, codewords", [(300, 4, 16, 256), (1, 1, 1, 1), (7, 2, 3, 5), (65, 1, 64, 33), (9, 3, 5, 4097)]
+)
+def test_nearest_codewords_of_every_instruction_set(level, name, n, slots, features, codewords):
+    if kernels._kernels.instruction_set(level) != name:
+        pytest.skip(f"this processor has no {name[1:]}")
+    generator = torch.Generator().manual_seed(0)
+    signals = torch.randn(n, slots * features, generator=generator)
+    books = torch.randn(slots, codewords, features, generator=generator)
+    parts = signals.double().view(n, slots, features).transpose(0, 1)
+    expected = torch.cdist(parts, books.double()).argmin(dim=2).t()
+    assert torch.equal(encode_product(signals, books), expected)
+    assert torch.equal(encode_product(signals.t().contiguous().t(), books), expected)  # other strides
+    assert torch.equal(nearest_codewords(signals[:, :features], books[0]), expected[:, 0])
+
+
+@built
+def test_nearest_codewords_on_ties_and_without_numbers():
+    book = torch.randn(70, 8, generator=torch.Generator().manual_seed(0)).repeat(3, 1)  # every codeword three times
+    assert torch.equal(nearest_codewords(book, book), torch.arange(70).repeat(3))
+    assert nearest_codewords(torch.full((5, 8), float("nan")), book).tolist() == [0] * 5
+    assert nearest_codewords(torch.zeros(0, 8), book).shape == (0,)
+
+
+@built
+def test_nearest_codewords_do_not_depend_on_threads_and_backend_and_compile():
+    signals, book = torch.randn(5000, 24), torch.randn(100, 24)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(nearest_codewords(signals, book))
+    results.append(torch.compile(nearest_codewords, fullgraph=True)(signals, book))
+    results.append(on_torch(nearest_codewords, signals, book))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@built
+@pytest.mark.parametrize("team", [True, False])
+def test_results_are_the_same_with_and_without_the_threads_of_torch(team):
+    signals, dictionary = problem(3000, 16, 256)
+    expected = omp(signals, dictionary, 5)
+    try:
+        kernels._kernels.use_team(kernels._openmp_entry() if team else 0)
+        torch.set_num_threads(2)
+        for ours, reference in zip(omp(signals, dictionary, 5), expected):
+            assert torch.equal(ours, reference)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: nearest_codewords(signals, dictionary.t().contiguous()), range(8)))
+        assert all(torch.equal(one, found[0]) for one in found)
+    finally:
+        kernels._kernels.use_team(kernels._openmp_entry())

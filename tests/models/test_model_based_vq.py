@@ -281,3 +281,12 @@ def test_a_photograph_of_twelve_megapixels(codecs, notation):
     assert abs(psnr(sample[..., :500, :400], tile) - psnr(codec(tile).sample, tile)) < 0.01
     unpacked = codec.unpack(codec.pack(output.codes, output.image_size))
     assert torch.equal(unpacked.codes, output.codes) and unpacked.image_size == (3999, 3001)
+
+
+def test_soft_decoding_is_a_float32_island(codecs):
+    codec = codecs["OPQ-{16-4-4}"]
+    soft = torch.randn(1, 6, 16, 3, 3).softmax(dim=2)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = codec.decode_soft(soft).sample, codec.decode(soft.argmax(dim=2)).sample
+    torch.testing.assert_close(inside[0], codec.decode_soft(soft).sample, atol=0, rtol=0)
+    torch.testing.assert_close(inside[1], codec.decode(soft.argmax(dim=2)).sample, atol=0, rtol=0)

@@ -7,6 +7,7 @@
 #include "pursuit_gram.h"
 #include "synthesis.h"
 #include "online_learning.h"
+#include "nearest.h"
 
 #ifndef IMPLEMENTATION
 #define IMPLEMENTATION
@@ -14,6 +15,7 @@ typedef struct implementation {
     const char *name;
     int (*pursue)(pursuit *p, int threads);
     int (*synthesis_gradients)(synthesis *p, int threads);
+    int (*nearest)(nearest *p, int threads);
     int (*block_update)(float *, const float *, const float *, const float *, long, long, long);
 } implementation;
 #endif
@@ -40,6 +42,7 @@ static const implementation NAME(implementation) = {
     .name = STRING(SUFFIX),
     .pursue = NAME(pursue),
     .synthesis_gradients = NAME(synthesis_gradients),
+    .nearest = NAME(nearest),
     .block_update = NAME(block_update),
 };
 

@@ -1,4 +1,4 @@
-/* Sparse coding on the CPU for diffusers_lasers, float32: greedy pursuits, and what training needs around them.
+/* Coding on the CPU for diffusers_lasers, float32: greedy pursuits and what training needs around them, and nearest codewords.
  *
  * Python passes addresses of contiguous tensors (functional/kernels.py checks them), the interpreter's lock is released, and the best
  * instruction set of the machine is chosen at run time.
@@ -15,6 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/types.h>
+#include <unistd.h>
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define X86 1
@@ -108,6 +110,23 @@ static PyObject *synthesis_gradients(PyObject *self, PyObject *args)
     return finish(failed);
 }
 
+/* nearest(signals, packed, offsets, indices, n, stride, slots, features, panels, threads) */
+static PyObject *nearest_codewords(PyObject *self, PyObject *args)
+{
+    unsigned long long signals, packed, offsets, indices;
+    nearest p;
+    int threads, failed;
+    (void)self;
+    if (!PyArg_ParseTuple(
+            args, "KKKKllllli", &signals, &packed, &offsets, &indices, &p.n, &p.stride, &p.slots, &p.features, &p.panels, &threads))
+        return NULL;
+    p.signals = at(signals), p.packed = at(packed), p.offsets = at(offsets), p.indices = at(indices);
+    Py_BEGIN_ALLOW_THREADS;
+    failed = chosen->nearest(&p, threads);
+    Py_END_ALLOW_THREADS;
+    return finish(failed);
+}
+
 /* block_update(rows, residual, coupling, inverse, b, features, stride) */
 static PyObject *block_update(PyObject *self, PyObject *args)
 {
@@ -120,6 +139,17 @@ static PyObject *block_update(PyObject *self, PyObject *args)
     failed = chosen->block_update(at(rows), at(residual), at(coupling), at(inverse), b, features, stride);
     Py_END_ALLOW_THREADS;
     return finish(failed);
+}
+
+/* use_team(address of GOMP_parallel, or 0 for threads of a call's own) */
+static PyObject *use_team(PyObject *self, PyObject *args)
+{
+    unsigned long long address;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "K", &address)) return NULL;
+    team = (team_entry)(uintptr_t)address;
+    team_process = getpid();
+    Py_RETURN_NONE;
 }
 
 /* instruction_set(level or −1) -> name: 2 AVX-512, 1 AVX2, 0 neither; the best that the machine has up to that. For tests. */
@@ -135,7 +165,9 @@ static PyObject *instruction_set(PyObject *self, PyObject *args)
 static PyMethodDef methods[] = {
     {"pursue", pursue, METH_VARARGS, "Greedy pursuits, see functional/kernels.py."},
     {"synthesis_gradients", synthesis_gradients, METH_VARARGS, "Gradients of synthesis, see functional/kernels.py."},
+    {"nearest", nearest_codewords, METH_VARARGS, "Nearest codewords, see functional/kernels.py."},
     {"block_update", block_update, METH_VARARGS, "Block-coordinate descent, see functional/online_learning.py."},
+    {"use_team", use_team, METH_VARARGS, "Entry of the OpenMP library whose threads do the work, or 0."},
     {"instruction_set", instruction_set, METH_VARARGS, "Name of the instruction set in use; a level of 0 to 2 limits it."},
     {NULL, NULL, 0, NULL},
 };

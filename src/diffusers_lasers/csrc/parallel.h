@@ -1,8 +1,14 @@
 /* Tasks of one call spread over threads.
  *
- * The calling thread works too; the others live as long as the call, so that nothing is left that a fork, a second caller or torch's own
- * pool could meet. Tasks are handed out one at a time by a counter: a thread that starts late, or shares its core, takes fewer.
+ * Torch's threads stay awake for a while after their own work, so that threads of ours would wait for a core for milliseconds. Where torch runs on
+ * GNU's OpenMP, `team` is the entry of the very library that it has loaded, and its threads do our tasks too; nothing is linked. That pool does not survive a
+ * fork. In a child, and where there is no such library, a call starts threads of its own that live as long as it does. Tasks are handed out one at a time by
+ * a counter: a thread that starts late, or shares its core, takes fewer.
  */
+
+typedef void (*team_entry)(void (*task)(void *), void *data, unsigned threads, unsigned flags); /* GOMP_parallel */
+static team_entry team;
+static pid_t team_process;
 
 typedef struct job {
     void (*task)(const void *arguments, void *workspace, long index);
@@ -26,6 +32,8 @@ static void *work(void *pointer)
     return NULL;
 }
 
+static void work_in_team(void *pointer) { work(pointer); }
+
 #define MAX_THREADS 256
 
 /* 0, or −1 where memory ran out. Fewer threads than asked for are no error. */
@@ -35,6 +43,10 @@ static int run(job *j, int threads)
     int started = 0;
     if (threads > MAX_THREADS) threads = MAX_THREADS;
     if (threads > j->tasks) threads = (int)j->tasks;
+    if (team && threads > 1 && team_process == getpid()) {
+        team(work_in_team, j, (unsigned)threads, 0);
+        return atomic_load(&j->failed) ? -1 : 0;
+    }
     while (started < threads - 1 && !pthread_create(&thread[started], NULL, work, j)) started++;
     work(j);
     for (int i = 0; i < started; i++) pthread_join(thread[i], NULL);

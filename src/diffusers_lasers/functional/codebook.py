@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import torch
 
+from .kernels import fused_nearest_codewords, uses_fused
+
 
 __all__ = ["codeword_statistics", "kmeans", "nearest_codewords", "update_codebook"]
 
-_BLOCK_ELEMENTS = {"cpu": 2**20}  # distances held at a time (signals × codewords); on a CPU they stay in its cache
-_LARGE_BLOCK_ELEMENTS = 2**26
+_BLOCK_ELEMENTS = 2**26  # distances held at a time (signals × codewords)
 
 
 def nearest_codewords(signals: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -33,22 +34,11 @@ def nearest_codewords(signals: torch.Tensor, codebook: torch.Tensor) -> torch.Te
         `torch.Tensor` of shape `(N,)`: Indices, int64.
     """
     signals, codebook = signals.detach(), codebook.detach()
+    if uses_fused(signals) and uses_fused(codebook):
+        return fused_nearest_codewords(signals, codebook.unsqueeze(0)).squeeze(1)
     half_norms = codebook.square().sum(dim=1) / 2
-    limit = _BLOCK_ELEMENTS.get(signals.device.type, _LARGE_BLOCK_ELEMENTS)
-    blocks = signals.split(max(1, limit // codebook.shape[0]))
-    return torch.cat([_first_minimum(torch.addmm(half_norms, y, codebook.t(), alpha=-1.0)) for y in blocks])
-
-
-def _first_minimum(scores: torch.Tensor) -> torch.Tensor:
-    """
-    Index of the first smallest entry of each row; the scores are overwritten. On the CPU `min` looks for the index entry by entry, where `amin` takes many at
-    a time: there the excess over the minimum is blown up and the index added, so that the minimum of the sum is the first index without excess.
-    """
-    if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
-        return scores.min(dim=1).indices
-    columns = torch.arange(scores.shape[1], dtype=scores.dtype)
-    excess = scores.sub_(scores.amin(dim=1, keepdim=True))
-    return excess.mul_(1e38).add_(columns).amin(dim=1).long().clamp_(0, scores.shape[1] - 1)  # NaN: any index
+    blocks = signals.split(max(1, _BLOCK_ELEMENTS // codebook.shape[0]))
+    return torch.cat([torch.addmm(half_norms, y, codebook.t(), alpha=-1.0).min(dim=1).indices for y in blocks])
 
 
 def codeword_statistics(

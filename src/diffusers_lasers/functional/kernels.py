@@ -3,10 +3,12 @@
 `csrc/` has the kernels' source, with the mathematics. They are an optional extension: where no C compiler was at hand when the package
 was installed, everything runs in tensor operations. An operator has a fake implementation, so that `torch.compile(fullgraph=True)` and
 `torch.export` keep it as one node. The kernels hold no state between calls: they may be called from several threads, after a fork and in
-data-loader workers, and use as many threads as `torch.get_num_threads()` says.
+data-loader workers, and use as many threads as `torch.get_num_threads()` says – torch's own where it runs on GNU's OpenMP.
 """
 
 from __future__ import annotations
+
+import ctypes
 
 import torch
 from torch.nn import functional as F
@@ -21,6 +23,19 @@ except ImportError:
     _kernels = None
 
 __all__ = ["get_backend", "set_backend"]
+
+
+def _openmp_entry() -> int:
+    """Address of `GOMP_parallel` in the OpenMP library that torch has loaded for all to see; 0 where there is none, as on macOS."""
+    try:
+        entry = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return 0
+    return ctypes.cast(entry, ctypes.c_void_p).value or 0
+
+
+if _kernels is not None:
+    _kernels.use_team(_openmp_entry())
 
 _BACKENDS = ("auto", "torch", "fused")
 _backend = "auto"
@@ -221,3 +236,44 @@ def _block_update(rows: torch.Tensor, residual: torch.Tensor, coupling: torch.Te
 @_block_update.register_fake
 def _(rows, residual, coupling, inverse):
     return None
+
+
+@torch.library.custom_op("diffusers_lasers::nearest_codewords", mutates_args=(), device_types="cpu")
+def fused_nearest_codewords(signals: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
+    """
+    Nearest codewords of all parts of signals, float32 on the CPU, the first one on ties.
+
+    Args:
+        signals (`torch.Tensor` of shape `(N, m·d)`): Signals.
+        codebooks (`torch.Tensor` of shape `(m, codewords, d)`): One codebook a part.
+
+    Returns:
+        `torch.Tensor` of shape `(N, m)`: Indices, int64.
+    """
+    n, (slots, count, features) = signals.shape[0], codebooks.shape
+    signals = signals.contiguous()
+    panels = -(-count // _PANEL)
+    spare = panels * _PANEL - count
+    wide = F.pad(codebooks, (0, 0, 0, spare)) if spare else codebooks
+    packed = wide.reshape(slots, panels, _PANEL, features).transpose(2, 3).contiguous()
+    offsets = F.pad(codebooks.square().sum(dim=2) / -2, (0, spare), value=-torch.inf)
+    indices = signals.new_empty(n, slots, dtype=torch.int64)
+    threads = min(torch.get_num_threads(), 1 + signals.numel() * count // _PRODUCTS_PER_THREAD)
+    _kernels.nearest(
+        signals.data_ptr(),
+        packed.data_ptr(),
+        offsets.data_ptr(),
+        indices.data_ptr(),
+        n,
+        slots * features,
+        slots,
+        features,
+        panels,
+        threads,
+    )
+    return indices
+
+
+@fused_nearest_codewords.register_fake
+def _(signals, codebooks):
+    return signals.new_empty(signals.shape[0], codebooks.shape[0], dtype=torch.int64)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 
 from .codebook import nearest_codewords
+from .kernels import fused_nearest_codewords, uses_fused
 
 
 __all__ = ["decode_product", "decode_residual", "encode_product", "encode_residual"]
@@ -45,6 +46,8 @@ def encode_product(signals: torch.Tensor, codebooks: torch.Tensor) -> torch.Tens
         ValueError: If the shapes do not fit.
     """
     _check(signals, codebooks.shape[0] * codebooks.shape[-1], codebooks)
+    if uses_fused(signals) and uses_fused(codebooks):
+        return fused_nearest_codewords(signals.detach(), codebooks.detach())
     parts = signals.unflatten(1, (codebooks.shape[0], -1)).unbind(dim=1)
     return torch.stack([nearest_codewords(part, book) for part, book in zip(parts, codebooks)], dim=1)
 

@@ -302,6 +302,13 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         rotation = getattr(self, f"rotation_{channel}", None)
         return None if rotation is None else rotation.float()
 
+    def _groups(self) -> list[tuple[int, tuple[str, ...]]]:
+        """Channels that are searched at once, each group with its first one's number: those after each other with codebooks of one shape; RQ's stay alone."""
+        shapes = [book.shape for book in self._books()]
+        alone = self.config.quantizer == "RQ"
+        starts = [i for i in range(3) if i == 0 or alone or shapes[i] != shapes[i - 1]]
+        return [(start, _CHANNELS[start:stop]) for start, stop in zip(starts, [*starts[1:], 3])]
+
     @apply_forward_hook
     @torch.no_grad()
     def encode(
@@ -335,15 +342,17 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         codes = []
         with torch.autocast(pixel_values.device.type, enabled=False):
             colours = rgb_to_ycbcr(pixel_values.float())
-            for number, (channel, book) in enumerate(zip(_CHANNELS, self._books())):
-                signals = latents_to_signals(colours[:, number : number + 1], side)  # (B h w, s²)
-                rotation = self._rotation(channel)
-                if rotation is not None:
-                    signals = signals @ rotation.t()
+            for first, channels in self._groups():
+                signals = latents_to_signals(colours[:, first : first + len(channels)], side)  # (B h w, channels · s²)
+                rotations = [self._rotation(channel) for channel in channels]
+                if rotations[0] is not None:
+                    parts = signals.chunk(len(channels), dim=1)
+                    signals = torch.cat([part @ rotation.t() for part, rotation in zip(parts, rotations)], dim=1)
+                books = torch.cat([getattr(self, f"codebooks_{channel}") for channel in channels]).float()
                 if self.config.quantizer == "RQ":
-                    indices = encode_residual(signals, book.float(), self.config.beam)
+                    indices = encode_residual(signals, books, self.config.beam)
                 else:
-                    indices = encode_product(signals, book.float())
+                    indices = encode_product(signals, books)
                 codes.append(indices.unflatten(0, (pixel_values.shape[0], rows, columns)))
         codes = torch.cat(codes, dim=-1).permute(0, 3, 1, 2).contiguous()
         return ModelBasedVQCodecOutput(codes=codes, image_size=size) if return_dict else (codes, size)
@@ -375,20 +384,17 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
     def _decode_patches(self, codes: torch.Tensor) -> list[torch.Tensor]:
         """Patches `(B h w, s²)` of Y, Cb and Cr."""
         signals, first = [], 0
-        decode = decode_residual if self.config.quantizer == "RQ" else decode_product
         for channel, book in zip(_CHANNELS, self._books()):
-            slots = book.shape[0]
+            slots, book = book.shape[0], book.float()
             indices = codes[:, first : first + slots].permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, m)
-            signals.append(self._rotate_back(decode(indices, book.float()), channel))
+            rotation = self._rotation(channel)
+            if rotation is not None:  # Rᵀ (c_1, …, c_m) = Σ_j R_jᵀ c_j: turned codewords are fewer than patches
+                with torch.autocast(book.device.type, enabled=False):
+                    book = torch.bmm(book, rotation.unflatten(0, (slots, -1)))
+            summed = rotation is not None or self.config.quantizer == "RQ"
+            signals.append(decode_residual(indices, book) if summed else decode_product(indices, book))
             first += slots
         return signals
-
-    def _rotate_back(self, signals: torch.Tensor, channel: str) -> torch.Tensor:
-        rotation = self._rotation(channel)
-        if rotation is None:
-            return signals
-        with torch.autocast(signals.device.type, enabled=False):
-            return signals @ rotation
 
     @apply_forward_hook
     def decode_soft(
@@ -416,13 +422,15 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
                 f"`probabilities` must have shape (batch, {expected[0]}, {expected[1]}, h, w), got {tuple(probabilities.shape)}."
             )
         signals, first = [], 0
-        for channel, book in zip(_CHANNELS, self._books()):
-            slots, codewords, _ = book.shape
-            weights = probabilities[:, first : first + slots, :codewords].float()
-            parts = torch.einsum("bmkhw,mkd->bhwmd", weights, book.float())
-            parts = parts.sum(dim=3) if self.config.quantizer == "RQ" else parts.flatten(3)
-            signals.append(self._rotate_back(parts.flatten(0, 2), channel))
-            first += slots
+        with torch.autocast(probabilities.device.type, enabled=False):
+            for channel, book in zip(_CHANNELS, self._books()):
+                slots, codewords, _ = book.shape
+                weights = probabilities[:, first : first + slots, :codewords].float()
+                parts = torch.einsum("bmkhw,mkd->bhwmd", weights, book.float())
+                parts = parts.sum(dim=3) if self.config.quantizer == "RQ" else parts.flatten(3)
+                rotation = self._rotation(channel)
+                signals.append(parts.flatten(0, 2) if rotation is None else parts.flatten(0, 2) @ rotation)
+                first += slots
         sample = self._assemble(signals, probabilities.shape[0], probabilities.shape[-2:], image_size)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
