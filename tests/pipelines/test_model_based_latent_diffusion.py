@@ -137,8 +137,9 @@ def test_parts_that_do_not_fit_are_named():
         ModelBasedLatentDiffusionPipeline(good.codec, good.unet, DDPMScheduler())
     with pytest.raises(ValueError, match="for a discrete denoiser"):
         ModelBasedLatentDiffusionPipeline(good.codec, make("absorbing").unet, DDPMScheduler())
-    with pytest.raises(ValueError, match="Gaussian one"):
-        ModelBasedLatentDiffusionPipeline(good.codec, make("continuous").unet, DiscreteDDIMScheduler())
+    for wrong in (DiscreteDDIMScheduler(), good.scheduler):
+        with pytest.raises(ValueError, match="Gaussian one"):
+            ModelBasedLatentDiffusionPipeline(good.codec, make("continuous").unet, wrong)
     other = CategoricalUNet2DModel(3, 16, block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=8)
     with pytest.raises(ValueError, match="4 slots of 16 codewords"):
         ModelBasedLatentDiffusionPipeline(good.codec, other, good.scheduler)

@@ -1,5 +1,6 @@
 """CategoricalDDPMScheduler: exact steps, what diffusers expects of a scheduler, and its baseline with masks."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -98,8 +99,12 @@ def test_it_survives_saving_and_other_configurations(tmp_path):
     torch.testing.assert_close(loaded.alphas_cumprod, scheduler.alphas_cumprod)
     assert scheduler.compatibles == [CategoricalDDPMScheduler]
     betas = [0.1, 0.2, 0.3]
-    trained = CategoricalDDPMScheduler(num_train_timesteps=3, trained_betas=betas)
+    trained = CategoricalDDPMScheduler(trained_betas=np.array(betas))
     torch.testing.assert_close(trained.betas, torch.tensor(betas))
+    assert len(trained) == 3
+    trained.save_pretrained(tmp_path)
+    again = CategoricalDDPMScheduler.from_pretrained(tmp_path)
+    assert len(again) == 3 and torch.equal(again.betas, trained.betas)
 
 
 def test_custom_timesteps_lead_from_one_to_the_next():
@@ -117,7 +122,8 @@ def test_custom_timesteps_lead_from_one_to_the_next():
         ({"eta": 1.5}, "eta"),
         ({"timestep_spacing": "odd"}, "timestep_spacing"),
         ({"beta_schedule": "odd"}, "beta_schedule"),
-        ({"trained_betas": [0.1, 2.0], "num_train_timesteps": 2}, "trained_betas"),
+        ({"trained_betas": [0.1, 2.0]}, "trained_betas"),
+        ({"trained_betas": []}, "trained_betas"),
     ],
 )
 def test_bad_configurations_are_named(arguments, word):
@@ -169,3 +175,7 @@ def test_the_masked_forward_process_and_its_errors():
             AbsorbingD3PMScheduler(**arguments)
     with pytest.raises(ValueError, match="num_inference_steps"):
         scheduler.set_timesteps(0)
+    with pytest.raises(ValueError, match="`model_output` must have shape"):
+        scheduler.step(torch.zeros(2, 1, K + 1, 60, 60), 5, codes)
+    first = scheduler.step(one_hot_logits(codes), 0, hidden, return_dict=False)[0]  # off a loop: to the step before
+    assert torch.equal(first, torch.where(hidden == K, codes, hidden)) and scheduler.scale_model_input(codes) is codes

@@ -1,6 +1,6 @@
 r"""Absorbing (masked) diffusion of indices: the D3PM whose forward process hides indices one by one (Austin et al., 2021, appendix A.2).
 
-At time t of T, each index has been hidden with probability t / T, ᾱ_t = 1 − t / T (eq: β_t = 1 / (T − t + 1)). The posterior leaves visible indices as they
+At time t of T, each index has been hidden with probability t / T, ᾱ_t = 1 − t / T (β_t = 1 / (T − t + 1)). The posterior leaves visible indices as they
 are, and shows a hidden one, as drawn from the network's distribution of the clean index, with probability
 
     P(shown by s | hidden at t) = (ᾱ_s − ᾱ_t) / (1 − ᾱ_t).
@@ -66,6 +66,7 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
             raise ValueError(f"`temperature` must be zero or positive, got {temperature!r}.")
         self.num_inference_steps = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
+        self._following: dict[int, int] = {}
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
@@ -89,8 +90,22 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         if not 1 <= num_inference_steps <= total:
             raise ValueError(f"`num_inference_steps` must be from 1 to {total}, got {num_inference_steps!r}.")
         self.num_inference_steps = num_inference_steps
-        times = torch.linspace(total, 0, num_inference_steps + 1, dtype=torch.float64).round().long()[:-1]
-        self.timesteps = (times - 1).to(device)
+        times = torch.linspace(total, 0, num_inference_steps + 1, dtype=torch.float64).round().long() - 1
+        self.timesteps = times[:-1].to(device)
+        self._following = dict(zip(times[:-1].tolist(), times[1:].tolist()))
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
+        """
+        The sample itself.
+
+        Args:
+            sample (`torch.Tensor`): A sample.
+            timestep (`int`, *optional*): Not used.
+
+        Returns:
+            `torch.Tensor`: The sample.
+        """
+        return sample
 
     def survival(self, timesteps: torch.Tensor) -> torch.Tensor:
         """
@@ -144,12 +159,17 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`AbsorbingD3PMSchedulerOutput`] or `tuple`: Indices at the next timestep, and the clean ones that were drawn.
+            [`AbsorbingD3PMSchedulerOutput`] or `tuple`: Indices at the next timestep (t − 1 off the loop's grid), and the clean ones that were drawn.
+
+        Raises:
+            ValueError: If the shapes do not fit.
         """
-        timestep, grid = int(timestep), self.timesteps.tolist()
-        place = grid.index(timestep) if timestep in grid else None
-        following = grid[place + 1] if place is not None and place + 1 < len(grid) else -1
-        now, then = (float(self.survival(torch.tensor(t))) for t in (timestep, following))
+        expected = (*sample.shape[:2], self.config.num_codewords, *sample.shape[2:])
+        if model_output.shape != expected:
+            raise ValueError(f"`model_output` must have shape {expected}, got {tuple(model_output.shape)}.")
+        timestep = int(timestep)
+        following = self._following.get(timestep, timestep - 1)
+        now, then = (1 - (t + 1) / self.config.num_train_timesteps for t in (timestep, following))
         codes = sample_categorical(
             model_output, self.config.temperature if temperature is None else temperature, generator
         )

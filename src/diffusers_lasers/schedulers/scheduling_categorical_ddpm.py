@@ -51,7 +51,7 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         beta_start (`float`, defaults to 1e-4): β_1.
         beta_end (`float`, defaults to 2e-2): β_T.
         beta_schedule (`str`, defaults to `"linear"`): `"linear"`, `"scaled_linear"` or `"squaredcos_cap_v2"`.
-        trained_betas (`list[float]`, *optional*): All β, in the place of the last three.
+        trained_betas (`list[float]`, *optional*): All β, in the place of the last three; T is how many they are.
         num_codewords (`int`, defaults to 256): Codewords |C| of each slot.
         temperature (`float`, defaults to 1.0): γ of eq 25, not negative; 0 takes the most likely codeword.
         eta (`float`, defaults to 1.0): 1 draws from the posterior, 0 is deterministic given z̃_0 (DDIM); between them in [0, 1].
@@ -91,10 +91,10 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
             betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
         else:
             betas = torch.tensor(np.asarray(trained_betas), dtype=torch.float64)
-            if betas.shape != (num_train_timesteps,) or not bool(((betas > 0) & (betas < 1)).all()):
-                raise ValueError(
-                    f"`trained_betas` must hold {num_train_timesteps} numbers between 0 and 1, got shape {tuple(betas.shape)}."
-                )
+            if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
+                raise ValueError(f"`trained_betas` must hold numbers between 0 and 1, got {trained_betas!r}.")
+            num_train_timesteps = len(betas)
+            self.register_to_config(num_train_timesteps=num_train_timesteps)
         self.betas = betas.float()
         self.alphas = (1 - betas).float()
         self.alphas_cumprod = (1 - betas).cumprod(dim=0).float()
@@ -102,6 +102,7 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         self.custom_timesteps = False
         self.num_inference_steps = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
+        self._following: dict[int, int] = {}
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:

@@ -34,7 +34,8 @@ __all__ = ["ModelBasedLatentDiffusionPipeline"]
 
 class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
     r"""
-    Creates a pipeline that samples images by diffusion on a codec's indices.
+    Creates a pipeline that samples images by diffusion on a codec's indices. Generators may live on any device, but for `DiscreteDDIMScheduler`, which wants
+    them where the denoiser is.
 
     Args:
         codec ([`ModelBasedVQCodec`] or [`AutoencoderDL`]): What the indices mean; an autoencoder needs VQ or residual VQ.
@@ -67,7 +68,8 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
             raise ValueError(
                 f"`scheduler` must be an AbsorbingD3PMScheduler or a DiscreteDDIMScheduler for a discrete denoiser, got {type(scheduler).__name__}."
             )
-        if kind == "continuous" and not hasattr(scheduler, "init_noise_sigma"):
+        ours = isinstance(scheduler, (AbsorbingD3PMScheduler, CategoricalDDPMScheduler))
+        if kind == "continuous" and (ours or not hasattr(scheduler, "init_noise_sigma")):
             raise ValueError(
                 f"`scheduler` must be a Gaussian one of diffusers for a continuous denoiser, got {type(scheduler).__name__}."
             )
