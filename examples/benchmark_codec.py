@@ -14,7 +14,6 @@ OUTPUT_DIR gets results.md (also on stdout), results.json (settings, protocol, e
 
 import argparse
 import io
-import json
 import math
 import os
 import statistics
@@ -30,6 +29,7 @@ from tqdm.auto import tqdm
 
 from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec, PerceptualSimilarity
 from diffusers_lasers.metrics import LPIPS, PSNR, SSIM
+from diffusers_lasers.utils import save_image, write_json, write_text
 from diffusers_lasers.utils.image_sources import load_image_dataset
 
 
@@ -299,22 +299,6 @@ def draw_grid(pictures, crop):
     return grid
 
 
-def finite(value):
-    """The value with infinities and NaN as strings, which JSON does not have as numbers."""
-    if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(entry) for entry in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write(path, content):
-    """Writes a file under another name first, so that an interrupted run leaves the old one or the new one."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(content, encoding="utf-8")
-    os.replace(scratch, path)
-
-
 def main(args):
     source = load_image_dataset(
         train_data_dir=args.data, split="validation", image_column=args.image_column, max_samples=args.max_images
@@ -367,15 +351,14 @@ def main(args):
         "rows": rows,
         "images": figures,
     }
-    write(output_dir / "results.json", json.dumps(finite(results), indent=2, ensure_ascii=False) + "\n")
-    write(output_dir / "results.md", text)
+    write_json(output_dir / "results.json", results)
+    write_text(output_dir / "results.md", text)
     print(text)
     scratch = output_dir / "picture.tmp.png"
     draw_rates(rows, scratch)
     os.replace(scratch, output_dir / "rate.png")
     if args.grid_crop:
-        draw_grid(list(pictures.items()), args.grid_crop).save(scratch)
-        os.replace(scratch, output_dir / "grid.png")
+        save_image(output_dir / "grid.png", draw_grid(list(pictures.items()), args.grid_crop))
 
 
 def cli(input_args=None):

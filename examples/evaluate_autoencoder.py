@@ -10,9 +10,7 @@ alone. A metric whose package or weights are missing is shown as "–" with the 
 """
 
 import argparse
-import json
 import math
-import os
 import platform
 import statistics
 import time
@@ -29,6 +27,7 @@ from diffusers_lasers import AutoencoderDL, PerceptualSimilarity
 from diffusers_lasers.functional.dictionary import mutual_coherence
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, RFID, SSIM, AtomUsage, CodeRate, LatentNMSE, flip_map
 from diffusers_lasers.training import ImageDataset, load_image_dataset
+from diffusers_lasers.utils import save_image, write_json, write_text
 
 
 # Key in results.json, heading, format.
@@ -300,22 +299,6 @@ def picture_grid(originals, rows):
     return grid
 
 
-def finite(value):
-    """The value with infinities and NaN as strings, which JSON does not have as numbers."""
-    if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(entry) for entry in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write(path, content):
-    """Writes a file under another name first, so that an interrupted run leaves the old one or the new one."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(content, encoding="utf-8")
-    os.replace(scratch, path)
-
-
 def versions():
     packages = ("torch", "diffusers", "torchmetrics", "flip-evaluator", "numpy")
     found = {"diffusers_lasers": diffusers_lasers.__version__, "python": platform.python_version()}
@@ -363,15 +346,11 @@ def main(args):
         "unavailable": missing,
         "models": rows,
     }
-    write(
-        output_dir / "results.json", json.dumps(finite(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    )
-    write(output_dir / "results.md", table)
+    write_json(output_dir / "results.json", results)
+    write_text(output_dir / "results.md", table)
     print(table)
     if pictures:
-        scratch = output_dir / "grid.tmp.png"
-        picture_grid(originals, pictures).save(scratch)
-        os.replace(scratch, output_dir / "grid.png")
+        save_image(output_dir / "grid.png", picture_grid(originals, pictures))
         print(f"Pictures: {output_dir / 'grid.png'}")
 
 

@@ -11,8 +11,6 @@ their nearest training images in the features' space, since a small set is soon 
 
 import argparse
 import hashlib
-import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -27,6 +25,7 @@ from diffusers_lasers import ModelBasedLatentDiffusionPipeline
 from diffusers_lasers.metrics.fid import FeatureNetwork
 from diffusers_lasers.models.codecs import decode_indices, encode_indices
 from diffusers_lasers.training import ImageDataset, load_image_dataset
+from diffusers_lasers.utils import save_image, write_json, write_text
 
 
 def parse_args(input_args=None):
@@ -74,12 +73,6 @@ def as_uint8(images):
     return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
 
 
-@torch.no_grad()
-def features_of(network, images, args):
-    parts = [images[start : start + args.batch_size] for start in range(0, len(images), args.batch_size)]
-    return torch.cat([network(part.to(args.device)).cpu() for part in tqdm(parts, desc="Features", leave=False)])
-
-
 def distances(features, reference, args):
     """FID, and mean and standard deviation of KID over subsets, of two sets of features."""
     fid = FrechetInceptionDistance(feature=Given(features.shape[1]), normalize=False).set_dtype(torch.float64)
@@ -93,39 +86,78 @@ def distances(features, reference, args):
     return {"fid": float(fid.compute()), "kid": float(mean), "kid_std": float(deviation), "n": len(features)}
 
 
-def picture(rows, path):
-    """Rows of uint8 images as one picture."""
+def picture(rows):
+    """Rows of uint8 images `(n, 3, H, W)` as one picture."""
     canvas = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
-    scratch = path.with_name(path.name + ".tmp.png")
-    Image.fromarray(canvas.permute(1, 2, 0).contiguous().numpy()).save(scratch)
-    os.replace(scratch, path)
+    return Image.fromarray(canvas.permute(1, 2, 0).contiguous().numpy())
 
 
-def sample(pipeline, temperature, args):
-    images = []
+@torch.no_grad()
+def samples(pipeline, temperature, args):
+    """Batches of samples, uint8; image i has the seed --seed + i."""
     for start in tqdm(range(0, args.num_images, args.batch_size), desc="Samples", leave=False):
         count = min(args.batch_size, args.num_images - start)
-        generators = [torch.Generator().manual_seed(args.seed + start + index) for index in range(count)]
         output = pipeline(
             batch_size=count,
             num_inference_steps=args.num_inference_steps,
             temperature=temperature,
-            generator=generators,
+            generator=[torch.Generator().manual_seed(args.seed + start + index) for index in range(count)],
             output_type="pt",
         )
-        images.append(output.images.cpu().mul(255).round().to(torch.uint8))
-    return torch.cat(images)
+        yield output.images.mul(255).round().to(torch.uint8)
 
 
 def real_images(path, resolution, args):
     source = load_image_dataset(train_data_dir=path, image_column=args.image_column)
-    dataset = ImageDataset(source, resolution, resize=resolution, center_crop=True)
-    return torch.cat(
-        [
-            dataset.__getitems__(list(range(start, min(start + 64, len(dataset)))))["pixel_values"]
-            for start in range(0, len(dataset), 64)
-        ]
-    )
+    return ImageDataset(source, resolution, resize=resolution, center_crop=True)
+
+
+def batches(dataset, args, label):
+    for start in tqdm(range(0, len(dataset), args.batch_size), desc=label, leave=False):
+        indices = list(range(start, min(start + args.batch_size, len(dataset))))
+        yield dataset.__getitems__(indices)["pixel_values"].to(args.device)
+
+
+def codec_name(codec):
+    """What tells codecs apart: their configuration and weights."""
+    digest = hashlib.sha256(repr(sorted(codec.config.items(), key=str)).encode())
+    for name, tensor in sorted(codec.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Judge:
+    """Collects features of images batch by batch, and turns them into rows."""
+
+    def __init__(self, args, network, reference, folder):
+        self.args, self.network, self.reference, self.folder, self.rows = args, network, reference, folder, []
+        self.known, _ = self.features(as_uint8(batch) for batch in batches(reference, args, "References"))
+
+    @torch.no_grad()
+    def features(self, images):
+        """Features of all batches, and the first 32 images."""
+        features, shown = [], []
+        for batch in images:
+            features.append(self.network(batch.to(self.args.device)).cpu())
+            if sum(map(len, shown)) < 32:
+                shown.append(batch[:32].cpu())
+        return torch.cat(features), torch.cat(shown)[:32]
+
+    def row(self, name, images, pictures=False, **more):
+        start = time.perf_counter()
+        features, shown = self.features(images)
+        seconds = time.perf_counter() - start
+        self.rows.append({"name": name, **distances(features, self.known, self.args), **more})
+        if not pictures:
+            return
+        self.rows[-1]["images_per_second"] = len(features) / seconds
+        nearest = torch.cdist(features[:8], self.known).min(dim=1)
+        self.rows[-1]["nearest_distance"] = statistics.fmean(nearest.values.tolist())
+        label = name.replace("/", "-").replace(" ", "-").replace("γ=", "temperature-")
+        whole = len(shown) - len(shown) % 8 or len(shown)
+        save_image(self.folder / f"samples-{label}.png", picture(shown[:whole].split(min(8, whole))))
+        found = as_uint8(self.reference.__getitems__(nearest.indices.tolist())["pixel_values"])
+        save_image(self.folder / f"neighbours-{label}.png", picture([shown[:8], found]))
 
 
 def main(args):
@@ -138,48 +170,39 @@ def main(args):
         torch.jit.load(args.features, map_location=args.device), tuple(args.feature_range), args.feature_resize or None
     ).eval()
     reference = real_images(args.data, resolution, args)
-    known = features_of(network, as_uint8(reference), args)
+    held_out = real_images(args.held_out, resolution, args) if args.held_out else None
     out = Path(args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
-    rows = []
-
-    def judge(name, images, seconds=None, neighbours=False):
-        features = features_of(network, images, args)
-        rows.append(
-            {"name": name, **distances(features, known, args), "images_per_second": seconds and len(images) / seconds}
-        )
-        if neighbours:
-            nearest = torch.cdist(features[:8], known).min(dim=1)
-            rows[-1]["nearest_distance"] = statistics.fmean(nearest.values.tolist())
-            label = name.replace("/", "-").replace(" ", "")
-            shown = images[: 32 - 32 % 8] if len(images) >= 32 else images[:8]
-            picture(list(shown.split(8)) if len(shown) % 8 == 0 else [shown], out / f"samples-{label}.png")
-            picture([images[:8], as_uint8(reference[nearest.indices])], out / f"neighbours-{label}.png")
-
-    if args.held_out:
-        judge("other real images", as_uint8(real_images(args.held_out, resolution, args)))
-    coded = []
-    for part in reference.split(64):
-        coded.append(decode_indices(first.codec, encode_indices(first.codec, part)))
-    judge("codec floor", as_uint8(torch.cat(coded)))
+    judge = Judge(args, network, reference, out)
+    if held_out is not None:
+        judge.row("other real images", (as_uint8(batch) for batch in batches(held_out, args, "Other real images")))
+    floors = set()
     for path, pipeline in pipelines.items():
         pipeline.to(args.device).set_progress_bar_config(disable=True)
+        codec, bits = pipeline.codec, pipeline.codec.bits_per_pixel(resolution, resolution)
+        if codec_name(codec) not in floors:
+            floors.add(codec_name(codec))
+            decoded = (
+                as_uint8(decode_indices(codec, encode_indices(codec, batch))[..., :resolution, :resolution])
+                for batch in batches(reference, args, "Codec floor")
+            )
+            label = "codec floor" if len(floors) == 1 else f"codec floor of {Path(path).name}"
+            judge.row(label, decoded, bits_per_pixel=bits)
         logits = pipeline.unet.config.parameterization != "continuous"
         for temperature in args.temperatures if args.temperatures and logits else [None]:
-            start = time.perf_counter()
-            images = sample(pipeline, temperature, args)
             name = Path(path).name + ("" if temperature is None else f" γ={temperature:g}")
-            judge(name, images, time.perf_counter() - start, neighbours=True)
+            judge.row(name, samples(pipeline, temperature, args), pictures=True, bits_per_pixel=bits)
 
-    lines = ["| images | KID × 1000 ↓ | ± | FID ↓ | n | samples/s |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    for row in rows:
-        speed = "–" if row["images_per_second"] is None else f"{row['images_per_second']:.2f}"
-        lines.append(
-            f"| {row['name']} | {1000 * row['kid']:.1f} | {1000 * row['kid_std']:.1f} | {row['fid']:.1f} | {row['n']} | {speed} |"
-        )
+    lines = ["| images | bpp | KID × 1000 ↓ | ± | FID ↓ | n | images/s |", "| --- |" + " ---: |" * 6]
+    for row in judge.rows:
+        bits = f"{row['bits_per_pixel']:.3f}" if "bits_per_pixel" in row else "–"
+        speed = f"{row['images_per_second']:.2f}" if "images_per_second" in row else "–"
+        kid = f"{1000 * row['kid']:.1f} | {1000 * row['kid_std']:.1f}"
+        lines.append(f"| {row['name']} | {bits} | {kid} | {row['fid']:.1f} | {row['n']} | {speed} |")
     lines += [
         "",
-        f"Against {len(reference)} images of {resolution} × {resolution}; {args.num_inference_steps} steps; KID of 50 subsets.",
+        f"Against {len(reference)} images of {resolution} × {resolution}; {args.num_inference_steps} steps; KID of 50 subsets of "
+        f"{args.kid_subset_size}; images/s with the feature network.",
     ]
     protocol = {
         "reference": str(args.data),
@@ -190,13 +213,10 @@ def main(args):
         "interpolation": "bilinear, antialiased",
         "features": Path(args.features).name,
         "features_sha256": hashlib.sha256(Path(args.features).read_bytes()).hexdigest(),
-        "bits_per_pixel": first.codec.bits_per_pixel(resolution, resolution),
+        "kid_subsets": [50, args.kid_subset_size],
     }
-    results = {"settings": vars(args), "protocol": protocol, "rows": rows}
-    for name, text in (("results.json", json.dumps(results, indent=2)), ("results.md", "\n".join(lines))):
-        scratch = out / f"{name}.tmp"
-        scratch.write_text(text + "\n", encoding="utf-8")
-        os.replace(scratch, out / name)
+    write_json(out / "results.json", {"settings": vars(args), "protocol": protocol, "rows": judge.rows})
+    write_text(out / "results.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

@@ -10,8 +10,6 @@ fitted, and two of them that were not are the held-out ones.
 """
 
 import argparse
-import json
-import os
 import shlex
 import sys
 import time
@@ -23,7 +21,7 @@ from PIL import Image
 
 import diffusers_lasers
 from diffusers_lasers import ModelBasedVQCodec
-from diffusers_lasers.utils.hub import write_model_card
+from diffusers_lasers.utils import hide_token, push_folder, save_image, write_json, write_model_card
 from diffusers_lasers.utils.image_sources import load_image_dataset
 
 
@@ -123,15 +121,6 @@ def card_sections(settings):
     return sections
 
 
-def hide_token(argv):
-    """The command line without the value of --hub_token."""
-    hidden, skip = [], False
-    for word in argv:
-        hidden.append("***" if skip else "--hub_token=***" if word.startswith("--hub_token=") else word)
-        skip = word == "--hub_token"
-    return hidden
-
-
 def main(args):
     bundled = args.train_data_dir is None and args.dataset_name is None
     names = {"image_column": args.image_column}
@@ -186,13 +175,9 @@ def main(args):
         tags=("image-compression", "vector-quantization"),
         sections=card_sections(settings),
     )
-    scratch = folder / "settings.json.tmp"
-    scratch.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    os.replace(scratch, folder / "settings.json")
+    write_json(folder / "settings.json", settings)
     if picture is not None:
-        scratch = folder / "reconstructions.tmp.png"
-        picture.save(scratch)
-        os.replace(scratch, folder / "reconstructions.png")
+        save_image(folder / "reconstructions.png", picture)
     memory = "" if peak is None else f", peak memory {peak:.2f} GiB"
     print(f"{codec.notation} fitted to {len(train)} images in {seconds:.0f} s{memory}: {folder}")
     if figures:
@@ -200,11 +185,7 @@ def main(args):
             f"{figures['images']} held-out images: {figures['psnr_db']:.2f} dB at {figures['bits_per_pixel']:.3f} bits a pixel"
         )
     if args.push_to_hub:
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=args.hub_token)
-        repository = api.create_repo(args.hub_model_id or folder.resolve().name, exist_ok=True).repo_id
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"{codec.notation}, fitted")
+        push_folder(folder, args.hub_model_id, args.hub_token, f"{codec.notation}, fitted")
 
 
 def cli(input_args=None):

@@ -60,7 +60,7 @@ from diffusers_lasers.training import (
     load_image_dataset,
     save_checkpoint,
 )
-from diffusers_lasers.utils.hub import write_model_card
+from diffusers_lasers.utils import hide_token, push_folder, save_image, write_json, write_model_card
 
 
 logger = get_logger(__name__)
@@ -203,11 +203,15 @@ def coded_dataset(codec, args, split, folder, device):
                     for code in encode_indices(codec, view).cpu().numpy():
                         yield {"codes": code.astype(np.uint16)}
 
-        scratch = place.with_name(place.name + ".tmp")
-        shutil.rmtree(scratch, ignore_errors=True)
-        parts = list(rows())
-        datasets.Dataset.from_list(parts, features=features).save_to_disk(str(scratch))
+        scratch, cache = (place.with_name(place.name + end) for end in (".tmp", ".cache"))
+        for leftover in (scratch, cache):
+            shutil.rmtree(leftover, ignore_errors=True)
+        table = datasets.Dataset.from_generator(
+            rows, features=features, cache_dir=str(cache), fingerprint=place.name.replace("-", "")
+        )
+        table.save_to_disk(str(scratch))
         os.replace(scratch, place)
+        shutil.rmtree(cache)
     return datasets.load_from_disk(str(place)).with_format("numpy")
 
 
@@ -240,6 +244,8 @@ def prepare(args):
     run.checkpoint = None
     if args.resume_from_checkpoint == "latest":
         run.checkpoint = latest_checkpoint(args.output_dir, logger.warning)
+        if run.checkpoint is None:
+            logger.warning(f"There is no checkpoint in {args.output_dir}: starting from scratch.")
     elif args.resume_from_checkpoint:
         run.checkpoint = Path(args.resume_from_checkpoint)
         if not run.checkpoint.is_dir():
@@ -333,16 +339,15 @@ def held_out_loss(run, args):
     if run.held_out is None:
         return {}
     steps, losses = len(run.objective.alphas_cumprod), []
-    cpu, device = torch.get_rng_state(), run.accelerator.device
-    torch.manual_seed(1)
-    for start in range(0, len(run.held_out), args.train_batch_size):
-        rows = [run.held_out[index] for index in range(start, min(start + args.train_batch_size, len(run.held_out)))]
-        codes = collate(rows).to(device)
-        for part in range(8):
-            timesteps = torch.full((len(codes),), (2 * part + 1) * steps // 16, device=device)
-            loss, _ = run.objective(run.model, codes, timesteps)
-            losses.append((float(loss), len(codes)))
-    torch.set_rng_state(cpu)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for start in range(0, len(run.held_out), args.train_batch_size):
+            stop = min(start + args.train_batch_size, len(run.held_out))
+            codes = collate([run.held_out[index] for index in range(start, stop)]).to(run.accelerator.device)
+            for part in range(8):
+                timesteps = torch.full((len(codes),), (2 * part + 1) * steps // 16, device=codes.device)
+                loss, _ = run.objective(run.model, codes, timesteps)
+                losses.append((float(loss), len(codes)))
     return {"validation_loss": sum(loss * n for loss, n in losses) / sum(n for _, n in losses)}
 
 
@@ -369,17 +374,15 @@ def validate(run, args, step):
     picture = Image.fromarray(canvas.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy())
     path = Path(args.output_dir) / "validation" / f"step-{step:07d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    save_image(path, picture)
     return figures, str(path.relative_to(args.output_dir))
 
 
 def describe(run, args):
     """What settings.json records: everything that a repetition needs, but no secret."""
-    hidden = ["***" if before == "--hub_token" else word for before, word in zip(["", *sys.argv], sys.argv)]
-    hidden = ["--hub_token=***" if word.startswith("--hub_token=") else word for word in hidden]
     side = args.resolution
     return {
-        "command": "accelerate launch " + shlex.join(hidden),
+        "command": "accelerate launch " + shlex.join(hide_token(sys.argv)),
         "arguments": {name: value for name, value in vars(args).items() if name != "hub_token"},
         "codes": len(run.dataset),
         "total_batch_size": run.batch_size,
@@ -416,14 +419,8 @@ def finish(run, args, settings, figures, picture):
     tags = ("unconditional-image-generation",)
     write_model_card(folder, "ModelBasedLatentDiffusionPipeline", tags=tags, sections=sections)
     if args.push_to_hub:
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=args.hub_token)
-        repository = api.create_repo(args.hub_model_id or folder.resolve().name, exist_ok=True).repo_id
         ignored = ["checkpoint-*", "logs/*", "codes/*"]
-        api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message="End of training", ignore_patterns=ignored
-        )
+        push_folder(folder, args.hub_model_id, args.hub_token, "End of training", ignored)
 
 
 def train(run, args, model, log):
@@ -439,8 +436,7 @@ def train(run, args, model, log):
     )
     for codes in accelerator.prepare_data_loader(loader):
         with accelerator.accumulate(model):
-            with accelerator.autocast():
-                loss, parts = run.objective(model, codes)
+            loss, parts = run.objective(model, codes)  # only the denoiser, which is wrapped, runs in half precision
             accelerator.backward(loss)
             if accelerator.sync_gradients:
                 parts["gradient_norm"] = torch.as_tensor(
@@ -503,12 +499,13 @@ def main(args):
     register_hooks(run)
     kept = [run.lr_scheduler, run.state, run.average]
     run.accelerator.register_for_checkpointing(*(part for part in kept if part is not None))
+    set_seed(args.seed, device_specific=True)  # ranks draw noise of their own
     if run.checkpoint is not None:
         run.accelerator.load_state(str(run.checkpoint))
     folder, log = Path(args.output_dir), None
     if run.accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n", encoding="utf-8")
+        write_json(folder / "settings.json", settings)
         log = TrainingLog(folder / "training_log.jsonl", resume_step=run.state.step)
         config = {k: v for k, v in settings["arguments"].items() if isinstance(v, (int, float, str, bool))}
         run.accelerator.init_trackers(args.tracker_project_name, config=config)

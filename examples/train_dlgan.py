@@ -15,7 +15,6 @@ models in `autoencoder/` and `discriminator/` too.
 """
 
 import argparse
-import json
 import math
 import os
 import shlex
@@ -63,7 +62,7 @@ from diffusers_lasers.training import (
     take_batch,
     verify_checkpoint,
 )
-from diffusers_lasers.utils.hub import write_model_card
+from diffusers_lasers.utils import hide_token, push_folder, write_json, write_model_card
 from diffusers_lasers.utils.image_sources import to_rgb
 
 
@@ -580,15 +579,6 @@ def describe(args: argparse.Namespace, run: argparse.Namespace) -> dict[str, Any
     }
 
 
-def hide_token(argv: list[str]) -> list[str]:
-    """The command line without the value of --hub_token."""
-    hidden, skip = [], False
-    for word in argv:
-        hidden.append("***" if skip else "--hub_token=***" if word.startswith("--hub_token=") else word)
-        skip = word == "--hub_token"
-    return hidden
-
-
 def card_sections(settings: dict, results: dict, picture: str) -> dict[str, str]:
     """The model card's account of the training and its figures, each with its bits."""
     arguments = settings["arguments"]
@@ -713,20 +703,6 @@ def checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: int) ->
         raise SystemExit(f"train_dlgan.py: error: {error}; {kept}.") from error
 
 
-def push(args: argparse.Namespace, output_dir: Path) -> None:
-    """Uploads the model folder, without its checkpoints."""
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=args.hub_token)
-    repository = api.create_repo(args.hub_model_id or output_dir.resolve().name, exist_ok=True).repo_id
-    api.upload_folder(
-        repo_id=repository,
-        folder_path=output_dir,
-        commit_message="End of training",
-        ignore_patterns=["checkpoint-*", f"{args.logging_dir}/*"],
-    )
-
-
 class Recorder:
     """Writes what happens to `--output_dir` and the trackers, on the main process; validates on all."""
 
@@ -735,8 +711,7 @@ class Recorder:
         self.folder, self.results, self.picture = Path(args.output_dir), {}, ""
         if self.accelerator.is_main_process:
             (self.folder / "validation").mkdir(parents=True, exist_ok=True)
-            text = json.dumps(settings, indent=2, default=str)
-            (self.folder / "settings.json").write_text(text + "\n", encoding="utf-8")
+            write_json(self.folder / "settings.json", settings)
             self.log = TrainingLog(self.folder / "training_log.jsonl", resume_step=state.step)
             config = {k: v for k, v in settings["arguments"].items() if isinstance(v, (int, float, str, bool))}
             self.accelerator.init_trackers(args.tracker_project_name, config=config)
@@ -775,7 +750,13 @@ class Recorder:
             sections = card_sections(self.settings, results, self.picture)
             write_model_card(self.folder, type(model).__name__, license=self.args.license, sections=sections)
             if self.args.push_to_hub:
-                push(self.args, self.folder)
+                push_folder(
+                    self.folder,
+                    self.args.hub_model_id,
+                    self.args.hub_token,
+                    "End of training",
+                    ["checkpoint-*", f"{self.args.logging_dir}/*"],
+                )
         self.accelerator.end_training()
 
 

@@ -9,8 +9,6 @@ original by L1 and 1 − SSIM. OUTPUT_DIR gets the refiner in refiner/, its card
 """
 
 import argparse
-import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -28,7 +26,7 @@ from diffusers_lasers import LatentRefiner, ModelBasedLatentDiffusionPipeline, M
 from diffusers_lasers.functional import index_to_number, number_to_index
 from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
 from diffusers_lasers.training import ImageDataset, StreamSampler, TrainingLog, Window, load_image_dataset, take_batch
-from diffusers_lasers.utils.hub import write_model_card
+from diffusers_lasers.utils import hide_token, push_folder, write_json, write_model_card
 
 
 def parse_args(input_args=None):
@@ -53,6 +51,9 @@ def parse_args(input_args=None):
     add("--seed", type=int, default=0)
     add("--log_steps", type=int, default=50)
     add("--output_dir", default="refiner")
+    add("--push_to_hub", action="store_true", help="Upload the refiner, or with --pipeline the pipeline.")
+    add("--hub_model_id", help="Default: the name of --output_dir.")
+    add("--hub_token")
     args = parser.parse_args(input_args)
     for name in ("resolution", "train_batch_size", "max_train_steps", "log_steps"):
         if getattr(args, name) < 1:
@@ -99,7 +100,7 @@ def validate(codec, refiner, dataset, args):
 
 def main(args):
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
-    set_seed(args.seed, device_specific=True)
+    set_seed(args.seed)
     codec = ModelBasedVQCodec.from_pretrained(args.codec).to(accelerator.device).eval()
     pipeline = ModelBasedLatentDiffusionPipeline.from_pretrained(args.pipeline) if args.pipeline else None
     refiner = LatentRefiner(
@@ -121,6 +122,7 @@ def main(args):
     sampler = StreamSampler(len(dataset), batch * args.max_train_steps, seed=args.seed)
     loader = DataLoader(dataset, args.train_batch_size, sampler=sampler, collate_fn=take_batch)
     model, optimizer = accelerator.prepare(refiner, optimizer)
+    set_seed(args.seed, device_specific=True)  # ranks draw noise of their own
     folder, log = Path(args.output_dir), None
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,8 +134,7 @@ def main(args):
     for step, rows in enumerate(batches, start=1):
         images = rows["pixel_values"]
         broken = corrupted(codec, images, args.noise)
-        with accelerator.autocast():
-            output = model(broken).sample
+        output = model(broken).sample
         loss, parts = refiner_loss(output, images, args.ssim_weight)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
@@ -148,15 +149,14 @@ def main(args):
                 log.write({"step": step, **record})
     if accelerator.is_main_process:
         figures = validate(codec, refiner, held_out, args) if held_out is not None else {}
-        command = "accelerate launch " + shlex.join(sys.argv)
+        command = "accelerate launch " + shlex.join(hide_token(sys.argv))
         refiner.save_pretrained(folder / "refiner")
         if pipeline is not None:
             pipeline.register_modules(refiner=refiner)
             pipeline.save_pretrained(folder)
-        settings = {"command": command, "arguments": vars(args), "images": len(dataset), "validation": figures}
-        scratch = folder / "settings.json.tmp"
-        scratch.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        os.replace(scratch, folder / "settings.json")
+        arguments = {name: value for name, value in vars(args).items() if name != "hub_token"}
+        settings = {"command": command, "arguments": arguments, "images": len(dataset), "validation": figures}
+        write_json(folder / "settings.json", settings)
         lines = [
             f"- Images: {len(dataset)}, {args.max_train_steps} steps of {batch}; L1 + {args.ssim_weight} (1 − SSIM)",
             f"- Codes: {codec.notation}, {codec.bits_per_pixel(args.resolution, args.resolution):.4g} bits per pixel, noise up to {args.noise}",
@@ -167,8 +167,11 @@ def main(args):
             )
         sections = {"Training": "\n".join([*lines, "", f"```bash\n{command}\n```"])}
         kind = "LatentRefiner" if pipeline is None else "ModelBasedLatentDiffusionPipeline"
-        write_model_card(folder / "refiner" if pipeline is None else folder, kind, sections=sections)
+        saved = folder / "refiner" if pipeline is None else folder
+        write_model_card(saved, kind, sections=sections)
         print(lines[-1].removeprefix("- "))
+        if args.push_to_hub:
+            push_folder(saved, args.hub_model_id or folder.resolve().name, args.hub_token, "End of training")
     accelerator.wait_for_everyone()
 
 

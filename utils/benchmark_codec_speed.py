@@ -11,8 +11,6 @@ growth of the process's peak memory.
 """
 
 import argparse
-import json
-import os
 import resource
 import statistics
 import sys
@@ -25,6 +23,7 @@ import torch
 
 from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.functional import latents_to_signals, rgb_to_ycbcr
+from diffusers_lasers.utils import write_json
 
 
 BLOCK = 10  # calls of one function in a row
@@ -162,9 +161,7 @@ def main() -> None:
     if args.output_dir:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         settings = {name: value for name, value in vars(args).items() if name != "output_dir"}
-        unfinished = args.output_dir / "codec_speed.json.tmp"
-        unfinished.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, args.output_dir / "codec_speed.json")
+        write_json(args.output_dir / "codec_speed.json", {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from dictionary_learning_peers import LEARNERS, VARIANTS, Task
 from sparse_coding_machine import PAUSE, machine
-from sparse_coding_report import number, table, write_text
+from sparse_coding_report import number, table
 from tqdm import tqdm
 
 from diffusers_lasers.functional import dictionary_from_signals, omp, synthesize
 from diffusers_lasers.training import load_image_dataset
-from diffusers_lasers.utils import requires
+from diffusers_lasers.utils import requires, write_text
 
 
 HELD_OUT_SHARE = 5  # of the images of --images, one in so many is held out

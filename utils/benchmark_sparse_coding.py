@@ -39,7 +39,7 @@ import torch
 from safetensors import safe_open
 from sparse_coding_machine import MEMORY_RESET, interleaved, lower_bounds, machine, measure_floors, measure_memory
 from sparse_coding_peers import BACKENDS, CODERS, SPAMS, Coder, greedy_reference, judge, sparse_codes
-from sparse_coding_report import draw, markdown, write_text
+from sparse_coding_report import draw, markdown
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -51,6 +51,7 @@ from diffusers_lasers.functional import (
     set_backend,
     synthesize,
 )
+from diffusers_lasers.utils import write_text
 
 
 PARTS = ("floors", "timing", "memory", "synthesis", "growth", "figure")

@@ -10,8 +10,6 @@ with OMP spends its time. With `--output_dir` the result is written to training_
 """
 
 import argparse
-import json
-import os
 import statistics
 import time
 from pathlib import Path
@@ -22,6 +20,7 @@ import torch.nn.functional as F
 from diffusers_lasers import AutoencoderDL
 from diffusers_lasers.functional import set_backend
 from diffusers_lasers.training import BlockCoordinateUpdate, DictionaryUpkeep
+from diffusers_lasers.utils import write_json
 
 
 # name -> bottleneck, its arguments beside the number of atoms, backend
@@ -117,9 +116,7 @@ def main() -> None:
     if args.output_dir:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         settings = {name: value for name, value in vars(args).items() if name != "output_dir"}
-        unfinished = args.output_dir / "training_step.json.tmp"
-        unfinished.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n", encoding="utf-8")
-        os.replace(unfinished, args.output_dir / "training_step.json")
+        write_json(args.output_dir / "training_step.json", {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the random patches that it started from.
 """
 
 import argparse
-import os
 import statistics
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.functional import ORDERS, score_order
+from diffusers_lasers.utils import save_image
 
 
 def main() -> None:
@@ -59,9 +59,7 @@ def main() -> None:
         piece = sample[0, :, top : top + height, left : left + width].add(1).mul(127.5).round().to(torch.uint8)
         canvas.paste(Image.fromarray(piece.permute(1, 2, 0).contiguous().numpy()), (number * (width + 4), 16))
         draw.text((number * (width + 4) + 2, 2), label, fill="black")
-    scratch = args.output.with_name(args.output.name + ".tmp.png")
-    canvas.save(scratch)
-    os.replace(scratch, args.output)
+    save_image(args.output, canvas)
 
 
 if __name__ == "__main__":

@@ -36,13 +36,6 @@ NOTES = """\
 * SPAMS' `omp` computes OLS; its peer is `ols`. OLS does not choose as OMP does, and its residual is lower where L is small."""
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under another name and renames it, so that no reader finds half of it."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def number(value: float | None, digits: int = 3) -> str:
     """Significant digits without an exponent where one is not needed; a dash for what was not measured."""
     if value is None:

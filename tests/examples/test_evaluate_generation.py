@@ -78,9 +78,9 @@ def test_figures_floor_and_pictures(script, folder, tmp_path):
     root = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).clip(0)).sum().real
     fid = ((real.mean(0) - other.mean(0)) ** 2).sum() + sum(np.trace(c) for c in covariances) - 2 * root
     assert rows["other real images"]["fid"] == pytest.approx(fid, rel=1e-3, abs=1e-4)
-    assert results["protocol"]["bits_per_pixel"] == 1.0 and results["protocol"]["reference_images"] == 12
+    assert rows["pipeline γ=1"]["bits_per_pixel"] == 1.0 and results["protocol"]["reference_images"] == 12
     for kind in ("samples", "neighbours"):
-        assert Image.open(tmp_path / "out" / f"{kind}-pipelineγ=1.png").size[0] == 128
+        assert Image.open(tmp_path / "out" / f"{kind}-pipeline-temperature-1.png").size[0] == 128
 
 
 @pytest.mark.parametrize(

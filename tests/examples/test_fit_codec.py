@@ -99,6 +99,32 @@ def test_what_cannot_be_fitted_is_one_sentence_and_leaves_nothing(arguments, sen
     assert sentence in said and not (tmp_path / "out").exists()
 
 
+def test_the_hub_gets_the_codec_and_no_token(pictures, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    calls = {}
+
+    class Api:
+        def __init__(self, token=None):
+            calls["token"] = token
+
+        def create_repo(self, name, exist_ok):
+            return type("Url", (), {"repo_id": f"me/{name}"})
+
+        def upload_folder(self, **arguments):
+            calls.update(arguments)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(sys, "argv", ["fit_codec.py", "--hub_token", "hf_secret", "--hub_token=hf_secret"])
+    flags = "--notation VQ-{4-4-4} --patch_size 4 --max_patches 500 --iterations 2 --push_to_hub --hub_token hf_secret"
+    folder = tmp_path / "vq"
+    module("fit_codec").cli([*flags.split(), "--train_data_dir", str(pictures), "--output_dir", str(folder)])
+    assert (calls["token"], calls["repo_id"], Path(calls["folder_path"])) == ("hf_secret", "me/vq", folder)
+    assert (folder / "README.md").is_file() and (folder / "diffusion_pytorch_model.safetensors").is_file()
+    for path in folder.rglob("*"):
+        assert not path.is_file() or b"hf_secret" not in path.read_bytes(), path
+
+
 @pytest.fixture(scope="module")
 def benchmark(fitted, pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("benchmark")

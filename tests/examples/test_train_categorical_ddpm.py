@@ -88,6 +88,45 @@ def test_a_resumed_run_is_the_uninterrupted_one(folder, tmp_path):
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
 
 
+def test_two_processes_train_together(folder, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    command += ["--mixed_precision", "bf16", "--dynamo_backend", "no", str(SCRIPT)]
+    more = (
+        "--max_train_steps",
+        4,
+        "--checkpointing_steps",
+        2,
+        "--use_ema",
+        "--lr_warmup_steps",
+        1,
+        "--self_conditioning",
+    )
+    command += arguments(folder, tmp_path / "out", *more)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["total_batch_size"] == 8
+    log = [json.loads(line) for line in (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [2, 4]
+    assert ModelBasedLatentDiffusionPipeline.from_pretrained(tmp_path / "out").unet.config.num_slots == 4
+    states = [
+        torch.load(path, weights_only=False)
+        for path in sorted((tmp_path / "out/checkpoint-2").glob("random_states_*.pkl"))
+    ]
+    assert len(states) == 2
+    generators = [state["torch_manual_seed"] for state in states]
+    assert not torch.equal(*generators)  # each rank draws noise of its own
+
+
 @pytest.mark.parametrize(
     "more, sentence",
     [

@@ -149,3 +149,30 @@ def test_every_model_has_the_mixin_first():
     for cls in models:
         order = cls.__mro__
         assert order.index(LasersHubMixin) < order.index(diffusers_lasers.ModelMixin), cls.__name__
+
+
+def test_tokens_are_hidden_and_folders_pushed(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    from diffusers_lasers.utils import hide_token, push_folder
+
+    words = ["x.py", "--hub_token", "a", "--hub_token=b", "--hub_token_file", "c"]
+    assert hide_token(words) == ["x.py", "--hub_token", "***", "--hub_token=***", "--hub_token_file", "c"]
+    calls = {}
+
+    class Api:
+        def __init__(self, token=None):
+            calls["token"] = token
+
+        def create_repo(self, name, exist_ok):
+            assert exist_ok
+            return type("Url", (), {"repo_id": f"me/{name}"})
+
+        def upload_folder(self, **arguments):
+            calls.update(arguments)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    (tmp_path / "model").mkdir()
+    assert push_folder(tmp_path / "model", token="t", ignore_patterns=["*.tmp"]) == "me/model"
+    assert calls["token"] == "t" and calls["ignore_patterns"] == ["*.tmp"]
+    assert push_folder(tmp_path / "model", "other") == "me/other"

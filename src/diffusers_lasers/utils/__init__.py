@@ -1,7 +1,8 @@
-"""Helpers without mathematics: the Hub, registration in diffusers, ranks, optional imports."""
+"""Helpers without mathematics: files, the Hub, registration in diffusers, ranks, optional imports."""
 
 from .distributed import all_gather, all_reduce_max, all_reduce_sum, broadcast, rank_and_world_size
-from .hub import LasersHubMixin, write_model_card
+from .files import save_image, write_json, write_text
+from .hub import LasersHubMixin, hide_token, push_folder, write_model_card
 from .import_utils import requires
 
 
@@ -11,7 +12,12 @@ __all__ = [
     "all_reduce_max",
     "all_reduce_sum",
     "broadcast",
+    "hide_token",
+    "push_folder",
     "rank_and_world_size",
     "requires",
+    "save_image",
+    "write_json",
     "write_model_card",
+    "write_text",
 ]

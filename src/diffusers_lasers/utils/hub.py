@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
 
-__all__ = ["LasersHubMixin", "write_model_card"]
+__all__ = ["LasersHubMixin", "hide_token", "push_folder", "write_model_card"]
 
 LIBRARY_NAME = "diffusers_lasers"
 CARD_NAME = "README.md"
@@ -133,6 +133,52 @@ def write_model_card(
 
     folder.mkdir(parents=True, exist_ok=True)
     return _save_card(card, folder / CARD_NAME)
+
+
+def hide_token(argv: list[str], option: str = "--hub_token") -> list[str]:
+    """
+    A command line without the value of its token, for records.
+
+    Args:
+        argv (`list[str]`): The words.
+        option (`str`, defaults to `"--hub_token"`): The option before, or with `=` in front of, the token.
+
+    Returns:
+        `list[str]`: The words, with `***` for the token.
+    """
+    hidden, skip = [], False
+    for word in argv:
+        hidden.append("***" if skip else f"{option}=***" if word.startswith(f"{option}=") else word)
+        skip = word == option
+    return hidden
+
+
+def push_folder(
+    folder: str | os.PathLike,
+    repository: str | None = None,
+    token: str | None = None,
+    message: str = "Upload",
+    ignore_patterns: list[str] | None = None,
+) -> str:
+    """
+    Uploads a folder to the Hub as it is; the repository is made if it is missing.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+        repository (`str`, *optional*): Repository id. Defaults to the folder's name, under the user of the token.
+        token (`str`, *optional*): The token. Defaults to the one that is logged in.
+        message (`str`, defaults to `"Upload"`): Message of the commit.
+        ignore_patterns (`list[str]`, *optional*): What stays here, e.g. `["checkpoint-*"]`.
+
+    Returns:
+        `str`: Repository id.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repository = api.create_repo(repository or Path(folder).resolve().name, exist_ok=True).repo_id
+    api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, ignore_patterns=ignore_patterns)
+    return repository
 
 
 def _save_card(card: ModelCard, path: Path) -> Path:
