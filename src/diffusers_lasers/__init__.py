@@ -24,6 +24,7 @@ _import_structure = {
         "FSQBottleneck",
         "IdentityBottleneck",
         "ResidualVQBottleneck",
+        "ScalarQuantizerBottleneck",
         "VectorQuantizerBottleneck",
     ],
     "models.categorical_unet": ["CategoricalUNet2DModel", "CategoricalUNet2DOutput"],
@@ -31,7 +32,9 @@ _import_structure = {
     "models.latent_refiner": ["LatentRefiner"],
     "models.patch_discriminator": ["PatchDiscriminator"],
     "models.perceptual": ["PerceptualSimilarity"],
+    "pipelines.latent_dl": ["LatentDLPipeline", "LatentDLPipelineOutput", "LatentDLXLPipeline"],
     "pipelines.model_based_latent_diffusion": ["ModelBasedLatentDiffusionPipeline", "ModelBasedLatentDiffusionOutput"],
+    "pipelines.restoration": ["DLRestorationPipeline", "DLRestorationPipelineOutput"],
     "schedulers": [
         "AbsorbingD3PMScheduler",
         "AbsorbingD3PMSchedulerOutput",
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
         FSQBottleneck,
         IdentityBottleneck,
         ResidualVQBottleneck,
+        ScalarQuantizerBottleneck,
         VectorQuantizerBottleneck,
     )
     from .models.categorical_unet import CategoricalUNet2DModel, CategoricalUNet2DOutput
@@ -62,10 +66,12 @@ if TYPE_CHECKING:
     from .models.latent_refiner import LatentRefiner
     from .models.patch_discriminator import PatchDiscriminator
     from .models.perceptual import PerceptualSimilarity
+    from .pipelines.latent_dl import LatentDLPipeline, LatentDLPipelineOutput, LatentDLXLPipeline
     from .pipelines.model_based_latent_diffusion import (
         ModelBasedLatentDiffusionOutput,
         ModelBasedLatentDiffusionPipeline,
     )
+    from .pipelines.restoration import DLRestorationPipeline, DLRestorationPipelineOutput
     from .schedulers import (
         AbsorbingD3PMScheduler,
         AbsorbingD3PMSchedulerOutput,

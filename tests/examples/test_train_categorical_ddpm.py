@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,17 +90,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(folder, tmp_path):
 
 
 def test_two_processes_train_together(folder, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    command += ["--mixed_precision", "bf16", "--dynamo_backend", "no", str(SCRIPT)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
     more = (
         "--max_train_steps",
         4,
@@ -109,9 +100,12 @@ def test_two_processes_train_together(folder, tmp_path):
         "--lr_warmup_steps",
         1,
         "--self_conditioning",
+        "--mixed_precision",
+        "bf16",
     )
     command += arguments(folder, tmp_path / "out", *more)
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["total_batch_size"] == 8

@@ -7,6 +7,7 @@
 #include "pursuit_gram.h"
 #include "synthesis.h"
 #include "online_learning.h"
+#include "codewords.h"
 #include "nearest.h"
 
 #ifndef IMPLEMENTATION
@@ -16,6 +17,7 @@ typedef struct implementation {
     int (*pursue)(pursuit *p, int threads);
     int (*synthesis_gradients)(synthesis *p, int threads);
     int (*nearest)(nearest *p, int threads);
+    int (*codewords)(codewords *, int);
     int (*block_update)(float *, const float *, const float *, const float *, long, long, long);
 } implementation;
 #endif
@@ -43,6 +45,7 @@ static const implementation NAME(implementation) = {
     .pursue = NAME(pursue),
     .synthesis_gradients = NAME(synthesis_gradients),
     .nearest = NAME(nearest),
+    .codewords = NAME(codewords),
     .block_update = NAME(block_update),
 };
 

@@ -1,4 +1,4 @@
-/* Coding on the CPU for diffusers_lasers, float32: greedy pursuits and what training needs around them, and nearest codewords.
+/* Coding on the CPU for diffusers_lasers, float32: greedy pursuits and what training needs around them, and codewords.
  *
  * Python passes addresses of contiguous tensors (functional/kernels.py checks them), the interpreter's lock is released, and the best
  * instruction set of the machine is chosen at run time.
@@ -127,6 +127,31 @@ static PyObject *nearest_codewords(PyObject *self, PyObject *args)
     return finish(failed);
 }
 
+/* codewords(channels, indices, signals, number, n, stride, width, threads) -> whether all indices name a codeword; `channels` is `number` rows of
+ * (address of the codebooks, slots, codewords, features) in int64 */
+static PyObject *decode_codewords(PyObject *self, PyObject *args)
+{
+    unsigned long long rows, indices, signals;
+    atomic_int outside = 0;
+    codewords p = {.outside = &outside};
+    int threads, failed;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KKKlllli", &rows, &indices, &signals, &p.number, &p.n, &p.stride, &p.width, &threads)) return NULL;
+    channel *channels = malloc(p.number * sizeof(channel));
+    if (!channels) return PyErr_NoMemory();
+    for (long i = 0; i < p.number; i++) {
+        const int64_t *row = (const int64_t *)at(rows) + 4 * i;
+        channels[i] = (channel){at((unsigned long long)row[0]), row[1], row[2], row[3]};
+    }
+    p.channels = channels, p.indices = at(indices), p.signals = at(signals);
+    Py_BEGIN_ALLOW_THREADS;
+    failed = chosen->codewords(&p, threads);
+    Py_END_ALLOW_THREADS;
+    free(channels);
+    if (failed) return PyErr_NoMemory();
+    return PyBool_FromLong(!atomic_load(&outside));
+}
+
 /* block_update(rows, residual, coupling, inverse, b, features, stride) */
 static PyObject *block_update(PyObject *self, PyObject *args)
 {
@@ -166,6 +191,7 @@ static PyMethodDef methods[] = {
     {"pursue", pursue, METH_VARARGS, "Greedy pursuits, see functional/kernels.py."},
     {"synthesis_gradients", synthesis_gradients, METH_VARARGS, "Gradients of synthesis, see functional/kernels.py."},
     {"nearest", nearest_codewords, METH_VARARGS, "Nearest codewords, see functional/kernels.py."},
+    {"codewords", decode_codewords, METH_VARARGS, "Signals from codewords, see functional/kernels.py."},
     {"block_update", block_update, METH_VARARGS, "Block-coordinate descent, see functional/online_learning.py."},
     {"use_team", use_team, METH_VARARGS, "Entry of the OpenMP library whose threads do the work, or 0."},
     {"instruction_set", instruction_set, METH_VARARGS, "Name of the instruction set in use; a level of 0 to 2 limits it."},

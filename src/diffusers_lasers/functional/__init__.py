@@ -13,6 +13,7 @@ from .categorical import (
 )
 from .codebook import codeword_statistics, kmeans, nearest_codewords, update_codebook
 from .color import rgb_to_ycbcr, ycbcr_to_rgb
+from .degradations import center_mask, hide, random_masks, reduce_bicubic, upscale_bicubic
 from .dictionary import (
     accumulate_statistics,
     block_coordinate_update,
@@ -40,7 +41,7 @@ from .ordering import ORDERS, OrderScore, codebook_order, score_order
 from .patches import latents_to_signals, patch_grid, signals_to_latents
 from .pursuits import PURSUITS, get_pursuit
 from .rates import entropy, perplexity, support_bits
-from .subquantizers import decode_product, decode_residual, encode_product, encode_residual
+from .subquantizers import decode_channels, decode_product, decode_residual, encode_product, encode_residual
 from .synthesis import projection_synthesis, synthesize
 from .thresholding import fista, iht
 
@@ -55,8 +56,10 @@ __all__ = [
     "accumulate_statistics",
     "add_gaussian_noise",
     "block_coordinate_update",
+    "center_mask",
     "codebook_order",
     "codeword_statistics",
+    "decode_channels",
     "decode_product",
     "decode_residual",
     "dictionary_from_signals",
@@ -70,6 +73,7 @@ __all__ = [
     "get_pursuit",
     "gumbel_noise",
     "gumbel_softmax",
+    "hide",
     "iht",
     "implied_noise",
     "index_to_number",
@@ -89,6 +93,8 @@ __all__ = [
     "project_to_tangent",
     "projection_synthesis",
     "random_dictionary",
+    "random_masks",
+    "reduce_bicubic",
     "revive_atoms",
     "rgb_to_ycbcr",
     "sample_categorical",
@@ -101,5 +107,6 @@ __all__ = [
     "synthesize",
     "uniform_noise",
     "update_codebook",
+    "upscale_bicubic",
     "ycbcr_to_rgb",
 ]

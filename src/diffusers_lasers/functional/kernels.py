@@ -9,6 +9,7 @@ data-loader workers, and use as many threads as `torch.get_num_threads()` says �
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
@@ -46,6 +47,7 @@ _MAX_GRAM_ATOMS = 8192  # 256 MiB
 _GRAM_FROM = 96  # features × sparsity from which the Gram form is the faster one
 _MAX_WORKSPACE = 2**24  # bytes that a thread may hold; larger problems take tensor operations
 _PRODUCTS_PER_THREAD = 2**21  # multiply-adds below which another thread costs more than it brings
+_LOADS_PER_THREAD = 2**17  # the same for values that are only read and added
 
 
 def set_backend(backend: str) -> None:
@@ -277,3 +279,45 @@ def fused_nearest_codewords(signals: torch.Tensor, codebooks: torch.Tensor) -> t
 @fused_nearest_codewords.register_fake
 def _(signals, codebooks):
     return signals.new_empty(signals.shape[0], codebooks.shape[0], dtype=torch.int64)
+
+
+@torch.library.custom_op("diffusers_lasers::decode_codewords", mutates_args=(), device_types="cpu")
+def fused_decode_codewords(indices: torch.Tensor, codebooks: Sequence[torch.Tensor], width: int) -> torch.Tensor:
+    """
+    Signals of several channels from codewords, float32 on the CPU, without gradients.
+
+    Args:
+        indices (`torch.Tensor` of shape `(N, Σ m)`): Indices of all channels' slots, int64.
+        codebooks (`Sequence[torch.Tensor]` of shapes `(m, codewords, d)`): The codebooks of each channel.
+        width (`int`): Features of a signal. A channel whose codewords have as many adds them up; otherwise m·d is `width`, and they stand one after the other.
+
+    Returns:
+        `torch.Tensor` of shape `(channels, N, width)`: Signals.
+
+    Raises:
+        IndexError: If an index names no codeword.
+    """
+    n, slots = indices.shape
+    indices, codebooks = indices.contiguous(), [book.contiguous() for book in codebooks]
+    rows = torch.tensor([[book.data_ptr(), *book.shape] for book in codebooks])
+    signals = codebooks[0].new_empty(len(codebooks), n, width)
+    inside = _kernels.codewords(
+        rows.data_ptr(),
+        indices.data_ptr(),
+        signals.data_ptr(),
+        len(codebooks),
+        n,
+        slots,
+        width,
+        min(torch.get_num_threads(), 1 + n * slots * width // _LOADS_PER_THREAD),
+    )
+    if not inside:
+        raise IndexError(
+            f"`indices` must be below the codewords of their codebook and not negative, got {int(indices.min())} to {int(indices.max())}."
+        )
+    return signals
+
+
+@fused_decode_codewords.register_fake
+def _(indices, codebooks, width):
+    return codebooks[0].new_empty(len(codebooks), indices.shape[0], width)

@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 
 from .codebook import nearest_codewords
-from .kernels import fused_nearest_codewords, uses_fused
+from .kernels import fused_decode_codewords, fused_nearest_codewords, uses_fused
 
 
-__all__ = ["decode_product", "decode_residual", "encode_product", "encode_residual"]
+__all__ = ["decode_channels", "decode_product", "decode_residual", "encode_product", "encode_residual"]
 
 _BLOCK_ELEMENTS = 2**22  # scores held at a time in a beam search
 
@@ -127,3 +127,36 @@ def decode_residual(indices: torch.Tensor, codebooks: torch.Tensor) -> torch.Ten
     _, codewords, features = codebooks.shape
     flat = indices + codewords * torch.arange(indices.shape[1], device=indices.device)
     return torch.nn.functional.embedding_bag(flat, codebooks.reshape(-1, features), mode="sum")
+
+
+def decode_channels(indices: torch.Tensor, codebooks: list[torch.Tensor], width: int) -> torch.Tensor:
+    """
+    Signals of several channels, each with some of the slots: its codewords are added up where they have as many features as a signal, and stand one after the other
+    otherwise. Differentiable in the codebooks.
+
+    Args:
+        indices (`torch.Tensor` of shape `(N, Σ m)`): Indices of all channels' slots, int64.
+        codebooks (`list[torch.Tensor]` of shapes `(m, codewords, d)`): The codebooks of each channel, with d = `width` or m·d = `width`.
+        width (`int`): Features of a signal.
+
+    Returns:
+        `torch.Tensor` of shape `(channels, N, width)`: Signals.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    sizes = [book.shape[0] for book in codebooks]
+    if indices.ndim != 2 or indices.shape[1] != sum(sizes):
+        raise ValueError(f"`indices` must have shape (N, {sum(sizes)}), got {tuple(indices.shape)}.")
+    for book in codebooks:
+        if width not in (book.shape[2], book.shape[0] * book.shape[2]):
+            raise ValueError(
+                f"`codebooks` must make signals of {width} features, got one of shape {tuple(book.shape)}."
+            )
+    differentiable = torch.is_grad_enabled() and any(book.requires_grad for book in codebooks)
+    if indices.dtype == torch.int64 and not differentiable and all(map(uses_fused, codebooks)):
+        return fused_decode_codewords(indices, codebooks, width)
+    parts = zip(indices.split(sizes, dim=1), codebooks)
+    return torch.stack(
+        [(decode_residual if book.shape[2] == width else decode_product)(part, book) for part, book in parts]
+    )

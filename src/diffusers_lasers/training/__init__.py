@@ -22,6 +22,7 @@ from .ema import ModelAverage
 from .index_diffusion import IndexDiffusionObjective
 from .losses import ReconstructionLoss, ReconstructionTerms
 from .records import TrainingLog, Window
+from .retrofit import collect_latents, fit_bottleneck
 from .sampling import StreamSampler
 from .streaming import ImageStream
 from .upkeep import DictionaryUpkeep
@@ -47,7 +48,9 @@ __all__ = [
     "adaptive_weight",
     "adversarial_factor",
     "bundled_photos",
+    "collect_latents",
     "discriminator_loss",
+    "fit_bottleneck",
     "generator_loss",
     "latest_checkpoint",
     "list_checkpoints",

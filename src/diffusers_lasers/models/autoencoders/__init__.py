@@ -1,6 +1,7 @@
 """Autoencoders."""
 
 from .autoencoder_dl import AutoencoderDL, AutoencoderDLEncoderOutput, AutoencoderDLOutput
+from .foreign import decode_latents, encode_latents
 
 
-__all__ = ["AutoencoderDL", "AutoencoderDLEncoderOutput", "AutoencoderDLOutput"]
+__all__ = ["AutoencoderDL", "AutoencoderDLEncoderOutput", "AutoencoderDLOutput", "decode_latents", "encode_latents"]

@@ -4,6 +4,7 @@ from .base import Bottleneck, BottleneckOutput
 from .dictionary import DictionaryBottleneck
 from .fsq import FSQBottleneck
 from .identity import IdentityBottleneck
+from .scalar import ScalarQuantizerBottleneck
 from .vector_quantizer import ResidualVQBottleneck, VectorQuantizerBottleneck
 
 
@@ -14,5 +15,6 @@ __all__ = [
     "FSQBottleneck",
     "IdentityBottleneck",
     "ResidualVQBottleneck",
+    "ScalarQuantizerBottleneck",
     "VectorQuantizerBottleneck",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -40,16 +42,26 @@ class BottleneckOutput(BaseOutput):
 
 class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
     """
-    Base of the bottlenecks. A subclass defines `encode`, `decode`, `forward`, `bits_per_site` and `num_symbols`, and
-    `initialize` where it learns from data.
+    Base of the bottlenecks. A subclass defines `encode`, `decode`, `forward`, `bits_per_site` and `num_symbols`, `initialize` where it
+    learns from the first latents of a training, and `fit` where it can learn from fixed ones.
 
     Attributes:
         patch_size (`int`): Side p of a site, in latent positions; a site has p²·`latent_channels` features.
         num_symbols (`int`): Atoms or codewords of each slot; 0 for a bottleneck without.
+        latent_shift (`torch.Tensor` of shape `(L,)`): What is subtracted from each channel before coding, and added afterwards; 0 until
+            [`set_latent_statistics`].
+        latent_scale (`torch.Tensor` of shape `(L,)`): What each channel is then divided by, and multiplied by afterwards; 1 until then.
     """
 
     _supports_group_offloading = False
     num_symbols: int = 0
+
+    def __init__(self):
+        super().__init__()
+        channels = self.config.latent_channels
+        check_positive(latent_channels=channels)
+        self.register_buffer("latent_shift", torch.zeros(channels))
+        self.register_buffer("latent_scale", torch.ones(channels))
 
     @property
     def patch_size(self) -> int:
@@ -76,7 +88,7 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
 
     def signals(self, latents: torch.Tensor) -> torch.Tensor:
         """
-        Latents as float32 signals, one a site.
+        Latents as float32 signals, one a site, shifted and scaled by the channels' statistics.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
@@ -92,7 +104,8 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"`latents` must have shape (batch, {channels}, height, width), got {tuple(latents.shape)}."
             )
-        return latents_to_signals(latents.float(), self.patch_size)
+        shift, scale = (part.float()[:, None, None] for part in (self.latent_shift, self.latent_scale))
+        return latents_to_signals((latents.float() - shift) / scale, self.patch_size)
 
     def latents(self, signals: torch.Tensor, latent_size: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         """
@@ -106,7 +119,29 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
         Returns:
             `torch.Tensor` of shape `(B, L, H, W)`: Latents.
         """
-        return signals_to_latents(signals, *latent_size, self.patch_size).to(dtype)
+        shift, scale = (part.float()[:, None, None] for part in (self.latent_shift, self.latent_scale))
+        return (signals_to_latents(signals, *latent_size, self.patch_size) * scale + shift).to(dtype)
+
+    @torch.no_grad()
+    def set_latent_statistics(self, shift: torch.Tensor, scale: torch.Tensor | float = 1.0) -> None:
+        """
+        Sets what is subtracted from and divided out of each channel before coding. Atoms pass through the origin: latents whose channels
+        have a mean other than 0 cost an atom for it at each site. Set it before `initialize` or `fit`.
+
+        Args:
+            shift (`torch.Tensor` of shape `(L,)`): Mean of each channel.
+            scale (`torch.Tensor` of shape `(L,)` or `float`, defaults to 1.0): Unit of each channel; one for all keeps the mean squared error of the
+                latents what is minimised.
+
+        Raises:
+            ValueError: If they are not finite or a scale is not positive.
+        """
+        shift = torch.as_tensor(shift, dtype=torch.float32)
+        scale = torch.as_tensor(scale, dtype=torch.float32)
+        if not torch.isfinite(shift).all() or not (torch.isfinite(scale) & (scale > 0)).all():
+            raise ValueError("`shift` and `scale` must be finite, and `scale` positive, got others.")
+        self.latent_shift.copy_(shift)
+        self.latent_scale.copy_(scale)
 
     def initialize(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> None:
         """
@@ -123,3 +158,41 @@ def check_positive(**arguments: int) -> None:
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
             raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+
+
+@torch.no_grad()
+def sample_signals(
+    bottleneck: Bottleneck, latents: torch.Tensor | Iterable[torch.Tensor], max_signals: int, seed: int
+) -> torch.Tensor:
+    """
+    Random sites of latents, drawn without replacement; all of them where there are fewer.
+
+    Args:
+        bottleneck ([`Bottleneck`]): What the sites are for.
+        latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is read twice.
+        max_signals (`int`): Sites to take.
+        seed (`int`): Seed of the draw.
+
+    Returns:
+        `torch.Tensor` of shape `(N, p²·L)`: Signals, float32, in the order of the latents, on the bottleneck's device.
+
+    Raises:
+        ValueError: If there are none, or they do not fit or are not finite.
+    """
+    check_positive(max_signals=max_signals)
+    items = [latents] if torch.is_tensor(latents) else latents
+    side = bottleneck.patch_size
+    sizes = [item.shape[0] * math.prod(patch_grid(*item.shape[-2:], side)) for item in items]
+    total, device = sum(sizes), bottleneck.latent_shift.device
+    if total == 0:
+        raise ValueError("`latents` must hold at least one image's, got none.")
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:max_signals].sort().values
+    taken, start = [], 0
+    for item, size in zip(items, sizes, strict=True):
+        rows = chosen[(chosen >= start) & (chosen < start + size)] - start
+        signals = bottleneck.signals(item.to(device))[rows.to(device)]
+        if not torch.isfinite(signals).all():
+            raise ValueError("`latents` must be finite, got NaN or infinity.")
+        taken.append(signals)
+        start += size
+    return torch.cat(taken)

@@ -7,15 +7,18 @@ Each channel of a site is squashed to an interval and rounded to one of its `lev
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from ...coding import IndexCode
 from ...functional.patches import patch_grid
 from ...utils.import_utils import requires
-from .base import Bottleneck, BottleneckOutput, check_positive
+from .base import Bottleneck, BottleneckOutput, check_positive, sample_signals
 
 
 __all__ = ["FSQBottleneck"]
@@ -57,6 +60,64 @@ class FSQBottleneck(Bottleneck):
     def bits_per_site(self) -> float:
         """Bits of one site: the sum of log₂ of the levels."""
         return sum(math.log2(levels) for levels in self.config.levels)
+
+    def fit(
+        self,
+        latents: torch.Tensor | Iterable[torch.Tensor],
+        steps: int = 3000,
+        batch_size: int = 2048,
+        learning_rate: float = 3e-3,
+        max_signals: int = 2**18,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        """
+        Learns the projections to and from the quantised space from fixed latents, by gradients straight through the rounding: they start as the leading
+        principal axes, and minimise the squared error of the latents by Adam with a cosine schedule.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is read twice.
+            steps (`int`, defaults to 3000): Steps.
+            batch_size (`int`, defaults to 2048): Sites a step.
+            learning_rate (`float`, defaults to 0.003): First learning rate.
+            max_signals (`int`, defaults to 262144): Sites that are drawn from the latents.
+            seed (`int`, defaults to 0): Seed of the draw and of the steps.
+            progress (`bool`, defaults to `True`): Whether to show a bar.
+
+        Raises:
+            ValueError: If there are as many levels as features of a site, so that nothing can be learned, or the latents do not fit or are not finite.
+        """
+        check_positive(steps=steps, batch_size=batch_size)
+        if not self.quantizer.has_projections:
+            raise ValueError(
+                f"`levels` must be another number than the {self.quantizer.dim} features of a site for `fit`: an FSQ without projections learns nothing."
+            )
+        signals = sample_signals(self, latents, max_signals, seed)
+        project_in, project_out = self.quantizer.project_in, self.quantizer.project_out
+        with torch.no_grad():
+            mean = signals.mean(dim=0)
+            left, spread, axes = torch.linalg.svd(signals[:65536] - mean, full_matrices=False)
+            width = min(len(self.config.levels), len(axes))
+            deviation = (spread[:width] / min(len(signals), 65536) ** 0.5).clamp_min(1e-6)
+            for weight in (project_in.weight, project_out.weight):
+                weight.mul_(0.1)
+            project_in.weight[:width] = axes[:width] / deviation[:, None]
+            project_out.weight[:, :width] = (axes[:width] * deviation[:, None]).t()
+            project_in.bias.copy_(-(project_in.weight.float() @ mean))
+            project_out.bias.copy_(mean)
+        optimizer = torch.optim.Adam(self.quantizer.parameters(), lr=learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.enable_grad():
+            for _ in tqdm(range(steps), desc="FSQ", disable=not progress):
+                batch = signals[torch.randint(len(signals), (batch_size,), generator=generator).to(signals.device)]
+                loss = F.mse_loss(self._project(project_out, self._round(batch)), batch)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+        for parameter in self.quantizer.parameters():
+            parameter.grad = None
 
     @apply_forward_hook
     @torch.no_grad()

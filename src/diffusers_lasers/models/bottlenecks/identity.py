@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers.configuration_utils import register_to_config
 
-from .base import Bottleneck, BottleneckOutput, check_positive
+from .base import Bottleneck, BottleneckOutput
 
 
 __all__ = ["IdentityBottleneck"]
@@ -22,8 +22,6 @@ class IdentityBottleneck(Bottleneck):
     @register_to_config
     def __init__(self, latent_channels: int = 16):
         super().__init__()
-        check_positive(latent_channels=latent_channels)
-        self.register_buffer("nothing", torch.zeros(0))  # diffusers writes no weights file without a tensor
 
     @property
     def bits_per_site(self) -> float:

@@ -10,17 +10,22 @@ place and re-created its parameters each step; ours is the plain algorithm, as s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from ...coding import IndexCode
 from ...functional.codebook import codeword_statistics, kmeans, nearest_codewords, update_codebook
 from ...functional.patches import patch_grid
+from ...functional.subquantizers import encode_residual
+from ...learning.quantizers import fit_quantizer
 from ...utils.distributed import all_reduce_sum, broadcast
-from .base import Bottleneck, BottleneckOutput, check_positive
+from .base import Bottleneck, BottleneckOutput, check_positive, sample_signals
 
 
 __all__ = ["ResidualVQBottleneck", "VectorQuantizerBottleneck"]
@@ -83,6 +88,53 @@ class _RunningMeanQuantizer(Bottleneck):
             self.counts[stage] = broadcast(counts)
             self.sums[stage] = self.codebook[stage] * self.counts[stage].unsqueeze(1)
             residual = residual - codebook[nearest_codewords(residual, codebook)]
+
+    @torch.no_grad()
+    def fit(
+        self,
+        latents: torch.Tensor | Iterable[torch.Tensor],
+        max_signals: int = 2**18,
+        seed: int = 0,
+        progress: bool = True,
+        **quantizer_arguments: Any,
+    ) -> None:
+        """
+        Learns the codebooks from fixed latents, those of a frozen autoencoder, by faiss: k-means, stage after stage on what a beam search of the
+        stages before leaves.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is read twice.
+            max_signals (`int`, defaults to 262144): Sites that are drawn from them.
+            seed (`int`, defaults to 0): Seed of the draw and of k-means.
+            progress (`bool`, defaults to `True`): Whether to show a bar.
+            **quantizer_arguments: Further arguments of `learning.fit_quantizer`: `iterations`, `threads`.
+
+        Raises:
+            ValueError: If the number of codewords is no power of two, or the latents are too few, do not fit or are not finite.
+            ImportError: Without faiss (extra `codec`).
+        """
+        codewords = self.config.num_codewords
+        bits = codewords.bit_length() - 1
+        if bits < 1 or codewords != 2**bits:
+            raise ValueError(f"`num_codewords` must be a power of two of at least 2 for `fit`, got {codewords!r}.")
+        signals = sample_signals(self, latents, max_signals, seed)
+        kind = "VQ" if self.depth == 1 else "RQ"
+        with tqdm(total=self.depth, desc="Codebooks", disable=not progress) as bar:
+            books, _ = fit_quantizer(
+                signals.cpu().numpy(),
+                kind,
+                self.depth,
+                bits,
+                seed=seed,
+                report=lambda stage: bar.update(),
+                **quantizer_arguments,
+            )
+        self.codebook.copy_(torch.from_numpy(books))
+        indices, _, inputs = self._quantize(signals)
+        for stage, given in enumerate(inputs):
+            counts, _ = codeword_statistics(given, indices[:, stage], codewords)
+            self.counts[stage] = counts.clamp_min(1e-3)
+            self.sums[stage] = self.codebook[stage] * self.counts[stage].unsqueeze(1)
 
     @apply_forward_hook
     @torch.no_grad()
@@ -152,9 +204,11 @@ class _RunningMeanQuantizer(Bottleneck):
     def _quantize(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Indices `(N, depth)`, the quantised signals, and what each stage was given."""
         residual, indices, inputs = signals, [], []
+        beam = self.config.get("beam_size", 1)
+        found = encode_residual(signals, self.codebook.float(), beam) if beam > 1 else None
         for stage in range(self.depth):
             codebook = self.codebook[stage].float()
-            chosen = nearest_codewords(residual, codebook)
+            chosen = nearest_codewords(residual, codebook) if found is None else found[:, stage]
             inputs.append(residual)
             indices.append(chosen)
             residual = residual - codebook[chosen]
@@ -227,6 +281,7 @@ class ResidualVQBottleneck(_RunningMeanQuantizer):
         commitment_weight (`float`, defaults to 0.25): Weight β of the commitment loss.
         revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at a random
             signal; 0 disables that.
+        beam_size (`int`, defaults to 1): Partial sums that coding keeps after each stage; 1 takes the nearest codeword each time.
     """
 
     @register_to_config
@@ -239,6 +294,8 @@ class ResidualVQBottleneck(_RunningMeanQuantizer):
         decay: float = 0.99,
         commitment_weight: float = 0.25,
         revive_threshold: float = 0.03,
+        beam_size: int = 1,
     ):
         super().__init__()
+        check_positive(beam_size=beam_size)
         self._build(depth, self.config)

@@ -32,7 +32,7 @@ from ...functional.color import rgb_to_ycbcr, ycbcr_to_rgb
 from ...functional.ordering import codebook_order
 from ...functional.patches import latents_to_signals, patch_grid, signals_to_latents
 from ...functional.rates import entropy
-from ...functional.subquantizers import decode_product, decode_residual, encode_product, encode_residual
+from ...functional.subquantizers import decode_channels, encode_product, encode_residual
 from ...learning.patches import sample_patches
 from ...learning.quantizers import QUANTIZERS, fit_quantizer
 from ...utils.hub import LasersHubMixin
@@ -381,20 +381,17 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         sample = self._assemble(signals, codes.shape[0], codes.shape[-2:], image_size)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def _decode_patches(self, codes: torch.Tensor) -> list[torch.Tensor]:
-        """Patches `(B h w, s²)` of Y, Cb and Cr."""
-        signals, first = [], 0
+    def _decode_patches(self, codes: torch.Tensor) -> torch.Tensor:
+        """Patches of Y, Cb and Cr, `(3, B h w, s²)`."""
+        books = []
         for channel, book in zip(_CHANNELS, self._books()):
-            slots, book = book.shape[0], book.float()
-            indices = codes[:, first : first + slots].permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, m)
-            rotation = self._rotation(channel)
+            book, rotation = book.float(), self._rotation(channel)
             if rotation is not None:  # Rᵀ (c_1, …, c_m) = Σ_j R_jᵀ c_j: turned codewords are fewer than patches
                 with torch.autocast(book.device.type, enabled=False):
-                    book = torch.bmm(book, rotation.unflatten(0, (slots, -1)))
-            summed = rotation is not None or self.config.quantizer == "RQ"
-            signals.append(decode_residual(indices, book) if summed else decode_product(indices, book))
-            first += slots
-        return signals
+                    book = torch.bmm(book, rotation.unflatten(0, (book.shape[0], -1)))
+            books.append(book)
+        indices = codes.permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, c̄)
+        return decode_channels(indices, books, self.config.patch_size**2)
 
     @apply_forward_hook
     def decode_soft(
@@ -435,7 +432,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def _assemble(
-        self, signals: list[torch.Tensor], batch: int, grid: tuple[int, int], image_size: tuple[int, int] | None
+        self, signals: torch.Tensor | list[torch.Tensor], batch: int, grid: tuple[int, int], image_size: tuple[int, int] | None
     ) -> torch.Tensor:
         """Images of the three channels' decoded signals `(B h w, s²)`."""
         side = self.config.patch_size

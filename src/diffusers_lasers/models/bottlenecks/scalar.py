@@ -1,0 +1,225 @@
+r"""Scalar quantisation of latents, value by value: what a practitioner does who stores latents as int8 or int4.
+
+Each value y_f of a site, centred and, with `transform="klt"`, turned into the principal axes of the sites (Karhunen–Loève), is named by its cell
+
+    b_f = clamp(round((y_f − low_f) / Δ_f), 0, 2ⁿ − 1)
+
+and decoded as the mean of the training values in that cell (Lloyd's condition; the midpoint where there were none). Without `step` each Δ_f is the one
+of least squared error for 2ⁿ cells: per-channel int8 or int4. With `step` all values share it, which is the best allotment of an entropy coder's bits
+at high rate: such a code is judged by the entropy of its cells, its nominal n bits are only an upper bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
+
+from ...coding import IndexCode
+from ...functional.patches import patch_grid
+from .base import Bottleneck, BottleneckOutput, check_positive, sample_signals
+
+
+__all__ = ["ScalarQuantizerBottleneck"]
+
+_RANGES = 40  # candidate ranges, as shares of the largest magnitude
+
+
+class ScalarQuantizerBottleneck(Bottleneck):
+    """
+    Rounds each value of a site to one of 2ⁿ values. It has to be fitted before use.
+
+    Args:
+        latent_channels (`int`, defaults to 16): Channels L of the latents.
+        bits (`int`, defaults to 8): Bits n of a value, 1 to 12.
+        patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
+        transform (`str`, *optional*): `"klt"` quantises in the principal axes of the sites. Defaults to `None`: as they are.
+        step (`float`, *optional*): Distance of neighbouring values, for all alike. Defaults to `None`: for each the one of least squared error.
+
+    Attributes:
+        mean (`torch.Tensor` of shape `(p²·L,)`): Mean site.
+        basis (`torch.Tensor` of shape `(p²·L, p²·L)`): Principal axes as columns; the identity without transform.
+        low (`torch.Tensor` of shape `(p²·L,)`): Centre of cell 0.
+        steps (`torch.Tensor` of shape `(p²·L,)`): Distances Δ; 0 until fitted.
+        values (`torch.Tensor` of shape `(p²·L, 2ⁿ)`): What each cell is decoded as.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 16,
+        bits: int = 8,
+        patch_size: int = 1,
+        transform: str | None = None,
+        step: float | None = None,
+    ):
+        super().__init__()
+        check_positive(bits=bits, patch_size=patch_size)
+        if bits > 12:
+            raise ValueError(f"`bits` must be at most 12, got {bits!r}.")
+        if transform not in (None, "klt"):
+            raise ValueError(f"`transform` must be 'klt' or None, got {transform!r}.")
+        if step is not None and not 0 < step < float("inf"):
+            raise ValueError(f"`step` must be a positive number or None, got {step!r}.")
+        self.depth = patch_size * patch_size * latent_channels
+        self.register_buffer("mean", torch.zeros(self.depth))
+        self.register_buffer("basis", torch.eye(self.depth))
+        self.register_buffer("low", torch.zeros(self.depth))
+        self.register_buffer("steps", torch.zeros(self.depth))
+        self.register_buffer("values", torch.zeros(self.depth, 2**bits))
+
+    @property
+    def num_symbols(self) -> int:
+        """Cells of a value."""
+        return 2**self.config.bits
+
+    @property
+    def bits_per_site(self) -> float:
+        """Nominal bits of one site: n for each value."""
+        return float(self.depth * self.config.bits)
+
+    @torch.no_grad()
+    def fit(
+        self,
+        latents: torch.Tensor | Iterable[torch.Tensor],
+        max_signals: int = 2**17,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> None:
+        """
+        Sets axes, cells and values from fixed latents.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is read twice.
+            max_signals (`int`, defaults to 131072): Sites that are drawn from them.
+            seed (`int`, defaults to 0): Seed of the draw.
+            progress (`bool`, defaults to `True`): Taken for all bottlenecks alike; this takes seconds and shows no bar.
+
+        Raises:
+            ValueError: If there are no latents, or they do not fit or are not finite.
+        """
+        signals = sample_signals(self, latents, max_signals, seed)
+        mean = signals.mean(dim=0)
+        centred = signals - mean
+        basis = torch.eye(self.depth, device=signals.device)
+        if self.config.transform == "klt":
+            # float64 on the CPU: a few seconds at most, and the same axes on all devices
+            covariance = (centred.t() @ centred).double().cpu() / len(centred)
+            axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)
+            sign = torch.sign(axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)))
+            basis = (axes * sign).float().to(signals.device)
+        turned = centred @ basis
+        cells = 2**self.config.bits
+        if self.config.step is not None:
+            steps = torch.full_like(mean, self.config.step)
+            low = -steps * (cells // 2)
+        else:
+            low, steps = self._least_squares_steps(turned, cells)
+        indices = self._cells(turned, low, steps)
+        flat = indices + cells * torch.arange(self.depth, device=indices.device)
+        counts = torch.zeros(self.depth * cells, device=turned.device).index_add_(
+            0, flat.flatten(), torch.ones_like(turned).flatten()
+        )
+        sums = torch.zeros_like(counts).index_add_(0, flat.flatten(), turned.flatten())
+        middles = low[:, None] + steps[:, None] * torch.arange(cells, device=turned.device)
+        values = torch.where(counts > 0, sums / counts.clamp_min(1), middles.flatten()).view_as(middles)
+        for name, value in (("mean", mean), ("basis", basis), ("low", low), ("steps", steps), ("values", values)):
+            getattr(self, name).copy_(value)
+
+    @staticmethod
+    def _least_squares_steps(turned: torch.Tensor, cells: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centres of cell 0 and steps of symmetric ranges, of least squared error among shares of the largest magnitude."""
+        largest = turned.abs().amax(dim=0).clamp_min(torch.finfo(turned.dtype).tiny)
+        best = torch.full_like(largest, float("inf"))
+        steps = torch.zeros_like(largest)
+        for share in torch.linspace(1.0, 1 / _RANGES, _RANGES):
+            step = 2 * largest * share.item() / cells
+            low = -step * (cells - 1) / 2
+            rounded = low + step * ((turned - low) / step).round().clamp(0, cells - 1)
+            error = (rounded - turned).square().sum(dim=0)
+            steps, best = torch.where(error < best, step, steps), torch.minimum(error, best)
+        return -steps * (cells - 1) / 2, steps
+
+    def _cells(self, turned: torch.Tensor, low: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        return ((turned - low) / steps).round().clamp(0, 2**self.config.bits - 1).long()
+
+    def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
+        """Cells `(N, p²·L)` of signals. The check synchronises, so that only the CPU has it."""
+        if signals.device.type == "cpu" and not self.steps.any():
+            raise ValueError("The ScalarQuantizerBottleneck is not fitted: call `fit` first.")
+        return self._cells((signals - self.mean.float()) @ self.basis.float(), self.low.float(), self.steps.float())
+
+    def _dequantize(self, indices: torch.Tensor) -> torch.Tensor:
+        offsets = self.num_symbols * torch.arange(self.depth, device=indices.device)
+        turned = self.values.float().flatten()[indices + offsets]
+        return turned @ self.basis.float().t() + self.mean.float()
+
+    @apply_forward_hook
+    @torch.no_grad()
+    def encode(self, latents: torch.Tensor) -> IndexCode:
+        """
+        Codes latents.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+
+        Returns:
+            [`IndexCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites with a cell for each value.
+
+        Raises:
+            ValueError: If the bottleneck is not fitted.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._code(self._quantize(self.signals(latents)), latents)
+
+    @apply_forward_hook
+    def decode(self, code: IndexCode) -> torch.Tensor:
+        """
+        Latents of a code.
+
+        Args:
+            code ([`IndexCode`]): A code with as many values and cells.
+
+        Returns:
+            `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
+
+        Raises:
+            ValueError: If the code has other levels.
+        """
+        levels = (self.num_symbols,) * self.depth
+        if tuple(code.levels) != levels:
+            raise ValueError(
+                f"`code` must have {self.depth} slots of {self.num_symbols} cells, got {tuple(code.levels)}."
+            )
+        with torch.autocast(code.indices.device.type, enabled=False):
+            return self.latents(self._dequantize(code.indices.flatten(0, 2)), code.latent_size, torch.float32)
+
+    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+        """
+        Rounds latents, with gradients straight through.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+
+        Returns:
+            [`BottleneckOutput`]: Latents in the dtype of the input, zero losses, and the [`IndexCode`].
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            signals = self.signals(latents)
+            indices = self._quantize(signals.detach())
+            passed = signals + (self._dequantize(indices) - signals).detach()
+            zero = signals.new_zeros(())
+            return BottleneckOutput(
+                latents=self.latents(passed, latents.shape[-2:], latents.dtype),
+                loss=zero,
+                commitment_loss=zero,
+                codebook_loss=zero,
+                code=self._code(indices, latents),
+            )
+
+    def _code(self, indices: torch.Tensor, latents: torch.Tensor) -> IndexCode:
+        height, width = latents.shape[-2:]
+        shape = (latents.shape[0], *patch_grid(height, width, self.patch_size), self.depth)
+        return IndexCode(indices.reshape(shape), (self.num_symbols,) * self.depth, (height, width))

@@ -1,0 +1,8 @@
+"""Stable Diffusion with a bottleneck between denoiser and decoder."""
+
+from .pipeline_latent_dl import LatentDLPipeline
+from .pipeline_latent_dl_xl import LatentDLXLPipeline
+from .pipeline_output import LatentDLPipelineOutput
+
+
+__all__ = ["LatentDLPipeline", "LatentDLPipelineOutput", "LatentDLXLPipeline"]

@@ -1,0 +1,119 @@
+r"""Stable Diffusion whose latents pass a bottleneck on their way to the decoder (LASERS, 2024, section 12.3).
+
+Autoencoder, denoiser and text encoder are those of a plain checkpoint and stay as they are; only the bottleneck is learned
+([`fit_bottleneck`]). What it costs in bits is part of the result: the paper's 58 dB are a code larger than what it codes.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from ...models.autoencoders.autoencoder_dl import AutoencoderDL
+from ...models.bottlenecks import (
+    DictionaryBottleneck,
+    FSQBottleneck,
+    IdentityBottleneck,
+    ResidualVQBottleneck,
+    ScalarQuantizerBottleneck,
+    VectorQuantizerBottleneck,
+)
+from ...utils.hub import LasersHubMixin
+from .coding import LatentCodingMixin, with_signature_of
+from .pipeline_output import LatentDLPipelineOutput
+
+
+__all__ = ["LatentDLPipeline"]
+
+
+class LatentDLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionPipeline):
+    r"""
+    Creates a text-to-image pipeline of Stable Diffusion 1.x or 2.x with an optional bottleneck between denoiser and decoder; everything else is its parent's.
+
+    `LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=bottleneck)` loads a plain checkpoint; `from_pipe(pipeline, bottleneck=bottleneck)` takes a
+    loaded one. Saved, it loads with its bottleneck.
+
+    Args:
+        vae (`AutoencoderKL`, `AutoencoderTiny` or [`AutoencoderDL`]): The autoencoder.
+        text_encoder (`CLIPTextModel`): The text encoder.
+        tokenizer (`CLIPTokenizer`): Its tokenizer.
+        unet (`UNet2DConditionModel`): The denoiser.
+        scheduler (`SchedulerMixin`): Any scheduler that the parent takes.
+        safety_checker (`StableDiffusionSafetyChecker`, *optional*): Judges images.
+        feature_extractor (`CLIPImageProcessor`, *optional*): Prepares them for it.
+        bottleneck ([`Bottleneck`], *optional*): Codes latents on the denoiser's scale. Without it the pipeline is its parent.
+        image_encoder (`CLIPVisionModelWithProjection`, *optional*): For IP-Adapters.
+        requires_safety_checker (`bool`, defaults to `True`): Whether to warn where there is no safety checker.
+
+    Raises:
+        ValueError: If the bottleneck is made for another number of channels than the autoencoder's latents have.
+    """
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet->bottleneck->vae"
+    _optional_components = ["safety_checker", "feature_extractor", "bottleneck", "image_encoder"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderTiny | AutoencoderDL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: StableDiffusionSafetyChecker,
+        feature_extractor: CLIPImageProcessor,
+        bottleneck: DictionaryBottleneck
+        | VectorQuantizerBottleneck
+        | ResidualVQBottleneck
+        | FSQBottleneck
+        | ScalarQuantizerBottleneck
+        | IdentityBottleneck,
+        image_encoder: CLIPVisionModelWithProjection = None,
+        requires_safety_checker: bool = True,
+    ):
+        check_channels(vae, bottleneck)
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+            requires_safety_checker=requires_safety_checker,
+        )
+        self.register_modules(bottleneck=bottleneck)
+
+    @torch.no_grad()
+    @with_signature_of(StableDiffusionPipeline.__call__)
+    def __call__(self, *args, **kwargs) -> LatentDLPipelineOutput | tuple:
+        """
+        Generates images. The arguments are those of `StableDiffusionPipeline`, with one more choice.
+
+        Args:
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`; `"latent"`: the denoiser's latents, before the bottleneck; or `"code"`: the
+                code, to be stored or sent, and decoded by `decode`.
+            *args: As in `StableDiffusionPipeline`: `prompt`, `height`, `width`, …
+            **kwargs: As in `StableDiffusionPipeline`.
+
+        Returns:
+            [`LatentDLPipelineOutput`] or `tuple`: Images, what the safety checker found, and the code.
+
+        Raises:
+            ValueError: If an argument does not fit, or a code is asked for without a bottleneck.
+        """
+        return self._generate(StableDiffusionPipeline.__call__, args, kwargs)
+
+
+def check_channels(vae, bottleneck) -> None:
+    """Refuses a bottleneck that does not fit the autoencoder's latents."""
+    if vae is None or bottleneck is None:
+        return
+    channels, expected = bottleneck.config.latent_channels, vae.config.latent_channels
+    if channels != expected:
+        raise ValueError(
+            f"`bottleneck` must be made for {expected} latent channels as `vae` has them, got {channels}."
+        )
