@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_lasers.functional import decode_product, decode_residual, encode_product, encode_residual
+from diffusers_lasers.functional import (
+    decode_channels,
+    decode_product,
+    decode_residual,
+    encode_product,
+    encode_residual,
+    kernels,
+    set_backend,
+)
 
 
 def signals(count=500, features=12, seed=0):
@@ -72,3 +80,61 @@ def test_bad_arguments_are_named():
         encode_product(torch.zeros(5, 6), books[0])
     with pytest.raises(ValueError, match="`beam`"):
         encode_residual(torch.zeros(5, 3), books, beam=0)
+
+
+CHANNELS = [(4, 37, 64), (1, 256, 64), (4, 19, 16), (3, 5, 64), (2, 7, 32)]
+
+
+def channels(count=1000, shapes=CHANNELS):
+    generator = torch.Generator().manual_seed(0)
+    books = [torch.randn(shape, generator=generator) for shape in shapes]
+    indices = [torch.randint(book.shape[1], (count, book.shape[0]), generator=generator) for book in books]
+    return torch.cat(indices, dim=1), books
+
+
+@pytest.mark.parametrize("level, name", [(2, "_avx512"), (1, "_avx2"), (0, "_generic")])
+def test_channels_are_sums_or_parts_by_hand(level, name):
+    if kernels._kernels is not None and kernels._kernels.instruction_set(level) != name:
+        pytest.skip(f"this processor has no {name[1:]}")
+    try:
+        for count in (0, 1, 1000):
+            indices, books = channels(count)
+            decoded = decode_channels(indices, books, 64)
+            assert decoded.shape == (5, count, 64)
+            first = 0
+            for signal, book in zip(decoded, books):
+                slots = book.shape[0]
+                words = torch.stack([book[j][indices[:, first + j]] for j in range(slots)], dim=1)  # (N, m, d)
+                expected = words.sum(dim=1) if book.shape[2] == 64 else words.flatten(1)
+                torch.testing.assert_close(signal, expected, rtol=1e-6, atol=1e-6)
+                first += slots
+    finally:
+        if kernels._kernels is not None:
+            kernels._kernels.instruction_set(2)
+
+
+def test_channels_on_both_backends_odd_widths_and_gradients():
+    indices, books = channels(50, [(2, 3, 7), (1, 4, 7)])
+    fused = decode_channels(indices, books, 7)
+    set_backend("torch")
+    try:
+        torch.testing.assert_close(decode_channels(indices, books, 7), fused)
+    finally:
+        set_backend("auto")
+    books[0].requires_grad_()
+    decode_channels(indices, books, 7)[0].sum().backward()
+    counts = torch.bincount(indices[:, 0], minlength=3).float()
+    torch.testing.assert_close(books[0].grad[0], counts[:, None].expand(3, 7))
+    if kernels._kernels is not None:
+        torch.library.opcheck(kernels.fused_decode_codewords, (indices, [book.detach() for book in books], 7))
+
+
+def test_channels_refuse_what_does_not_fit():
+    indices, books = channels(10)
+    with pytest.raises(ValueError, match=r"`indices` must have shape \(N, 14\)"):
+        decode_channels(indices[:, 1:], books, 64)
+    with pytest.raises(ValueError, match="`codebooks` must make signals of 63 features"):
+        decode_channels(indices, books, 63)
+    for wrong in (-1, 400):
+        with pytest.raises(IndexError):
+            decode_channels(torch.full_like(indices, wrong), books, 64)

@@ -13,10 +13,12 @@ from diffusers_lasers import (
     FSQBottleneck,
     IdentityBottleneck,
     ResidualVQBottleneck,
+    ScalarQuantizerBottleneck,
     VectorQuantizerBottleneck,
 )
 from diffusers_lasers.coding import SparseCode
 from diffusers_lasers.functional import get_pursuit, latents_to_signals, omp, synthesize
+from diffusers_lasers.metrics import CodeRate
 
 
 LEARNED = {
@@ -487,3 +489,107 @@ def test_fit_to_fixed_latents(patch_size):
         DictionaryBottleneck(latent_channels=4, num_atoms=13, sparsity=2, patch_size=patch_size).fit(
             latents, learner=learner, progress=False
         )
+
+
+# --- scalar quantisation, statistics of channels and fits ------------------------------------------------------------
+
+
+def test_scalar_cells_are_uniform_and_decode_to_their_means():
+    z = latents(64) * torch.tensor([1.0, 3.0, 0.1, 1.0, 1.0, 5.0])[:, None, None]
+    bottleneck = ScalarQuantizerBottleneck(6, bits=3)
+    with pytest.raises(ValueError, match="is not fitted"):
+        bottleneck.encode(z)
+    bottleneck.fit(z)
+    code = bottleneck.encode(z)
+    assert code.levels == (8,) * 6 and bottleneck.bits_per_site == 18 and bottleneck.bits(5, 4) == 360
+    values, decoded = latents_to_signals(z), latents_to_signals(bottleneck.decode(code))
+    indices = code.indices.flatten(0, 2)
+    for channel in range(6):
+        middles = bottleneck.mean[channel] + bottleneck.low[channel] + bottleneck.steps[channel] * torch.arange(8)
+        assert torch.equal(indices[:, channel], (values[:, channel, None] - middles).abs().argmin(dim=1))
+        for cell in indices[:, channel].unique():
+            inside = indices[:, channel] == cell
+            torch.testing.assert_close(
+                decoded[inside, channel].mean(), values[inside, channel].mean(), rtol=1e-3, atol=1e-4
+            )
+            assert decoded[inside, channel].std(unbiased=False) < 1e-5
+    spread = bottleneck.steps / latents_to_signals(z).std(dim=0)
+    assert spread.max() / spread.min() < 1.6  # each channel has a range of its own
+    with pytest.raises(ValueError, match="`code` must have 6 slots of 8 cells"):
+        bottleneck.decode(ScalarQuantizerBottleneck(6, bits=2)._code(indices.clamp_max(3), z))
+
+
+def test_least_squares_range_beats_the_largest_magnitude():
+    z = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    z[0, 0, 0, 0] = 40.0
+    bottleneck = ScalarQuantizerBottleneck(1, bits=4)
+    bottleneck.fit(z)
+    assert (bottleneck(z).latents - z)[1:].square().mean() < 0.05
+    assert bottleneck.steps.item() < 1.0  # 5 for the whole range
+
+
+def test_klt_decorrelates_and_one_step_bounds_every_error():
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0))).Q
+    z = torch.einsum("kl,blhw->bkhw", turn, latents(64) * torch.tensor([4.0, 2.0, 1.0, 0.5, 0.2, 0.1])[:, None, None])
+    bottleneck = ScalarQuantizerBottleneck(6, bits=8, transform="klt", step=0.25)
+    bottleneck.fit(z)
+    torch.testing.assert_close(bottleneck.basis.t() @ bottleneck.basis, torch.eye(6), atol=1e-5, rtol=0)
+    turned = (latents_to_signals(z) - bottleneck.mean) @ bottleneck.basis
+    covariance = turned.t() @ turned / len(turned)
+    assert (covariance - covariance.diag().diag()).abs().max() < 1e-3
+    assert (covariance.diag().diff() <= 0).all() and covariance[0, 0] > 10
+    error = (latents_to_signals(bottleneck(z).latents) - latents_to_signals(z)) @ bottleneck.basis
+    assert error.abs().max() <= 0.25 and error.square().mean() < 0.25**2 / 12 * 1.2
+    rate = CodeRate(bottleneck)
+    rate.update(bottleneck.encode(z), num_pixels=64 * 20)
+    assert rate.compute()["entropy_bits_per_site"] < 0.6 * bottleneck.bits_per_site
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [({"bits": 0}, "`bits`"), ({"bits": 13}, "at most 12"), ({"transform": "dct"}, "`transform`"), ({"step": -1.0}, "`step`")],
+)  # fmt: skip
+def test_wrong_arguments_of_scalar_quantisation(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        ScalarQuantizerBottleneck(6, **arguments)
+
+
+@pytest.mark.parametrize("name", sorted(CODED))
+def test_statistics_shift_and_scale_the_latents_and_nothing_else(name):
+    z = latents(16, seed=7)
+    shift, scale = torch.linspace(-3, 3, 6), torch.linspace(0.5, 4, 6)
+    torch.manual_seed(0)
+    plain = CODED[name]()
+    torch.manual_seed(0)
+    shifted = CODED[name]()
+    shifted.set_latent_statistics(shift, scale)
+    moved = z * scale[:, None, None] + shift[:, None, None]
+    for bottleneck, given in ((plain, z), (shifted, moved)):
+        bottleneck.initialize(given, generator=torch.Generator().manual_seed(0))
+        bottleneck.eval()
+    agree = (shifted.encode(moved).indices == plain.encode(z).indices).float().mean()
+    assert agree > 0.99
+    expected = plain(z).latents * scale[:, None, None] + shift[:, None, None]
+    assert (shifted(moved).latents - expected).abs().flatten(1).mean() < 1e-2
+    moved.requires_grad_()
+    if not isinstance(shifted, DictionaryBottleneck):
+        shifted(moved).latents.sum().backward()
+        assert torch.isfinite(moved.grad).all()
+    for wrong in ((torch.full((6,), float("nan")), 1.0), (shift, 0.0)):
+        with pytest.raises(ValueError, match="`shift` and `scale` must be finite"):
+            shifted.set_latent_statistics(*wrong)
+
+
+def test_a_beam_lowers_the_error_of_residual_codes():
+    z = latents(64)
+    errors = []
+    for beam_size in (1, 8):
+        bottleneck = ResidualVQBottleneck(6, num_codewords=16, depth=4, beam_size=beam_size)
+        bottleneck.fit(z, iterations=20, progress=False)
+        errors.append((bottleneck.eval()(z).latents - z).square().mean())
+        signals, quantized = latents_to_signals(z), latents_to_signals(bottleneck(z).latents)
+        torch.testing.assert_close(latents_to_signals(bottleneck.decode(bottleneck.encode(z))), quantized)
+        assert (signals - quantized).square().mean() < 0.3
+    assert errors[1] < 0.97 * errors[0]
+    with pytest.raises(ValueError, match="`beam_size`"):
+        ResidualVQBottleneck(6, beam_size=0)

@@ -1,10 +1,15 @@
-"""Pipelines: what a user calls to make images."""
+"""Pipelines: what a user calls to make images. Each is imported when one of its names is asked for."""
 
-from .latent_dl import LatentDLPipeline, LatentDLPipelineOutput, LatentDLXLPipeline
-from .model_based_latent_diffusion import ModelBasedLatentDiffusionOutput, ModelBasedLatentDiffusionPipeline
-from .restoration import DLRestorationPipeline, DLRestorationPipelineOutput
+from typing import TYPE_CHECKING
+
+from diffusers.utils.import_utils import _LazyModule
 
 
+_import_structure = {
+    "latent_dl": ["LatentDLPipeline", "LatentDLPipelineOutput", "LatentDLXLPipeline"],
+    "model_based_latent_diffusion": ["ModelBasedLatentDiffusionOutput", "ModelBasedLatentDiffusionPipeline"],
+    "restoration": ["DLRestorationPipeline", "DLRestorationPipelineOutput"],
+}
 __all__ = [
     "DLRestorationPipeline",
     "DLRestorationPipelineOutput",
@@ -14,3 +19,12 @@ __all__ = [
     "ModelBasedLatentDiffusionOutput",
     "ModelBasedLatentDiffusionPipeline",
 ]
+
+if TYPE_CHECKING:
+    from .latent_dl import LatentDLPipeline, LatentDLPipelineOutput, LatentDLXLPipeline
+    from .model_based_latent_diffusion import ModelBasedLatentDiffusionOutput, ModelBasedLatentDiffusionPipeline
+    from .restoration import DLRestorationPipeline, DLRestorationPipelineOutput
+else:
+    import sys
+
+    sys.modules[__name__] = _LazyModule(__name__, globals()["__file__"], _import_structure, module_spec=__spec__)

@@ -43,7 +43,7 @@ class ScalarQuantizerBottleneck(Bottleneck):
         basis (`torch.Tensor` of shape `(p²·L, p²·L)`): Principal axes as columns; the identity without transform.
         low (`torch.Tensor` of shape `(p²·L,)`): Centre of cell 0.
         steps (`torch.Tensor` of shape `(p²·L,)`): Distances Δ; 0 until fitted.
-        values (`torch.Tensor` of shape `(p²·L, 2ⁿ)`): What each cell is decoded as.
+        points (`torch.Tensor` of shape `(p²·L, 2ⁿ)`): What each cell is decoded as.
     """
 
     @register_to_config
@@ -68,7 +68,7 @@ class ScalarQuantizerBottleneck(Bottleneck):
         self.register_buffer("basis", torch.eye(self.depth))
         self.register_buffer("low", torch.zeros(self.depth))
         self.register_buffer("steps", torch.zeros(self.depth))
-        self.register_buffer("values", torch.zeros(self.depth, 2**bits))
+        self.register_buffer("points", torch.zeros(self.depth, 2**bits))
 
     @property
     def num_symbols(self) -> int:
@@ -125,7 +125,7 @@ class ScalarQuantizerBottleneck(Bottleneck):
         sums = torch.zeros_like(counts).index_add_(0, flat.flatten(), turned.flatten())
         middles = low[:, None] + steps[:, None] * torch.arange(cells, device=turned.device)
         values = torch.where(counts > 0, sums / counts.clamp_min(1), middles.flatten()).view_as(middles)
-        for name, value in (("mean", mean), ("basis", basis), ("low", low), ("steps", steps), ("values", values)):
+        for name, value in (("mean", mean), ("basis", basis), ("low", low), ("steps", steps), ("points", values)):
             getattr(self, name).copy_(value)
 
     @staticmethod
@@ -153,7 +153,7 @@ class ScalarQuantizerBottleneck(Bottleneck):
 
     def _dequantize(self, indices: torch.Tensor) -> torch.Tensor:
         offsets = self.num_symbols * torch.arange(self.depth, device=indices.device)
-        turned = self.values.float().flatten()[indices + offsets]
+        turned = self.points.float().flatten()[indices + offsets]
         return turned @ self.basis.float().t() + self.mean.float()
 
     @apply_forward_hook

@@ -1,0 +1,311 @@
+"""LatentDLPipeline on a tiny but complete Stable Diffusion checkpoint: loading, every output, codes, equality with the parent, errors."""
+
+import inspect
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderTiny,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor
+
+from diffusers_lasers import (
+    AutoencoderDL,
+    DictionaryBottleneck,
+    FSQBottleneck,
+    IdentityBottleneck,
+    LatentDLPipeline,
+    LatentDLPipelineOutput,
+    LatentDLXLPipeline,
+    ResidualVQBottleneck,
+    ScalarQuantizerBottleneck,
+    SparseCode,
+    VectorQuantizerBottleneck,
+)
+
+
+def latents(count=8):
+    return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def dictionary(**arguments):
+    torch.manual_seed(0)
+    bottleneck = DictionaryBottleneck(4, **{"num_atoms": 32, "sparsity": 2, "coefficient_bits": 6, **arguments})
+    bottleneck.initialize(latents())
+    return bottleneck.eval()
+
+
+def scalar():
+    bottleneck = ScalarQuantizerBottleneck(4, bits=4)
+    bottleneck.fit(latents())
+    return bottleneck
+
+
+BOTTLENECKS = {
+    "dictionary": dictionary,
+    "dictionary on patches": lambda: dictionary(patch_size=2, num_atoms=64),
+    "vq": lambda: VectorQuantizerBottleneck(4, num_codewords=16),
+    "residual vq": lambda: ResidualVQBottleneck(4, num_codewords=16, depth=2, beam_size=3),
+    "fsq": lambda: FSQBottleneck(4, levels=(7,) * 4),
+    "int4": scalar,
+}
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def call(pipeline, **arguments):
+    fixed = {"prompt": "a cat", "num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+    return pipeline(**{**fixed, **arguments})
+
+
+@pytest.fixture
+def load(stable_diffusion):
+    return lambda bottleneck=None: quiet(LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=bottleneck))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+def test_without_a_bottleneck_it_is_stable_diffusion(stable_diffusion, load, guidance_scale):
+    plain = quiet(StableDiffusionPipeline.from_pretrained(stable_diffusion))
+    pipeline = load()
+    assert pipeline.bottleneck is None
+    for output_type in ("np", "latent"):
+        arguments = {"output_type": output_type, "guidance_scale": guidance_scale, "negative_prompt": "dog"}
+        ours, theirs = call(pipeline, **arguments), call(plain, **arguments)
+        assert np.array_equal(np.asarray(ours.images), np.asarray(theirs.images)), output_type
+    assert ours.code is None and ours.nsfw_content_detected is None
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
+def test_images_are_those_of_the_coded_latents(load, name):
+    bottleneck = BOTTLENECKS[name]()
+    pipeline = load(bottleneck)
+    z = call(pipeline, output_type="latent").images
+    assert z.shape == (1, 4, 16, 16)
+    code = call(pipeline, output_type="code").images
+    assert torch.equal(code.indices, bottleneck.encode(z).indices) and code.image_size == (32, 32)
+    output = call(pipeline, output_type="pt")
+    assert isinstance(output, LatentDLPipelineOutput) and torch.equal(output.code.indices, code.indices)
+    coded = bottleneck.decode(code)
+    with torch.no_grad():
+        expected = pipeline.vae.decode(coded / pipeline.vae.config.scaling_factor).sample
+    torch.testing.assert_close(output.images, (expected / 2 + 0.5).clamp(0, 1))
+    torch.testing.assert_close(pipeline.decode(code, output_type="pt"), output.images)
+    torch.testing.assert_close(pipeline.decode(code, output_type="latent"), coded)
+    assert not torch.allclose(coded, z)
+
+
+def test_output_types_and_tuples(load):
+    pipeline = load(dictionary())
+    image = call(pipeline).images[0]
+    assert isinstance(image, Image.Image) and image.size == (32, 32)
+    array = call(pipeline, output_type="np").images
+    assert array.shape == (1, 32, 32, 3) and np.abs(np.asarray(image) / 255 - array[0]).max() < 1 / 254
+    images, unsafe, code = call(pipeline, output_type="np", return_dict=False)
+    assert np.array_equal(images, array) and unsafe is None and isinstance(code, SparseCode)
+
+
+def test_arguments_of_stable_diffusion(load):
+    pipeline = load(dictionary())
+    assert inspect.signature(pipeline.__call__) == inspect.signature(StableDiffusionPipeline.__call__).replace(
+        parameters=list(inspect.signature(StableDiffusionPipeline.__call__).parameters.values())[1:]
+    )
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append((step, tensors["latents"].shape))
+        return tensors
+
+    embeds, negative = pipeline.encode_prompt("a cat", "cpu", 1, True)
+    first = call(
+        pipeline,
+        prompt=None,
+        prompt_embeds=embeds,
+        negative_prompt_embeds=negative,
+        output_type="np",
+        callback_on_step_end=callback,
+    )
+    assert [step for step, _ in seen] == [0, 1] and pipeline.guidance_scale == 7.5 and pipeline.num_timesteps == 2
+    assert np.array_equal(first.images, call(pipeline, output_type="np").images)
+    assert np.array_equal(
+        first.images, pipeline("a cat", 32, 32, 2, generator=torch.Generator().manual_seed(0), output_type="np").images
+    )
+    seeds = [torch.Generator().manual_seed(seed) for seed in (3, 0)]
+    two = call(pipeline, prompt=["a dog", "a cat"], generator=seeds, output_type="np")
+    np.testing.assert_allclose(two.images[1], first.images[0], atol=1e-4)
+    many = call(pipeline, num_images_per_prompt=2, height=16, width=48, output_type="code").images
+    assert many.indices.shape[:3] == (2, 8, 24) and many.image_size == (16, 48)
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+def test_other_schedulers(load, scheduler):
+    pipeline = load(dictionary())
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    assert np.isfinite(call(pipeline, output_type="np").images).all()
+
+
+@pytest.mark.parametrize("side", [(32, 32), (33, 21)])
+def test_reconstruct_is_decode_of_encode(load, side):
+    pipeline = load(dictionary())
+    pixels = np.random.default_rng(0).integers(0, 256, (*side, 3), dtype=np.uint8)
+    code = pipeline.encode(Image.fromarray(pixels))
+    assert code.image_size == side
+    output = pipeline.reconstruct(Image.fromarray(pixels), output_type="np")
+    assert output.images.shape == (1, *side, 3) and torch.equal(output.code.indices, code.indices)
+    assert np.array_equal(pipeline.decode(code, output_type="np"), output.images)
+    assert np.array_equal(
+        pipeline.reconstruct(pixels[None] / 255.0, output_type="np", return_dict=False)[0], output.images
+    )
+    without = load().reconstruct(Image.fromarray(pixels), output_type="np")
+    assert without.code is None and without.images.shape == output.images.shape
+
+
+@pytest.mark.parametrize("name", ["dictionary", "residual vq", "int4"])
+def test_saves_and_loads_with_its_bottleneck(load, tmp_path, name):
+    pipeline = load(BOTTLENECKS[name]())
+    expected = call(pipeline, output_type="np").images
+    pipeline.save_pretrained(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["_class_name"] == "LatentDLPipeline"
+    assert index["bottleneck"] == ["diffusers_lasers", type(pipeline.bottleneck).__name__]
+    for loader in (LatentDLPipeline, DiffusionPipeline):
+        loaded = quiet(loader.from_pretrained(tmp_path / "saved"))
+        assert type(loaded) is LatentDLPipeline
+        assert np.array_equal(call(loaded, output_type="np").images, expected)
+    replaced = LatentDLPipeline.from_pretrained(tmp_path / "saved", bottleneck=dictionary(sparsity=1))
+    assert replaced.bottleneck.config.sparsity == 1
+    assert LatentDLPipeline.from_pretrained(tmp_path / "saved", bottleneck=None).bottleneck is None
+    plain = quiet(StableDiffusionPipeline.from_pretrained(tmp_path / "saved"))
+    assert not hasattr(plain, "bottleneck")
+
+
+def test_a_fresh_process_loads_it(load, tmp_path):
+    pipeline = load(dictionary())
+    pipeline.save_pretrained(tmp_path / "saved")
+    code = (
+        "import numpy, sys, torch, diffusers_lasers\n"
+        "from diffusers import DiffusionPipeline\n"
+        "pipeline = DiffusionPipeline.from_pretrained(sys.argv[1])\n"
+        "images = pipeline('a cat', num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type='np').images\n"
+        "numpy.save(sys.argv[2], images)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "saved", tmp_path / "images.npy"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(tmp_path / "images.npy"), call(pipeline, output_type="np").images)
+
+
+def test_from_pipe_works_both_ways(stable_diffusion):
+    plain = quiet(StableDiffusionPipeline.from_pretrained(stable_diffusion))
+    pipeline = quiet(LatentDLPipeline.from_pipe(plain, bottleneck=dictionary()))
+    assert pipeline.unet is plain.unet and isinstance(pipeline.bottleneck, DictionaryBottleneck)
+    back = quiet(StableDiffusionPipeline.from_pipe(pipeline))
+    assert np.array_equal(call(back, output_type="np").images, call(plain, output_type="np").images)
+    again = LatentDLPipeline.from_pipe(pipeline)
+    assert again.bottleneck is pipeline.bottleneck
+
+
+@pytest.mark.parametrize("kind", [AutoencoderDL, AutoencoderTiny])
+def test_other_autoencoders(stable_diffusion, kind):
+    torch.manual_seed(0)
+    if kind is AutoencoderDL:
+        vae = AutoencoderDL(
+            latent_channels=4, block_out_channels=(8, 8), residual_channels=4,
+            bottleneck_config={"num_atoms": 8, "sparsity": 1},
+        )  # fmt: skip
+    else:
+        vae = AutoencoderTiny(
+            latent_channels=4, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
+        )  # fmt: skip
+        vae.register_to_config(block_out_channels=(8, 8))
+    pipeline = quiet(LatentDLPipeline.from_pretrained(stable_diffusion, vae=vae.eval(), bottleneck=dictionary()))
+    assert call(pipeline, output_type="pt").images.shape == (1, 3, 32, 32)
+    code = pipeline.encode(Image.new("RGB", (32, 32)))
+    assert isinstance(pipeline.decode(code)[0], Image.Image)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_codes_in_float32(stable_diffusion, dtype):
+    pipeline = LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=dictionary(), dtype=dtype)
+    code = pipeline.encode(Image.new("RGB", (32, 32), "red"))
+    assert code.coefficients.dtype == torch.float32
+    assert torch.isfinite(pipeline.decode(code, output_type="pt")).all()
+
+
+@pytest.mark.parametrize("unsafe", [True, False])
+def test_safety_checker_judges_the_coded_images(load, unsafe):
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "projection_dim": 8,
+    }
+    vision = {**tower, "image_size": 30, "patch_size": 6}
+    torch.manual_seed(0)
+    checker = StableDiffusionSafetyChecker(
+        CLIPConfig(text_config=tower, vision_config=vision, projection_dim=8)
+    ).eval()
+    checker.concept_embeds_weights.data.fill_(-2.0 if unsafe else 2.0)  # thresholds of cosines
+    checker.special_care_embeds_weights.data.fill_(2.0)
+    expected = call(load(dictionary()), output_type="np").images
+    pipeline = load(dictionary())
+    processor = CLIPImageProcessor(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
+    pipeline.register_modules(safety_checker=checker, feature_extractor=processor)
+    output = call(pipeline, output_type="np")
+    assert output.nsfw_content_detected == [unsafe]
+    assert not output.images.any() if unsafe else np.array_equal(output.images, expected)
+
+
+def test_errors(load, stable_diffusion):
+    with pytest.raises(ValueError, match="`bottleneck` must be made for 4 latent channels as `vae` has them, got 5"):
+        LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=DictionaryBottleneck(5, num_atoms=8, sparsity=1))
+    pipeline = load()
+    with pytest.raises(ValueError, match="`bottleneck` must be given for codes"):
+        call(pipeline, output_type="code")
+    with pytest.raises(ValueError, match="`bottleneck` must be given for codes"):
+        pipeline.encode(Image.new("RGB", (32, 32)))
+    pipeline = load(dictionary())
+    for run in (
+        lambda: call(pipeline, output_type="jpg"),
+        lambda: pipeline.reconstruct(Image.new("RGB", (8, 8)), "latent"),
+    ):
+        with pytest.raises(ValueError, match="`output_type` must be one of"):
+            run()
+    code = pipeline.encode(Image.new("RGB", (32, 32)))
+    with pytest.raises(ValueError, match="`output_type` must be one of"):
+        pipeline.decode(code, "code")
+    with pytest.raises(ValueError, match="has no code"):
+        call(load(IdentityBottleneck(4)), output_type="code")
+
+
+def test_stable_diffusion_xl(stable_diffusion_xl, tmp_path):
+    plain = quiet(StableDiffusionXLPipeline.from_pretrained(stable_diffusion_xl))
+    pipeline = quiet(LatentDLXLPipeline.from_pretrained(stable_diffusion_xl, bottleneck=None))
+    assert np.array_equal(call(pipeline, output_type="np").images, call(plain, output_type="np").images)
+    pipeline = quiet(LatentDLXLPipeline.from_pipe(plain, bottleneck=dictionary()))
+    output = call(pipeline, output_type="np")
+    assert isinstance(output.code, SparseCode) and output.images.shape == (1, 32, 32, 3)
+    pipeline.save_pretrained(tmp_path)
+    loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path))
+    assert type(loaded) is LatentDLXLPipeline
+    assert np.array_equal(call(loaded, output_type="np").images, output.images)
+    pipeline.vae.register_to_config(force_upcast=True)
+    pipeline.vae.to(torch.float16)
+    assert np.isfinite(pipeline.reconstruct(Image.new("RGB", (32, 32)), "np").images).all()
+    assert pipeline.vae.dtype == torch.float16
