@@ -63,15 +63,17 @@ extras = {
         "spams-bin",
         "tqdm",
     ),
+    "stable-diffusion": deps_list("transformers"),
     "docs": deps_list("hf-doc-builder"),
     "quality": deps_list("ruff"),
 }
 extras["test"] = [
-    *deps_list("hypothesis", "pytest", "scikit-learn", "scipy", "transformers"),
+    *deps_list("hypothesis", "pytest", "scikit-learn", "scipy"),
     *extras["training"],
     *extras["metrics"],
     *extras["codec"],
     *extras["benchmark"],
+    *extras["stable-diffusion"],
 ]
 extras["dev"] = [*extras["test"], *extras["quality"], *extras["docs"]]
 

@@ -2,11 +2,13 @@
 """Judges autoencoders on the same images: quality, use of the code, bits and speed, side by side.
 
     python examples/evaluate_autoencoder.py outputs/dl outputs/vq --resolution 64 --output_dir outputs/evaluation
+    python examples/evaluate_autoencoder.py sharp-dl sharp-vq --data photos/ --resolution 128 --task super_resolution
 
 Every model folder is one row of a Markdown table (stdout and OUTPUT_DIR/results.md); OUTPUT_DIR/results.json also has
 the settings, versions, data and the protocol of every metric, and OUTPUT_DIR/grid.png shows originals, reconstructions
 and FLIP heat maps. Reconstructions are clamped to [-1, 1] and not rounded; with codes they are decoded from the code
-alone. A metric whose package or weights are missing is shown as "–" with the reason below the table.
+alone. A metric whose package or weights are missing is shown as "–" with the reason below the table. With `--task` the encoders are given degraded
+images, which are a row of the picture, and the first row of the table is what the degraded images themselves reach.
 """
 
 import argparse
@@ -26,13 +28,14 @@ import diffusers_lasers
 from diffusers_lasers import AutoencoderDL, PerceptualSimilarity
 from diffusers_lasers.functional.dictionary import mutual_coherence
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, RFID, SSIM, AtomUsage, CodeRate, LatentNMSE, flip_map
-from diffusers_lasers.training import ImageDataset, load_image_dataset
+from diffusers_lasers.training import Degradation, ImageDataset, load_image_dataset
 from diffusers_lasers.utils import save_image, write_json, write_text
 
 
 # Key in results.json, heading, format.
 COLUMNS = [
     ("psnr", "PSNR ↑ dB", "{:.2f}"),
+    ("masked_psnr", "PSNR masked ↑ dB", "{:.2f}"),
     ("ssim", "SSIM ↑", "{:.4f}"),
     ("lpips", "LPIPS ↓", "{:.4f}"),
     ("flip", "FLIP ↓", "{:.4f}"),
@@ -78,6 +81,12 @@ def parse_args(input_args=None):
         type=int,
         help="1 takes the centre crop, more take random crops (see --seed). Default: 1 with --data, else 32.",
     )
+    parser.add_argument(
+        "--task", choices=["reconstruction", "super_resolution", "inpainting"], default="reconstruction"
+    )
+    parser.add_argument("--scale", type=int, default=4, help="Factor of super-resolution.")
+    parser.add_argument("--mask", choices=["center", "random"], default="center", help="What inpainting hides.")
+    parser.add_argument("--mask_fraction", type=float, default=0.25, help="Sides of the central mask.")
     parser.add_argument("--max_images", type=int, help="Take only the first so many images of the data.")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0, help="Seed of random crops.")
@@ -135,6 +144,7 @@ def load_data(args, resolution):
         "n": len(dataset),
         "resolution": resolution,
         "resize": args.resize,
+        "task": args.task,
     }
     return dataset, about
 
@@ -143,6 +153,18 @@ def batches(dataset, batch_size, device):
     for start in range(0, len(dataset), batch_size):
         indices = list(range(start, min(start + batch_size, len(dataset))))
         yield dataset.__getitems__(indices)["pixel_values"].to(device)
+
+
+def degraded(args, images, start):
+    """What the encoder is given for the batch that starts with image `start`, and the masks of inpainting."""
+    degrade = Degradation(args.task, args.scale, args.mask, args.mask_fraction)
+    return degrade(images, torch.Generator().manual_seed(args.seed + start))
+
+
+def masked_psnr(sample, images, mask):
+    """PSNR in dB of the pixels inside each image's mask, range [-1, 1] (peak 2)."""
+    errors = ((sample.double() - images.double()).square().mean(dim=1) * mask[:, 0]).flatten(1).sum(dim=1)
+    return 10 * torch.log10(4 / (errors / mask.double().flatten(1).sum(dim=1)))
 
 
 def image_metrics(args, dataset):
@@ -182,6 +204,34 @@ def images_per_second(function, images, device, repeats=5):
     return images.shape[0] / statistics.median(seconds[1:])
 
 
+def score(name, sample, images, metrics, missing):
+    """Adds a batch to every metric; one that cannot take it is left out, with the reason."""
+    for key, metric in list(metrics.items()):
+        try:
+            metric.update(sample, None if key == "rfid" else images)
+        except ValueError as error:  # images too small for the metric, or a diverged model
+            missing[f"{heading(key)} of {name}"] = str(error)
+            del metrics[key]
+
+
+def evaluate_inputs(dataset, metrics, missing, args):
+    """One row: what the degraded images reach as they are; and the first of them."""
+    metrics, masked, shown, name = dict(metrics), [], [], "degraded input"
+    for metric in metrics.values():
+        metric.reset()
+    for number, images in enumerate(batches(dataset, args.batch_size, args.device)):
+        inputs, mask = degraded(args, images, number * args.batch_size)
+        score(name, inputs, images, metrics, missing)
+        if mask is not None:
+            masked.append(masked_psnr(inputs, images, mask))
+        if sum(map(len, shown)) < args.grid_images:
+            shown.append(inputs[: args.grid_images - sum(map(len, shown))].cpu())
+    row = dict.fromkeys((key for key, _, _ in COLUMNS), None) | {"name": name, "path": None}
+    row |= {key: float(metrics[key].compute()) if key in metrics else None for key in IMAGE_METRICS}
+    row["masked_psnr"] = float(torch.cat(masked).mean()) if masked else None
+    return row, torch.cat(shown) if shown else None
+
+
 @torch.no_grad()
 def evaluate(name, model, dataset, metrics, missing, args):
     """One row: the metrics of one model, and its reconstructions of the first images."""
@@ -192,10 +242,14 @@ def evaluate(name, model, dataset, metrics, missing, args):
     for metric in metrics.values():
         metric.reset()
     total = math.ceil(len(dataset) / args.batch_size)
-    for images in tqdm(batches(dataset, args.batch_size, args.device), total=total, desc=name, leave=False):
-        latents = model.encode(images).latents
+    masked = []
+    for number, images in enumerate(
+        tqdm(batches(dataset, args.batch_size, args.device), total=total, desc=name, leave=False)
+    ):
+        inputs, mask = degraded(args, images, number * args.batch_size)
+        latents = model.encode(inputs).latents
         if has_code:
-            code = model.encode_to_code(images)
+            code = model.encode_to_code(inputs)
             sample = model.decode_from_code(code).sample
             nmse.update(model.bottleneck.decode(code), latents)
             if usage is None:
@@ -207,16 +261,14 @@ def evaluate(name, model, dataset, metrics, missing, args):
             sample = model.decode(stored, force_not_quantize=True).sample[..., : images.shape[-2], : images.shape[-1]]
             nmse.update(stored, latents)
         sample = sample.float().clamp(-1, 1)
-        for key, metric in list(metrics.items()):
-            try:
-                metric.update(sample, None if key == "rfid" else images)
-            except ValueError as error:  # images too small for the metric, or a diverged model
-                missing[f"{heading(key)} of {name}"] = str(error)
-                del metrics[key]
+        score(name, sample, images, metrics, missing)
+        if mask is not None:
+            masked.append(masked_psnr(sample, images, mask))
         if sum(map(len, shown)) < args.grid_images:
             shown.append(sample[: args.grid_images - sum(map(len, shown))].cpu())
 
     row = {"name": name} | {key: float(metrics[key].compute()) if key in metrics else None for key in IMAGE_METRICS}
+    row["masked_psnr"] = float(torch.cat(masked).mean()) if masked else None
     row["latent_nmse"] = float(nmse.compute())
     row |= {"perplexity": None, "active": None, "coherence": None, "entropy_bits_per_pixel": None}
     if has_code:
@@ -268,15 +320,18 @@ def names_of(paths):
 
 
 def markdown(rows, about, missing):
-    lines = ["| model | " + " | ".join(title for _, title, _ in COLUMNS) + " |"]
-    lines.append("| --- |" + " ---: |" * len(COLUMNS))
+    columns = [column for column in COLUMNS if column[0] != "masked_psnr" or about["task"] == "inpainting"]
+    lines = ["| model | " + " | ".join(title for _, title, _ in columns) + " |"]
+    lines.append("| --- |" + " ---: |" * len(columns))
     for row in rows:
-        cells = [form.format(row[key]) if row[key] is not None else "–" for key, _, form in COLUMNS]
+        cells = [form.format(row[key]) if row[key] is not None else "–" for key, _, form in columns]
         lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
     size = about["resolution"]
     lines += ["", f"{about['n']} images of {size}×{size} pixels from {about['source']}; means over images."]
+    if about["task"] != "reconstruction":
+        lines.append(f"Task: {about['task']}; figures compare with the clean images.")
     lines += [""] + [f"- {what} is missing: {reason}" for what, reason in missing.items()]
-    if any(row["entropy_bits_per_pixel"] is None for row in rows):
+    if any(row["entropy_bits_per_pixel"] is None and row["bits_per_pixel"] is not None for row in rows):
         lines.append("- A model without a bottleneck has no code; its nominal bits are those of float16 latents.")
     return "\n".join(lines).rstrip() + "\n"
 
@@ -323,6 +378,12 @@ def main(args):
             metrics["rfid"].update(None, images)
 
     rows, pictures, protocols, originals = [], [], {}, None
+    if args.task != "reconstruction":
+        row, shown = evaluate_inputs(dataset, metrics, missing, args)
+        rows.append(row)
+        if shown is not None:
+            originals = next(batches(dataset, len(shown), "cpu"))
+            pictures.append((row["name"], shown))
     for path, name in zip(args.models, names_of(args.models)):
         for label, model in variants(path, name, args):
             row, used, shown = evaluate(label, model, dataset, metrics, missing, args)

@@ -2,12 +2,15 @@ r"""Trains an autoencoder with a structured bottleneck on images: DL-VAE and DL-
 
     accelerate launch examples/train_dlgan.py --output_dir dl --max_train_steps 2000
     accelerate launch examples/train_dlgan.py --train_data_dir photos/ --resolution 256 --bottleneck vq --adversarial_loss hinge --output_dir vqgan
+    accelerate launch examples/train_dlgan.py --train_data_dir photos/ --resolution 128 --task super_resolution --scale 4 --output_dir sharp
 
 Each step minimises eq 13: the reconstruction loss of eq 6, η · MSE + (1 − η) · LPIPS, and the bottleneck's own weighted losses; with
 `--adversarial_loss` also the generator's loss of eq 15 with the adaptive weight of eq 16, and the loss of a PatchGAN discriminator
 that learns from `--discriminator_start` on. Dictionary, autoencoder and discriminator are groups of one optimiser with learning rates of their
 own. The dictionary is kept on the sphere and its dead atoms are revived (`DictionaryUpkeep`). Without `--dataset_name` or
 `--train_data_dir` the images are random crops of the photographs that scikit-image installs, two of them held out.
+With `--task super_resolution` or `inpainting` the encoder is given degraded images and all losses look at the clean ones (sections 12.1, 12.2);
+`pipeline/` is then a `DLRestorationPipeline`.
 
 The folder `--output_dir` receives the model (`AutoencoderDL.from_pretrained` loads it; with `--use_ema` the averaged one), the discriminator
 in `discriminator/`, a card, `settings.json`, `training_log.jsonl`, `validation/*.png` and `checkpoint-N/`; each checkpoint holds loadable
@@ -39,11 +42,18 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 import diffusers_lasers
-from diffusers_lasers import AutoencoderDL, DictionaryBottleneck, PatchDiscriminator, PerceptualSimilarity
+from diffusers_lasers import (
+    AutoencoderDL,
+    DictionaryBottleneck,
+    DLRestorationPipeline,
+    PatchDiscriminator,
+    PerceptualSimilarity,
+)
 from diffusers_lasers.models.autoencoders import AutoencoderDLOutput
 from diffusers_lasers.training import (
     AdversarialObjective,
     BlockCoordinateUpdate,
+    Degradation,
     DictionaryUpkeep,
     ImageDataset,
     ImageStream,
@@ -89,7 +99,7 @@ AT_LEAST = {
     1: (
         *("resolution", "train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "max_train_steps"),
         *("max_train_samples", "crops_per_image", "max_validation_samples", "num_validation_images"),
-        *("log_steps", "checkpoints_total_limit", "discriminator_channels", "discriminator_layers"),
+        *("log_steps", "checkpoints_total_limit", "discriminator_channels", "discriminator_layers", "scale"),
     ),
     0: (
         *("adversarial_weight", "discriminator_learning_rate", "discriminator_start", "discriminator_warmup_steps"),
@@ -145,6 +155,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--streaming", action="store_true", help="Read the data as a stream; nothing is prepared or held.")
     add("--shuffle_buffer_size", type=int, default=1000, help="Rows that a stream is shuffled among.")
     add("--skip_unreadable", action="store_true", help="Leave out images that cannot be decoded, and count them.")
+
+    add = parser.add_argument_group("task").add_argument
+    add("--task", choices=["reconstruction", "super_resolution", "inpainting"], default="reconstruction")
+    add("--scale", type=int, default=4, help="Factor of super-resolution.")
+    add("--mask", choices=["center", "random"], default="center", help="What inpainting hides.")
+    add("--mask_fraction", type=float, default=0.25, help="Sides of the central mask as a share of the image's.")
 
     add = parser.add_argument_group("model").add_argument
     add("--preset", choices=list(TRAINING_PRESETS), help="Where the defaults come from. Default: corrected.")
@@ -279,6 +295,10 @@ def check_args(args: argparse.Namespace) -> str | None:
         return "Give --validation_split or --validation_data_dir, not both."
     if args.perceptual_weights and args.perceptual == "none":
         return "--perceptual_weights needs --perceptual squeeze, alex or vgg."
+    if args.task == "super_resolution" and args.resolution % args.scale:
+        return f"--scale must divide --resolution {args.resolution}, got {args.scale}."
+    if not 0 < args.mask_fraction <= 1:
+        return f"--mask_fraction must lie in (0, 1], got {args.mask_fraction}."
     if args.eta is None:
         args.eta = 1.0 if args.perceptual == "none" else 0.5
     if not 0 <= args.eta <= 1:
@@ -457,7 +477,7 @@ def initialize_from_data(model: AutoencoderDL, run: argparse.Namespace, args: ar
     latents, sites = [], 0
     wanted = 16 * max(model.bottleneck.num_symbols, 1) * model.bottleneck.patch_size**2
     for pixel_values in first_batches(run, args, 8):
-        latents.append(model.encode(pixel_values.to(model.device)).latents)
+        latents.append(model.encode(run.degrade(pixel_values.to(model.device))[0]).latents)
         sites += latents[-1].shape[0] * latents[-1].shape[-2] * latents[-1].shape[-1]
         if sites >= wanted:
             break
@@ -505,9 +525,11 @@ def clip_gradients(run: argparse.Namespace, args: argparse.Namespace) -> dict[st
     return norms
 
 
-def image_psnr(sample: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """PSNR in dB of each image, range [-1, 1] (peak 2), after clipping the reconstruction."""
-    mse = (sample.float().clamp(-1, 1) - target.float()).square().flatten(1).mean(dim=1)
+def image_psnr(sample: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """PSNR in dB of each image, range [-1, 1] (peak 2), after clipping the reconstruction; with a mask, of the pixels where it is 1."""
+    errors = (sample.float().clamp(-1, 1) - target.float()).square().mean(dim=1)
+    weights = torch.ones_like(errors) if mask is None else mask[:, 0].float()
+    mse = (errors * weights).flatten(1).sum(dim=1) / weights.flatten(1).sum(dim=1)
     return 10 * torch.log10(4 / mse.clamp_min(1e-10))
 
 
@@ -519,13 +541,16 @@ def validate(run: argparse.Namespace, args: argparse.Namespace) -> dict[str, flo
     for start in starts[run.accelerator.process_index :: run.accelerator.num_processes]:
         indices = range(start, min(start + args.train_batch_size, len(run.held_out)))
         images = run.held_out.__getitems__(indices)["pixel_values"].to(run.accelerator.device)
-        output = run.model(images)
+        inputs, mask = run.degrade(images, torch.Generator().manual_seed(start))
+        output = run.model(inputs)
         sums = {"psnr": image_psnr(output.sample, images).double().sum()}
+        if mask is not None:
+            sums["masked_psnr"] = image_psnr(output.sample, images, mask).double().sum()
         if perceptual is not None:
             sums["lpips"] = perceptual(output.sample.float().clamp(-1, 1), images).double().sum()
         total = {name: total.get(name, 0) + value for name, value in sums.items()}
         window.add({}, output.code, len(indices))
-    names = ["psnr"] + ["lpips"] * (perceptual is not None)
+    names = ["psnr"] + ["masked_psnr"] * (args.task == "inpainting") + ["lpips"] * (perceptual is not None)
     zero = torch.zeros((), dtype=torch.float64, device=run.accelerator.device)
     values = run.accelerator.reduce(torch.stack([total.get(name, zero) for name in names]), reduction="sum")
     figures = {f"validation_{n}": v / len(run.held_out) for n, v in zip(names, values.tolist())}
@@ -535,7 +560,7 @@ def validate(run: argparse.Namespace, args: argparse.Namespace) -> dict[str, flo
 
 @torch.no_grad()
 def draw(run: argparse.Namespace, args: argparse.Namespace) -> Image.Image:
-    """A picture: originals above reconstructions."""
+    """A picture: originals, with a task what is given, and reconstructions, one above the other."""
     count = args.num_validation_images
     if run.held_out is not None or not args.streaming:
         shown = run.held_out or run.dataset
@@ -545,7 +570,9 @@ def draw(run: argparse.Namespace, args: argparse.Namespace) -> Image.Image:
         batches = first_batches(run, args, -(-count // args.train_batch_size))
         images = torch.cat(list(batches))[:count]
     images = images.to(run.accelerator.device)
-    rows = torch.cat([images, run.model(images).sample.float()], dim=2)  # (n, 3, 2 H, W)
+    inputs, _ = run.degrade(images, torch.Generator().manual_seed(0))
+    given = [] if args.task == "reconstruction" else [inputs]
+    rows = torch.cat([images, *given, run.model(inputs).sample.float()], dim=2)  # (n, 3, 2 H or 3 H, W)
     pixels = torch.cat(list(rows), dim=2).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
@@ -588,6 +615,9 @@ def card_sections(settings: dict, results: dict, picture: str) -> dict[str, str]
         f"- Steps: {results['step']} of {settings['total_batch_size']} images",
         f"- Rate: {settings['bits_per_pixel']:.4g} bits per pixel (nominal, at the training resolution)",
     ]
+    if arguments["task"] != "reconstruction":
+        detail = f"× {arguments['scale']}" if arguments["task"] == "super_resolution" else f"{arguments['mask']} mask"
+        lines.append(f"- Task: {arguments['task']} ({detail}); `pipeline/` is a `DLRestorationPipeline`")
     if settings["discriminator"] is not None:
         lines.append(
             f"- Discriminator: {arguments['adversarial_loss']} loss, from step {arguments['discriminator_start']} on; in `discriminator/`"
@@ -600,6 +630,7 @@ def card_sections(settings: dict, results: dict, picture: str) -> dict[str, str]
     rows = [("bits per pixel, nominal", f"{settings['bits_per_pixel']:.4g}")]
     for name, title, form in (
         ("validation_psnr", "PSNR", "{:.2f} dB"),
+        ("validation_masked_psnr", "PSNR inside the mask", "{:.2f} dB"),
         ("validation_lpips", f"LPIPS ({arguments['perceptual']})", "{:.4f}"),
         ("validation_perplexity", "perplexity", "{:.1f}"),
         ("validation_dead_atoms", "symbols never used", "{:d}"),
@@ -744,6 +775,9 @@ class Recorder:
             model = self.run.model.eval()
             with self.run.average.applied(model) if self.run.average is not None else nullcontext():
                 model.save_pretrained(str(self.folder))
+                if self.args.task != "reconstruction":
+                    pipeline = DLRestorationPipeline(model, task=self.args.task, scale=self.args.scale)
+                    pipeline.save_pretrained(str(self.folder / "pipeline"))
             if self.run.discriminator is not None:
                 self.run.discriminator.save_pretrained(str(self.folder / "discriminator"))
             results = {"step": self.state.step, "unreadable": self.state.unreadable, **self.results}
@@ -791,6 +825,7 @@ def prepare(args: argparse.Namespace) -> argparse.Namespace:
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
     set_seed(args.seed)
+    run.degrade = Degradation(args.task, args.scale, args.mask, args.mask_fraction)
     run.checkpoint = find_checkpoint(args)
     if run.checkpoint is None and args.resume_from_checkpoint:
         logger.warning(f"There is no checkpoint in {args.output_dir}: starting from scratch.")
@@ -916,7 +951,7 @@ def train(
         if args.channels_last:
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         with accelerator.accumulate(*networks):
-            output = model(pixel_values)
+            output = model(run.degrade(pixel_values)[0])
             loss, parts = training_loss(output, pixel_values, run, state.step)
             accelerator.backward(loss)
             if adversarial is not None and adversarial.active(state.step):

@@ -202,3 +202,50 @@ def test_wrong_arguments_are_refused(script, arguments, capsys):
     with pytest.raises(SystemExit):
         script.parse_args(["model", *arguments])
     assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["super_resolution", "inpainting"])
+def test_restoration_beside_its_input(folder, script, tmp_path, task):
+    arguments = [
+        folder / "dictionary",
+        "--data",
+        folder / "images",
+        "--batch_size",
+        4,
+        "--task",
+        task,
+        "--device",
+        "cpu",
+    ]
+    arguments += ["--lpips_weights", folder / "lpips", "--output_dir", tmp_path]
+    script.main(script.parse_args([str(word) for word in arguments]))
+    results = json.loads((tmp_path / "results.json").read_text())
+    inputs, restored = results["models"]
+    assert inputs["name"] == "degraded input" and results["data"]["task"] == task
+    files = sorted((folder / "images").rglob("*.png"))
+    x = (
+        torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files])).permute(0, 3, 1, 2).double()
+        / 127.5
+        - 1
+    )
+    model = AutoencoderDL.from_pretrained(folder / "dictionary").eval()
+    if task == "inpainting":
+        given, inside = x.clone(), slice(12, 20)
+        given[..., inside, inside] = 0
+    else:
+        given = torch.nn.functional.interpolate(x, size=8, mode="bicubic", antialias=True)
+        given = torch.nn.functional.interpolate(given.clamp(-1, 1), size=32, mode="bicubic").clamp(-1, 1)
+    with torch.no_grad():
+        sample = model(given.float()).sample.clamp(-1, 1).double()
+    for row, images in ((inputs, given), (restored, sample)):
+        errors = (images - x).square()
+        assert row["psnr"] == pytest.approx(
+            (10 * torch.log10(4 / errors.flatten(1).mean(dim=1))).mean().item(), abs=0.01
+        )
+        if task == "inpainting":
+            masked = errors[..., inside, inside].flatten(1).mean(dim=1)
+            assert row["masked_psnr"] == pytest.approx((10 * torch.log10(4 / masked)).mean().item(), abs=0.01)
+        else:
+            assert row["masked_psnr"] is None
+    text = (tmp_path / "results.md").read_text()
+    assert ("PSNR masked" in text) == (task == "inpainting") and f"Task: {task}" in text

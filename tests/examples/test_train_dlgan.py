@@ -17,7 +17,8 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffusers_lasers import AutoencoderDL, PatchDiscriminator, PerceptualSimilarity, SparseCode
+from diffusers_lasers import AutoencoderDL, DLRestorationPipeline, PatchDiscriminator, PerceptualSimilarity, SparseCode
+from diffusers_lasers.functional import center_mask, hide, reduce_bicubic, upscale_bicubic
 from diffusers_lasers.training import TrainingLog
 
 
@@ -764,3 +765,61 @@ def test_a_tracker_that_is_not_installed_is_named(script, capsys):
     with pytest.raises(SystemExit):
         script.parse_args(words(report_to="mlflow"))
     assert "--report_to mlflow is not installed; installed: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"task": "super_resolution", "scale": 2}, {"task": "inpainting"}, {"task": "inpainting", "mask": "random"}],
+    ids=["super-resolution", "center", "random"],
+)
+def test_restoration_saves_a_pipeline_and_its_figures(run, script, flags, monkeypatch):
+    targets, loss = [], script.training_loss
+    monkeypatch.setattr(
+        script, "training_loss", lambda output, x, *rest: (targets.append(x), loss(output, x, *rest))[1]
+    )
+    out = run(steps=2, validation_steps=0, num_validation_images=2, **flags)
+    x = targets[0][:1]
+    assert x[..., 12:20, 12:20].any()  # losses look at clean images
+    pipeline = DLRestorationPipeline.from_pretrained(out / "pipeline")
+    assert pipeline.config.task == flags["task"]
+    model = AutoencoderDL.from_pretrained(out)
+    with torch.no_grad():
+        if flags["task"] == "super_resolution":
+            low = reduce_bicubic(x, 2)
+            restored = pipeline(low / 2 + 0.5, output_type="pt").images
+            expected = model(upscale_bicubic(low, 2)).sample
+        else:
+            mask = center_mask(32, 32)
+            restored = pipeline(x / 2 + 0.5, mask, paste_known=False, output_type="pt").images
+            expected = model(hide(x, mask)).sample
+    torch.testing.assert_close(restored, (expected.clamp(-1, 1) + 1) / 2, rtol=1e-3, atol=1e-4)
+    log = TrainingLog.read(out / "training_log.jsonl")
+    assert "validation_psnr" in log[-1] and ("validation_masked_psnr" in log[-1]) == (flags["task"] == "inpainting")
+    picture = Image.open(next((out / "validation").glob("*.png")))
+    assert picture.size[1] == 3 * 32
+    assert flags["task"] in (out / "README.md").read_text()
+
+
+def test_the_encoder_is_given_the_degraded_image(run, script, monkeypatch):
+    inputs, forward = [], AutoencoderDL.forward
+    monkeypatch.setattr(
+        AutoencoderDL,
+        "forward",
+        lambda self, x, *rest, **named: (inputs.append(x.detach().clone()), forward(self, x, *rest, **named))[1],
+    )
+    run(steps=1, task="inpainting")
+    assert not inputs[0][..., 12:20, 12:20].any() and inputs[0][..., :8, :8].any()
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ({"task": "super_resolution", "scale": 5}, "--scale must divide --resolution 32, got 5."),
+        ({"task": "inpainting", "mask_fraction": 0}, "--mask_fraction must lie in (0, 1], got 0.0."),
+        ({"scale": 0}, "--scale must be at least 1, got 0."),
+    ],
+)
+def test_wrong_arguments_of_tasks(script, capsys, flags, sentence):
+    with pytest.raises(SystemExit):
+        script.parse_args(words(output_dir="x", resolution=32, **flags))
+    assert sentence in capsys.readouterr().err

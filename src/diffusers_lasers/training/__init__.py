@@ -18,6 +18,7 @@ from .adversarial import (
 from .block_coordinate import BlockCoordinateUpdate
 from .checkpoints import TrainingState, latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
 from .data import ImageDataset, take_batch
+from .degradation import Degradation
 from .ema import ModelAverage
 from .index_diffusion import IndexDiffusionObjective
 from .losses import ReconstructionLoss, ReconstructionTerms
@@ -32,6 +33,7 @@ __all__ = [
     "AdversarialObjective",
     "BUNDLED_PHOTOS",
     "BlockCoordinateUpdate",
+    "Degradation",
     "DictionaryUpkeep",
     "ImageDataset",
     "ImageStream",

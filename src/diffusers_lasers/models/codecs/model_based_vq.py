@@ -432,7 +432,11 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def _assemble(
-        self, signals: torch.Tensor | list[torch.Tensor], batch: int, grid: tuple[int, int], image_size: tuple[int, int] | None
+        self,
+        signals: torch.Tensor | list[torch.Tensor],
+        batch: int,
+        grid: tuple[int, int],
+        image_size: tuple[int, int] | None,
     ) -> torch.Tensor:
         """Images of the three channels' decoded signals `(B h w, s²)`."""
         side = self.config.patch_size

@@ -7,10 +7,6 @@ Autoencoder, denoiser and text encoder are those of a plain checkpoint and stay 
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from diffusers.schedulers import KarrasDiffusionSchedulers
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
 from ...models.bottlenecks import (
@@ -22,8 +18,17 @@ from ...models.bottlenecks import (
     VectorQuantizerBottleneck,
 )
 from ...utils.hub import LasersHubMixin
+from ...utils.import_utils import requires
 from .coding import LatentCodingMixin, with_signature_of
 from .pipeline_output import LatentDLPipelineOutput
+
+
+requires("transformers", extra="stable-diffusion")
+
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402
+from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker  # noqa: E402
+from diffusers.schedulers import KarrasDiffusionSchedulers  # noqa: E402
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection  # noqa: E402
 
 
 __all__ = ["LatentDLPipeline"]

@@ -3,15 +3,6 @@ r"""Stable Diffusion XL whose latents pass a bottleneck on their way to the deco
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel
-from diffusers.schedulers import KarrasDiffusionSchedulers
-from transformers import (
-    CLIPImageProcessor,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-)
 
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
 from ...models.bottlenecks import (
@@ -23,9 +14,23 @@ from ...models.bottlenecks import (
     VectorQuantizerBottleneck,
 )
 from ...utils.hub import LasersHubMixin
+from ...utils.import_utils import requires
 from .coding import LatentCodingMixin, with_signature_of
 from .pipeline_latent_dl import check_channels
 from .pipeline_output import LatentDLPipelineOutput
+
+
+requires("transformers", extra="stable-diffusion")
+
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel  # noqa: E402
+from diffusers.schedulers import KarrasDiffusionSchedulers  # noqa: E402
+from transformers import (  # noqa: E402
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
 
 __all__ = ["LatentDLXLPipeline"]

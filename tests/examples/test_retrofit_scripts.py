@@ -1,0 +1,289 @@
+"""Runs examples/fit_latent_bottleneck.py and examples/evaluate_retrofit.py on a tiny autoencoder, and checks their figures against other computations."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from safetensors.torch import save_file
+
+from diffusers_lasers import DictionaryBottleneck, PerceptualSimilarity
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def retrofit():
+    return module("evaluate_retrofit")
+
+
+class Quarters(torch.nn.Module):
+    def forward(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Pictures, an autoencoder below `vae/`, LPIPS weights and a feature network."""
+    folder = tmp_path_factory.mktemp("retrofit")
+    for split, count in (("train", 12), ("test", 5)):
+        (folder / split).mkdir()
+        rng = np.random.default_rng(count)
+        for number in range(count):
+            coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+            coarse.resize((40, 36), Image.Resampling.BICUBIC).save(folder / split / f"{number}.png")
+    torch.manual_seed(0)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 8),
+        norm_num_groups=4, latent_channels=4, scaling_factor=0.5,
+    ).save_pretrained(folder / "pipeline" / "vae")  # fmt: skip
+    PerceptualSimilarity("squeeze").save_pretrained(folder / "lpips")
+    torch.jit.script(Quarters()).save(folder / "features.pt")
+    return folder
+
+
+def sources(folder):
+    return [
+        "--autoencoder", folder / "pipeline", "--subfolder", "vae", "--train_data_dir", folder / "train",
+        "--validation_data_dir", folder / "test", "--resolution", 32, "--batch_size", 3, "--device", "cpu",
+    ]  # fmt: skip
+
+
+def test_fits_a_dictionary_that_loads_and_whose_figures_hold(folder, tmp_path):
+    command = [
+        sys.executable,
+        EXAMPLES / "fit_latent_bottleneck.py",
+        *sources(folder),
+        "--num_symbols",
+        32,
+        "--sparsity",
+        2,
+    ]
+    command += ["--passes", 2, "--output_dir", tmp_path / "out"]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    bottleneck = DictionaryBottleneck.from_pretrained(tmp_path / "out").eval()
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    figures = settings["validation"]
+    vae = AutoencoderKL.from_pretrained(folder / "pipeline", subfolder="vae").eval()
+    files = sorted((folder / "test").glob("*.png"))
+    images = []
+    for file in files:  # short side 36 -> 32, centre crop, by hand
+        picture = Image.open(file).resize((round(40 * 32 / 36), 32), Image.Resampling.LANCZOS)
+        images.append(np.asarray(picture)[:, 2:34] / 127.5 - 1)
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    with torch.no_grad():
+        z = vae.encode(x).latent_dist.mode() * 0.5
+        coded = bottleneck(z).latents
+        decoded, own = (vae.decode(part / 0.5).sample.clamp(-1, 1).double() for part in (coded, z))
+    noise, power = (coded - z).square().sum(), (z - z.mean(dim=(0, 2, 3), keepdim=True)).square().sum()
+    assert figures["latent_snr_db"] == pytest.approx(10 * math.log10(power / noise), abs=0.02)
+    psnr = 10 * torch.log10(4 / (decoded - own).square().flatten(1).mean(dim=1))
+    assert figures["psnr_db"] == pytest.approx(psnr.mean().item(), abs=0.02)
+    assert figures["images"] == 5 and figures["bits_per_pixel"] == pytest.approx(bottleneck.bits_per_site / 4)
+    assert 0 < figures["entropy_bits_per_pixel"] < figures["bits_per_pixel"] * 1.1
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"{figures['latent_snr_db']:.2f}" in card and f"{figures['entropy_bits_per_pixel']:.3f}" in card
+    assert "latent SNR" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--bottleneck", "vq", "--num_symbols", 16],
+        ["--bottleneck", "residual_vq", "--num_symbols", 16, "--depth", 2],
+        ["--bottleneck", "fsq", "--fsq_levels", 5, 5],
+        ["--bottleneck", "scalar", "--bits", 6, "--transform", "klt", "--step", 0.3],
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_fits_the_other_bottlenecks(folder, tmp_path, flags, monkeypatch):
+    script = module("fit_latent_bottleneck")
+    uploads = []
+    monkeypatch.setattr(script, "push_folder", lambda *arguments: uploads.append(arguments))
+    words = [*sources(folder), *flags, "--output_dir", tmp_path / "out", "--push_to_hub", "--hub_token", "secret"]
+    script.cli([str(word) for word in words])
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["validation"]["latent_snr_db"] > 1
+    assert uploads[0][0] == tmp_path / "out" and "secret" not in (tmp_path / "out" / "settings.json").read_text()
+    with pytest.raises(SystemExit, match="fit_latent_bottleneck.py: error: "):
+        script.cli([str(word) for word in [*words, "--autoencoder", tmp_path / "gone"]])
+
+
+def test_every_family_is_judged_at_its_rate(folder, tmp_path):
+    configurations = "dictionary:K=32,S=1 dictionary:K=32,S=3,pursuit=ols,scale=shared dictionary:K=64,S=3,p=2,tolerance=0.3 vq:K=16 rvq:K=16,D=1 rvq:K=16,D=3"
+    configurations += " fsq:levels=5,channels=2 scalar:bits=4 scalar:bits=8 klt:step=0.2 klt:step=0.6 float:bits=16"
+    command = [
+        sys.executable,
+        EXAMPLES / "evaluate_retrofit.py",
+        *sources(folder),
+        "--grid",
+        "none",
+        "--configurations",
+    ]
+    command += [*configurations.split(), "--lpips_weights", folder / "lpips", "--fid_features", folder / "features.pt"]
+    command += [
+        "--fsq_steps",
+        100,
+        "--iterations",
+        5,
+        "--passes",
+        1,
+        "--image_metrics",
+        4,
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = {row["name"]: row for row in results["rows"]}
+    assert len(rows) == 12 and not results["missing"]
+    for row in rows.values():
+        assert set(row) >= {"psnr", "ssim", "flip", "lpips", "fid", "bits_per_pixel", "nominal_bits_per_element"}
+        assert row["bits_per_pixel"] == pytest.approx(
+            row["bits_per_element"]
+        )  # 4 channels at a quarter of the positions
+    assert rows["float16"]["bits_per_element"] == 16 and rows["float16"]["latent_snr_db"] > 60
+    assert rows["int8"]["latent_snr_db"] > rows["int4"]["latent_snr_db"] + 15
+    assert (
+        rows["rvq K=16 D=3"]["latent_snr_db"]
+        > rows["rvq K=16 D=1"]["latent_snr_db"]
+        == pytest.approx(rows["vq K=16"]["latent_snr_db"], abs=0.5)
+    )
+    assert rows["klt step=0.2"]["bits_per_element"] > rows["klt step=0.6"]["bits_per_element"]
+    assert rows["vq K=16"]["nominal_bits_per_element"] == 1
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "| int4 |" in text and "latent SNR" in done.stdout
+    for name in ("rate_distortion.png", "grid.png"):
+        assert min(Image.open(tmp_path / "out" / name).size) > 100
+
+
+def test_rates_are_interpolated_on_the_upper_hull(retrofit):
+    points = [(0.4, 2.0), (0.6, 5.0), (1.0, 6.0), (1.5, 6.5), (2.0, 12.0)]
+    rows = [{"family": "a", "bits_per_element": x, "snr": y} for x, y in reversed(points)]
+    found = retrofit.at_rates(rows, "snr")["a"]
+    assert (
+        found[0] == pytest.approx(3.5)
+        and found[1] == pytest.approx(5 + 7 * 0.4 / 1.4)
+        and found[2] == pytest.approx(12)
+    )
+    assert found[3:] == [None, None]
+
+
+def test_taef2_is_an_autoencoder_tiny_with_normed_blocks(retrofit, tmp_path):
+    """Random weights under the release's names; the reference runs them layer by layer."""
+    torch.manual_seed(0)
+
+    def block(normed):
+        layers = {f"conv.{i}": torch.nn.Conv2d(64, 64, 3, padding=1) for i in (0, 2, 4)}
+        if normed:
+            layers |= {"pool.0": torch.nn.Conv2d(64, 256, 1, bias=False), "pool.1": torch.nn.GroupNorm(4, 256)}
+            layers |= {"pool.3": torch.nn.Conv2d(256, 64, 1, bias=False)}
+        return layers
+
+    def convolution(a, b, **arguments):
+        return {"": torch.nn.Conv2d(a, b, 3, padding=1, **arguments)}
+
+    down = {"stride": 2, "bias": False}
+    encoder = [convolution(3, 64), block(False)]
+    for stage in range(3):
+        encoder += [convolution(64, 64, **down), *(block(stage == 2) for _ in range(3))]
+    encoder += [convolution(64, 32)]
+    decoder = [
+        None,
+        convolution(32, 64),
+        "relu",
+        *(block(True) for _ in range(3)),
+        "up",
+        convolution(64, 64, bias=False),
+    ]
+    decoder += [
+        *(block(False) for _ in range(3)),
+        "up",
+        convolution(64, 64, bias=False),
+        *(block(False) for _ in range(3)),
+    ]
+    decoder += ["up", convolution(64, 64, bias=False), block(False), convolution(64, 3)]
+
+    def run(layers, x):
+        for layer in layers:
+            if layer is None:
+                x = torch.tanh(x / 3) * 3
+            elif layer == "relu":
+                x = x.relu()
+            elif layer == "up":
+                x = torch.nn.functional.interpolate(x, scale_factor=2)
+            elif "" in layer:
+                x = layer[""](x)
+            else:
+                if "pool.0" in layer:
+                    x = x + layer["pool.3"](layer["pool.1"](layer["pool.0"](x)).relu())
+                y = layer["conv.4"](layer["conv.2"](layer["conv.0"](x).relu()).relu())
+                x = (y + x).relu()
+        return x
+
+    for name, layers in (("encoder", encoder), ("decoder", decoder)):
+        state = {
+            ".".join(filter(None, (str(number), key, kind))): value.detach().half()
+            for number, layer in enumerate(layers)
+            if isinstance(layer, dict)
+            for key, part in layer.items()
+            for kind, value in part.named_parameters()
+        }
+        for layer in layers:  # what is stored in half precision is what the reference runs
+            for part in layer.values() if isinstance(layer, dict) else ():
+                part.half().float()
+        save_file(state, tmp_path / f"taef2_{name}.safetensors")
+    model = retrofit.load_taef2(tmp_path)
+    x = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        z = run(encoder, (x + 1) / 2)
+        torch.testing.assert_close(model.encode(x).latents, z, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.decode(z).sample, run(decoder, z) * 2 - 1, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ([], "give --autoencoder or --taef2"),
+        (["--taef2", "x", "--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--taef2", "x", "--grid", "none"], "--configurations must name one"),
+        (["--taef2", "x", "--configurations", "jpeg:q=3"], "a configuration must begin with one of"),
+        (["--taef2", "x", "--configurations", "vq:S=3"], "a configuration of vq has K, p, got 'S'"),
+        (["--taef2", "x", "--configurations", "vq:K=many"], "K must be a number, got 'many'"),
+    ],
+)
+def test_wrong_arguments(retrofit, capsys, words, sentence):
+    with pytest.raises(SystemExit):
+        retrofit.cli(words)
+    assert sentence in capsys.readouterr().err
+
+
+def test_grids_cover_what_they_say(retrofit):
+    paper = [retrofit.parse_configuration(text) for text in retrofit.GRIDS["paper"]]
+    dictionaries = [settings for settings in paper if settings["kind"] == "dictionary"]
+    assert {(s["K"], s["S"], s["p"], s["pursuit"]) for s in dictionaries} == {
+        (k, s, p, pursuit)
+        for k in (64, 256, 1024, 4096)
+        for s in range(1, 9)
+        for p in (1, 2)
+        for pursuit in ("omp", "ols")
+    }
+    names = [retrofit.label(settings) for settings in paper]
+    assert len(set(names)) == len(names)
