@@ -45,6 +45,8 @@ def bound_names(tree: ast.Module) -> set[str]:
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names.update(target.id for target in targets if isinstance(target, ast.Name))
+            if "_import_structure" in [getattr(target, "id", None) for target in targets]:  # a lazy package
+                names.update(name for found in ast.literal_eval(node.value).values() for name in found)
     return names
 
 

@@ -21,8 +21,6 @@ from ...models.autoencoders.foreign import decode_latents, encode_latents
 from .pipeline_output import LatentDLPipelineOutput
 
 
-__all__ = ["OUTPUT_TYPES", "LatentCodingMixin", "with_signature_of"]
-
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "code")
 
 
