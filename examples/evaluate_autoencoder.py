@@ -370,6 +370,10 @@ def main(args):
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     resolution = args.resolution or int(AutoencoderDL.load_config(args.models[0])["sample_size"])
+    try:
+        Degradation(args.task, args.scale, args.mask, args.mask_fraction)(torch.zeros(1, 3, resolution, resolution))
+    except ValueError as error:
+        raise SystemExit(f"evaluate_autoencoder.py: error: {error}") from error
     dataset, about = load_data(args, resolution)
     metrics, missing = image_metrics(args, dataset)
     if "rfid" in metrics:  # the references' features serve all models

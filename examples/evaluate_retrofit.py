@@ -138,6 +138,12 @@ def parse_args(input_args=None):
         args.parsed = [parse_configuration(text) for text in dict.fromkeys(GRIDS[args.grid] + args.configurations)]
     except ValueError as error:
         parser.error(str(error))
+    for name in ("image_metrics", "max_train_samples", "max_validation_samples"):
+        least = 0 if name == "image_metrics" else 1
+        if getattr(args, name) is not None and getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(args, name)}")
+    if bool(args.train_data_dir) != bool(args.validation_data_dir):
+        parser.error("give both --train_data_dir and --validation_data_dir, or neither")
     if not args.parsed:
         parser.error("--configurations must name one at least with --grid none")
     return args
@@ -163,6 +169,8 @@ def parse_configuration(text):
             )
         except ValueError:
             raise ValueError(f"{name} must be a number, got {value!r} in {text!r}") from None
+    if kind == "float" and (settings["bits"], settings["p"]) != (16, 1):
+        raise ValueError(f"a configuration of float has bits=16 and p=1 only, got {text!r}")
     return settings
 
 
@@ -311,7 +319,7 @@ def judge(bottleneck, settings, autoencoder, latents, references, metrics, args)
     for batch in latents:
         z = batch.to(args.device)
         if bottleneck is None:
-            decoded = z.to(torch.float16 if settings["bits"] == 16 else torch.float32).float()
+            decoded = z.half().float()
         else:
             code = bottleneck.encode(z)
             decoded = bottleneck.decode(code)
@@ -325,20 +333,19 @@ def judge(bottleneck, settings, autoencoder, latents, references, metrics, args)
             if sum(map(len, shown)) < 4:
                 shown.append(images[:4].cpu())
             done += len(images)
-    features = channels * settings["p"] ** 2
+    elements = latents[0][0].numel() / args.resolution**2  # a pixel; sites that only pad cost bits, too
     if rate is None:
         nominal = entropy = float(settings["bits"])
     else:
         values = rate.compute()
-        nominal, entropy = bottleneck.bits_per_site / features, float(values["entropy_bits_per_site"]) / features
-    positions = latents[0].shape[-2] * latents[0].shape[-1] / args.resolution**2
+        nominal, entropy = (float(values[f"{kind}_bits_per_pixel"]) / elements for kind in ("nominal", "entropy"))
     row = {
         "name": label(settings),
         "family": family(settings),
         "settings": settings,
         "bits_per_element": entropy,
         "nominal_bits_per_element": nominal,
-        "bits_per_pixel": entropy * channels * positions,
+        "bits_per_pixel": entropy * elements,
         "latent_snr_db": float(-10 * torch.log10(nmse.compute())),
     }
     row |= {name: float(metric.compute()) for name, metric in metrics.items()} if done else {}
@@ -404,6 +411,8 @@ def markdown(results):
         "",
         f"Fitted to {about['train']} and judged on {about['held_out']} crops of {about['resolution']} pixels, images on {about['decoded']}; against decode(z).",
     ]
+    if any(row["family"] == "rvq" for row in results["rows"]):
+        lines.append("The first residual quantiser of a K and p bears the time of all of them.")
     lines += [f"- {name} is missing: {reason}" for name, reason in results["missing"].items()]
     return "\n".join(lines) + "\n"
 
@@ -446,6 +455,7 @@ def picture(references, decoded):
 
 @torch.no_grad()
 def main(args):
+    requires("matplotlib", extra="benchmark")
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     train = load_data(args, args.train_data_dir, "train", args.max_train_samples)

@@ -130,14 +130,14 @@ def judge(autoencoder, bottleneck, data, args):
         ]
         psnr.update(*images)
     values = rate.compute()
-    features = bottleneck.config.latent_channels * bottleneck.patch_size**2
+    elements = latents[0].numel() / data.resolution**2  # a pixel
     return {
         "images": len(data),
         "latent_snr_db": float(-10 * torch.log10(nmse.compute())),
         "psnr_db": float(psnr.compute()),
         "bits_per_pixel": float(values["nominal_bits_per_pixel"]),
         "entropy_bits_per_pixel": float(values["entropy_bits_per_pixel"]),
-        "entropy_bits_per_element": float(values["entropy_bits_per_site"]) / features,
+        "entropy_bits_per_element": float(values["entropy_bits_per_pixel"]) / elements,
     }
 
 
@@ -164,17 +164,17 @@ def card_sections(settings):
 
 def main(args):
     bundled = args.train_data_dir is None and args.dataset_name is None
-    crops = args.crops_per_image or (32 if bundled else 1)
 
-    def data(split, **source):
+    def data(split, own, **source):
         images = load_image_dataset(split=split, image_column=args.image_column, **source)
-        resize = None if bundled else args.resolution
+        crops, resize = args.crops_per_image or (1 if own else 32), args.resolution if own else None
         return ImageDataset(
             images, args.resolution, resize, center_crop=crops == 1, crops_per_image=crops, seed=args.seed
         )
 
     train = data(
         "train",
+        not bundled,
         dataset_name=args.dataset_name,
         dataset_config_name=args.dataset_config_name,
         train_data_dir=args.train_data_dir,
@@ -182,7 +182,12 @@ def main(args):
     )
     held_out = None
     if args.validation_data_dir or bundled:
-        held_out = data("validation", train_data_dir=args.validation_data_dir, max_samples=args.max_validation_samples)
+        held_out = data(
+            "validation",
+            args.validation_data_dir is not None,
+            train_data_dir=args.validation_data_dir,
+            max_samples=args.max_validation_samples,
+        )
     autoencoder = AutoModel.from_pretrained(args.autoencoder, subfolder=args.subfolder).to(args.device).eval()
     bottleneck, fit_arguments = build_bottleneck(args, autoencoder.config.latent_channels)
     bottleneck.to(args.device)

@@ -641,7 +641,8 @@ def card_sections(settings: dict, results: dict, picture: str) -> dict[str, str]
         body = "\n".join(f"| {title} | {value} |" for title, value in rows)
         held_out = f"{results['validation_images']} held-out crops of {arguments['resolution']} pixels."
         sections["Evaluation"] = f"On {held_out}\n\n| figure | value |\n| --- | ---: |\n{body}"
-    sections["Reconstructions"] = f"Originals above, reconstructions below.\n\n![Reconstructions]({picture})"
+    above = "Originals" if arguments["task"] == "reconstruction" else "Originals and what is given"
+    sections["Reconstructions"] = f"{above} above, reconstructions below.\n\n![Reconstructions]({picture})"
     return {**sections, "Settings": "See `settings.json` and `training_log.jsonl`."}
 
 
@@ -899,6 +900,8 @@ def set_up(run: argparse.Namespace, args: argparse.Namespace) -> tuple[Any, Any,
         network.train()
     if run.checkpoint is None and args.data_initialization:
         initialize_from_data(model, run, args)
+    if args.mask == "random":
+        set_seed(args.seed, device_specific=True)  # each rank hides rectangles of its own
     settings, state = describe(args, run), TrainingState()
     if args.use_ema:
         run.average = ModelAverage(model, args.ema_decay)

@@ -249,3 +249,19 @@ def test_restoration_beside_its_input(folder, script, tmp_path, task):
             assert row["masked_psnr"] is None
     text = (tmp_path / "results.md").read_text()
     assert ("PSNR masked" in text) == (task == "inpainting") and f"Task: {task}" in text
+
+
+@pytest.mark.parametrize(
+    "flags, sentence", [(["--scale", "5"], "`scale` must divide"), (["--scale", "0"], "`scale` must be a positive")]
+)
+def test_a_degradation_that_does_not_fit_is_refused_at_once(folder, script, tmp_path, flags, sentence):
+    arguments = [
+        str(folder / "dictionary"),
+        "--task",
+        "super_resolution",
+        "--output_dir",
+        str(tmp_path / "out"),
+        *flags,
+    ]
+    with pytest.raises(SystemExit, match=sentence):
+        script.main(script.parse_args(arguments))

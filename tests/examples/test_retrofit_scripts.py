@@ -174,6 +174,29 @@ def test_every_family_is_judged_at_its_rate(folder, tmp_path):
         assert min(Image.open(tmp_path / "out" / name).size) > 100
 
 
+def test_padding_costs_bits(folder, retrofit):
+    """5 × 5 latents in patches of 2 × 2 are nine sites."""
+    vae = AutoencoderKL.from_pretrained(folder / "pipeline", subfolder="vae").eval()
+    words = [
+        "--taef2",
+        "x",
+        "--grid",
+        "none",
+        "--configurations",
+        "vq:K=16,p=2",
+        "--resolution",
+        "10",
+        "--device",
+        "cpu",
+    ]
+    arguments = retrofit.parse_args(words)
+    latents = [torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0))]
+    bottleneck = retrofit.fit(arguments.parsed[0], latents, 4, arguments, {})
+    row, _ = retrofit.judge(bottleneck, arguments.parsed[0], vae, latents, torch.zeros(0), {}, arguments)
+    assert row["nominal_bits_per_element"] == pytest.approx(9 * 4 / 100)
+    assert row["bits_per_pixel"] == pytest.approx(row["bits_per_element"])
+
+
 def test_rates_are_interpolated_on_the_upper_hull(retrofit):
     points = [(0.4, 2.0), (0.6, 5.0), (1.0, 6.0), (1.5, 6.5), (2.0, 12.0)]
     rows = [{"family": "a", "bits_per_element": x, "snr": y} for x, y in reversed(points)]
@@ -266,6 +289,9 @@ def test_taef2_is_an_autoencoder_tiny_with_normed_blocks(retrofit, tmp_path):
         (["--taef2", "x", "--grid", "none"], "--configurations must name one"),
         (["--taef2", "x", "--configurations", "jpeg:q=3"], "a configuration must begin with one of"),
         (["--taef2", "x", "--configurations", "vq:S=3"], "a configuration of vq has K, p, got 'S'"),
+        (["--taef2", "x", "--configurations", "float:bits=4"], "float has bits=16 and p=1 only"),
+        (["--taef2", "x", "--image_metrics", "-1"], "--image_metrics must be at least 0"),
+        (["--taef2", "x", "--train_data_dir", "y"], "give both --train_data_dir and --validation_data_dir"),
         (["--taef2", "x", "--configurations", "vq:K=many"], "K must be a number, got 'many'"),
     ],
 )

@@ -135,6 +135,9 @@ def test_channels_refuse_what_does_not_fit():
         decode_channels(indices[:, 1:], books, 64)
     with pytest.raises(ValueError, match="`codebooks` must make signals of 63 features"):
         decode_channels(indices, books, 63)
+    for wrong in ([], [torch.zeros(0, 3, 64)]):
+        with pytest.raises(ValueError, match="`codebooks` must"):
+            decode_channels(torch.zeros(5, 0, dtype=torch.int64), wrong, 64)
     for wrong in (-1, 400):
         with pytest.raises(IndexError):
             decode_channels(torch.full_like(indices, wrong), books, 64)

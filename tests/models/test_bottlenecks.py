@@ -593,3 +593,46 @@ def test_a_beam_lowers_the_error_of_residual_codes():
     assert errors[1] < 0.97 * errors[0]
     with pytest.raises(ValueError, match="`beam_size`"):
         ResidualVQBottleneck(6, beam_size=0)
+
+
+@pytest.mark.parametrize("name", ["vq", "residual_vq", "fsq"])
+def test_no_codes_are_made_from_nan(name):
+    bottleneck, z = CODED[name](), latents()
+    z[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="`latents` must be finite"):
+        bottleneck.encode(z)
+
+
+def test_no_scalar_codes_from_nan_and_a_constant_channel_is_kept():
+    z = latents(32)
+    z[:, 2] = 1.5
+    bottleneck = ScalarQuantizerBottleneck(6, bits=6)
+    bottleneck.fit(z)
+    torch.testing.assert_close(bottleneck(z).latents[:, 2], z[:, 2], rtol=1e-3, atol=1e-3)
+    z[0, 0, 0, 0] = float("inf")
+    with pytest.raises(ValueError, match="`latents` must be finite"):
+        bottleneck.encode(z)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", sorted(CODED))
+def test_a_bottleneck_loaded_in_half_precision_stays_in_float32(name, dtype, tmp_path):
+    torch.manual_seed(0)
+    bottleneck = CODED[name]().eval()
+    bottleneck.save_pretrained(tmp_path)
+    loaded = type(bottleneck).from_pretrained(tmp_path, dtype=dtype)
+    for key, value in loaded.state_dict().items():
+        expected = bottleneck.state_dict()[key]
+        assert value.dtype == expected.dtype and torch.equal(value, expected), key
+
+
+def test_sparse_codes_are_refused_with_a_sentence():
+    code = DictionaryBottleneck(6, num_atoms=24, sparsity=3).encode(latents())
+    for bottleneck in (VectorQuantizerBottleneck(6), FSQBottleneck(6, levels=(5,) * 6), ScalarQuantizerBottleneck(6)):
+        with pytest.raises(ValueError, match="`code` must have .* got SparseCode"):
+            bottleneck.decode(code)
+
+
+def test_statistics_of_another_length_are_refused():
+    with pytest.raises(ValueError, match=r"must have shape \(6,\), got \(5,\)"):
+        VectorQuantizerBottleneck(6).set_latent_statistics(torch.zeros(5))

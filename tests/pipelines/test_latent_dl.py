@@ -268,7 +268,7 @@ def test_safety_checker_judges_the_coded_images(load, unsafe):
     processor = CLIPImageProcessor(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30})
     pipeline.register_modules(safety_checker=checker, feature_extractor=processor)
     output = call(pipeline, output_type="np")
-    assert output.nsfw_content_detected == [unsafe]
+    assert output.nsfw_content_detected == [unsafe] and (output.code is None) == unsafe
     assert not output.images.any() if unsafe else np.array_equal(output.images, expected)
 
 
@@ -276,9 +276,9 @@ def test_errors(load, stable_diffusion):
     with pytest.raises(ValueError, match="`bottleneck` must be made for 4 latent channels as `vae` has them, got 5"):
         LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=DictionaryBottleneck(5, num_atoms=8, sparsity=1))
     pipeline = load()
-    with pytest.raises(ValueError, match="`bottleneck` must be given for codes"):
+    with pytest.raises(ValueError, match="`bottleneck` must be one that makes codes: .* got None"):
         call(pipeline, output_type="code")
-    with pytest.raises(ValueError, match="`bottleneck` must be given for codes"):
+    with pytest.raises(ValueError, match="`bottleneck` must be one that makes codes: .* got None"):
         pipeline.encode(Image.new("RGB", (32, 32)))
     pipeline = load(dictionary())
     for run in (
@@ -290,7 +290,7 @@ def test_errors(load, stable_diffusion):
     code = pipeline.encode(Image.new("RGB", (32, 32)))
     with pytest.raises(ValueError, match="`output_type` must be one of"):
         pipeline.decode(code, "code")
-    with pytest.raises(ValueError, match="has no code"):
+    with pytest.raises(ValueError, match="must be one that makes codes: .* got IdentityBottleneck"):
         call(load(IdentityBottleneck(4)), output_type="code")
 
 
@@ -307,5 +307,45 @@ def test_stable_diffusion_xl(stable_diffusion_xl, tmp_path):
     assert np.array_equal(call(loaded, output_type="np").images, output.images)
     pipeline.vae.register_to_config(force_upcast=True)
     pipeline.vae.to(torch.float16)
+    seen, encode = [], pipeline.vae.encode
+    pipeline.vae.encode = lambda x: (seen.append(x.dtype), encode(x))[1]
     assert np.isfinite(pipeline.reconstruct(Image.new("RGB", (32, 32)), "np").images).all()
-    assert pipeline.vae.dtype == torch.float16
+    assert seen == [torch.float32] and pipeline.vae.dtype == torch.float16
+
+
+def test_an_autoencoder_keeps_its_own_bottleneck_unless_another_takes_its_place(stable_diffusion):
+    torch.manual_seed(0)
+    vae = AutoencoderDL(
+        latent_channels=4, block_out_channels=(8, 8), residual_channels=4, bottleneck_config={"num_atoms": 8, "sparsity": 1}
+    ).eval()  # fmt: skip
+    plain = quiet(StableDiffusionPipeline.from_pretrained(stable_diffusion, vae=vae))
+    ours = quiet(LatentDLPipeline.from_pretrained(stable_diffusion, vae=vae, bottleneck=None))
+    assert np.array_equal(call(ours, output_type="np").images, call(plain, output_type="np").images)
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = (vae(x * 2 - 1).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(ours.reconstruct(x, "pt").images, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_identity_is_no_bottleneck(load):
+    output = call(load(IdentityBottleneck(4)), output_type="np")
+    assert output.code is None and np.array_equal(output.images, call(load(), output_type="np").images)
+    image = Image.new("RGB", (32, 32), "blue")
+    expected = load().reconstruct(image, "np").images
+    assert np.array_equal(load(IdentityBottleneck(4)).reconstruct(image, "np").images, expected)
+
+
+def test_offload_order_names_every_model_and_calls_can_be_interrupted(load, stable_diffusion_xl):
+    xl = LatentDLXLPipeline.from_pretrained(stable_diffusion_xl, bottleneck=dictionary())
+    for pipeline in (load(dictionary()), xl):
+        models = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        assert models <= set(pipeline.model_cpu_offload_seq.split("->"))
+    steps = []
+
+    def stop(pipe, step, timestep, tensors):
+        steps.append(step)
+        pipe._interrupt = True
+        return tensors
+
+    output = call(load(dictionary()), num_inference_steps=5, callback_on_step_end=stop, output_type="np")
+    assert steps == [0] and np.isfinite(output.images).all()

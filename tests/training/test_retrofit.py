@@ -112,7 +112,43 @@ def test_errors():
         fit_bottleneck(vae, images(), ScalarQuantizerBottleneck(5), normalize="none", progress=False)
     with pytest.raises(ValueError, match="`num_codewords` must be a power of two"):
         fit_bottleneck(vae, images(), VectorQuantizerBottleneck(4, num_codewords=24), progress=False)
-    with pytest.raises(ValueError, match="FSQ without projections learns nothing"):
-        fit_bottleneck(vae, images(), FSQBottleneck(4, levels=(5,) * 4), progress=False)
+    with pytest.raises(ValueError, match="`latents` must be readable twice"):
+        BOTTLENECKS["vq"]().fit(iter([torch.randn(4, 4, 8, 8)]))
     with pytest.raises(ValueError, match="`batch_size` must be a positive integer"):
         fit_bottleneck(vae, images(), BOTTLENECKS["vq"](), batch_size=0)
+
+
+def test_an_fsq_without_projections_gets_its_statistics_and_nothing_else():
+    vae, bottleneck = autoencoder(), FSQBottleneck(4, levels=(9,) * 4)
+    fit_bottleneck(vae, images(), bottleneck, normalize="channel", progress=False)
+    with torch.no_grad():
+        z = encode_latents(vae.eval(), images())
+    assert (bottleneck(z).latents - z).square().mean() < 0.3 * z.var(dim=(0, 2, 3)).mean()
+
+
+def test_modes_of_the_autoencoders_parts_are_kept():
+    vae = autoencoder().train()
+    vae.encoder.eval()
+    collect_latents(vae, images(2), progress=False)
+    assert vae.training and vae.decoder.training and not vae.encoder.training
+
+
+@pytest.mark.parametrize("name", ["dictionary", "vq", "int4", "fsq"])
+def test_latents_are_sent_to_the_bottlenecks_device(name, monkeypatch):
+    """They are kept on the CPU. Without a GPU here: what `signals` is given has been through `.to(device of the bottleneck)`."""
+    bottleneck = BOTTLENECKS[name]()
+    sent, seen, original, signals = [], [], torch.Tensor.to, type(bottleneck).signals
+
+    def to(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        if self.ndim == 4 and args and args[0] == bottleneck.latent_shift.device:
+            sent.append(result)
+        return result
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(type(bottleneck), "signals", lambda self, z: (seen.append(z), signals(self, z))[1])
+    arguments = {"steps": 2} if name == "fsq" else {}
+    for latents in (torch.randn(16, 4, 8, 8), [torch.randn(16, 4, 8, 8), torch.randn(8, 4, 6, 6)]):
+        seen.clear()
+        bottleneck.fit(latents, progress=False, **arguments)
+        assert seen and all(any(z is item for item in sent) for z in seen)

@@ -145,14 +145,18 @@ def decode_channels(indices: torch.Tensor, codebooks: list[torch.Tensor], width:
     Raises:
         ValueError: If the shapes do not fit.
     """
-    sizes = [book.shape[0] for book in codebooks]
-    if indices.ndim != 2 or indices.shape[1] != sum(sizes):
-        raise ValueError(f"`indices` must have shape (N, {sum(sizes)}), got {tuple(indices.shape)}.")
+    if not codebooks:
+        raise ValueError("`codebooks` must hold at least one channel's, got none.")
     for book in codebooks:
+        if book.ndim != 3 or min(book.shape[:2]) < 1:
+            raise ValueError(f"`codebooks` must have shape (slots, codewords, features), got {tuple(book.shape)}.")
         if width not in (book.shape[2], book.shape[0] * book.shape[2]):
             raise ValueError(
                 f"`codebooks` must make signals of {width} features, got one of shape {tuple(book.shape)}."
             )
+    sizes = [book.shape[0] for book in codebooks]
+    if indices.ndim != 2 or indices.shape[1] != sum(sizes):
+        raise ValueError(f"`indices` must have shape (N, {sum(sizes)}), got {tuple(indices.shape)}.")
     differentiable = torch.is_grad_enabled() and any(book.requires_grad for book in codebooks)
     if indices.dtype == torch.int64 and not differentiable and all(map(uses_fused, codebooks)):
         return fused_decode_codewords(indices, codebooks, width)

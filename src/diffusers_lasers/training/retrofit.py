@@ -45,7 +45,7 @@ def collect_latents(
     progress: bool = True,
 ) -> list[torch.Tensor]:
     """
-    Latents of images on the denoiser's scale, in memory. The autoencoder's weights and its training mode are left as they are; it runs in evaluation mode.
+    Latents of images on the denoiser's scale, in memory. The autoencoder's weights and training modes are left as they are; it runs in evaluation mode.
 
     Args:
         autoencoder (`ModelMixin`): Any autoencoder of images of diffusers, or [`AutoencoderDL`].
@@ -64,7 +64,7 @@ def collect_latents(
         raise ValueError(f"`batch_size` must be a positive integer, got {batch_size!r}.")
     batches, total = _batches(images, batch_size)
     parameter = next(autoencoder.parameters())
-    training, found = autoencoder.training, []
+    training, found = [module for module in autoencoder.modules() if module.training], []
     autoencoder.eval()
     try:
         for batch in tqdm(batches, total=total, desc="Latents", disable=not progress):
@@ -73,7 +73,8 @@ def collect_latents(
                 raise ValueError("`autoencoder` must give finite latents, got NaN or infinity.")
             found.append(latents)
     finally:
-        autoencoder.train(training)
+        for module in training:
+            module.training = True
     if not any(len(latents) for latents in found):
         raise ValueError("`images` must hold at least one image, got none.")
     return found

@@ -1,12 +1,13 @@
-r"""Latents of any autoencoder of diffusers, on the scale that its denoiser sees.
+r"""Latents of diffusers' autoencoders, on the scale that their denoisers see.
 
-Autoencoders of diffusers differ in how they return latents and in how pipelines scale them. A denoiser sees
+Autoencoders of diffusers differ in how they return latents and in how pipelines scale them. Where the pipeline scales, from the autoencoder's config, a denoiser sees
 
     (z − m) / s           with `latents_mean` m and `latents_std` s in the config (times `scaling_factor`, as SDXL's pipeline has it),
     (z − b) · a           with `shift_factor` b (or 0) and `scaling_factor` a (or 1) otherwise.
 
 A bottleneck that stands between denoiser and decoder codes those. An autoencoder with a bottleneck of its own (`VQModel`, [`AutoencoderDL`]) is read before
-it and decoded without it.
+it and, where another one takes its place, decoded without it. Tested with `AutoencoderKL`, `AutoencoderTiny`, `AutoencoderDC`, `VQModel` and [`AutoencoderDL`]; Stable
+Diffusion's own pipeline ignores `shift_factor`, which its checkpoints do not have, and an autoencoder that scales by itself (`AutoencoderRAE`) would be scaled twice.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ def encode_latents(autoencoder: ModelMixin, pixel_values: torch.Tensor) -> torch
 
 
 def decode_latents(
-    autoencoder: ModelMixin, latents: torch.Tensor, generator: torch.Generator | None = None
+    autoencoder: ModelMixin,
+    latents: torch.Tensor,
+    generator: torch.Generator | None = None,
+    force_not_quantize: bool = True,
 ) -> torch.Tensor:
     """
     Images of latents; the inverse of the scaling of [`encode_latents`], then the decoder.
@@ -77,6 +81,7 @@ def decode_latents(
         autoencoder (`ModelMixin`): The autoencoder.
         latents (`torch.Tensor` of shape `(B, L, h, w)`): Latents on the denoiser's scale.
         generator (`torch.Generator`, *optional*): For decoders that draw.
+        force_not_quantize (`bool`, defaults to `True`): Whether an autoencoder's own bottleneck is passed over.
 
     Returns:
         `torch.Tensor` of shape `(B, 3, H, W)`: Images, about [−1, 1].
@@ -84,7 +89,7 @@ def decode_latents(
     offset, factor = _scale(autoencoder, latents)
     known = inspect.signature(autoencoder.decode).parameters
     own = "force_not_quantize" in known and not autoencoder.config.get("lookup_from_codebook", False)
-    arguments = {"force_not_quantize": True} if own else {}
+    arguments = {"force_not_quantize": force_not_quantize} if own else {}
     if "generator" in known and generator is not None:
         arguments["generator"] = generator
     return autoencoder.decode(latents / factor + offset, return_dict=False, **arguments)[0]

@@ -54,6 +54,11 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
     """
 
     _supports_group_offloading = False
+    # buffers and parameters of all subclasses: coding is in float32, also of a model that is loaded in half precision
+    _keep_in_fp32_modules = [
+        *("latent_shift", "latent_scale", "dictionary", "coefficient_scale", "codebook", "counts", "sums"),
+        *("quantizer", "mean", "basis", "low", "steps", "points"),
+    ]
     num_symbols: int = 0
 
     def __init__(self):
@@ -107,6 +112,24 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
         shift, scale = (part.float()[:, None, None] for part in (self.latent_shift, self.latent_scale))
         return latents_to_signals((latents.float() - shift) / scale, self.patch_size)
 
+    def finite_signals(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        The same for coding by indices, which must not be made from NaN. The check synchronises, so that only the CPU has it.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+
+        Returns:
+            `torch.Tensor` of shape `(B·h·w, p²·L)`: Signals.
+
+        Raises:
+            ValueError: If the latents have another number of channels or, on the CPU, are not finite.
+        """
+        signals = self.signals(latents)
+        if signals.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.isfinite(signals).all():
+            raise ValueError("`latents` must be finite, got NaN or infinity.")
+        return signals
+
     def latents(self, signals: torch.Tensor, latent_size: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
         """
         Signals folded back into latents; the inverse of [`signals`].
@@ -134,10 +157,15 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
                 latents what is minimised.
 
         Raises:
-            ValueError: If they are not finite or a scale is not positive.
+            ValueError: If they have another shape, are not finite or a scale is not positive.
         """
         shift = torch.as_tensor(shift, dtype=torch.float32)
         scale = torch.as_tensor(scale, dtype=torch.float32)
+        channels = self.latent_shift.shape
+        if shift.shape != channels or scale.shape not in (channels, ()):
+            raise ValueError(
+                f"`shift` and `scale` must have shape {tuple(channels)}, got {tuple(shift.shape)} and {tuple(scale.shape)}."
+            )
         if not torch.isfinite(shift).all() or not (torch.isfinite(scale) & (scale > 0)).all():
             raise ValueError("`shift` and `scale` must be finite, and `scale` positive, got others.")
         self.latent_shift.copy_(shift)
@@ -181,6 +209,8 @@ def sample_signals(
     """
     check_positive(max_signals=max_signals)
     items = [latents] if torch.is_tensor(latents) else latents
+    if iter(items) is items:
+        raise ValueError("`latents` must be readable twice, got an iterator: give a list.")
     side = bottleneck.patch_size
     sizes = [item.shape[0] * math.prod(patch_grid(*item.shape[-2:], side)) for item in items]
     total, device = sum(sizes), bottleneck.latent_shift.device

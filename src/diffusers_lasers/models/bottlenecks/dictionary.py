@@ -199,7 +199,8 @@ class DictionaryBottleneck(Bottleneck):
             raise ValueError(
                 f"`learner` must have a dictionary of shape {tuple(self.dictionary.shape)}, got {(features, learner.config.num_atoms)}."
             )
-        signals = self.signals(latents) if torch.is_tensor(latents) else _Signals(self, latents)
+        device = self.dictionary.device
+        signals = self.signals(latents.to(device)) if torch.is_tensor(latents) else _Signals(self, latents)
         learner.fit(signals, passes=passes, resume=True, progress=progress)
         self.dictionary.copy_(learner.dictionary)
         first = signals if torch.is_tensor(signals) else next(iter(signals))
@@ -348,7 +349,8 @@ class _Signals:
     latents: Iterable[torch.Tensor]
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        return (self.bottleneck.signals(item) for item in self.latents)
+        device = self.bottleneck.dictionary.device
+        return (self.bottleneck.signals(item.to(device)) for item in self.latents)
 
 
 def _check_bits(bits: int | None) -> None:

@@ -73,7 +73,8 @@ class FSQBottleneck(Bottleneck):
     ) -> None:
         """
         Learns the projections to and from the quantised space from fixed latents, by gradients straight through the rounding: they start as the leading
-        principal axes, and minimise the squared error of the latents by Adam with a cosine schedule.
+        principal axes, and minimise the squared error of the latents by Adam with a cosine schedule. With as many levels as features of a site there are no
+        projections, and nothing is learned.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is read twice.
@@ -85,14 +86,12 @@ class FSQBottleneck(Bottleneck):
             progress (`bool`, defaults to `True`): Whether to show a bar.
 
         Raises:
-            ValueError: If there are as many levels as features of a site, so that nothing can be learned, or the latents do not fit or are not finite.
+            ValueError: If the latents do not fit or are not finite.
         """
         check_positive(steps=steps, batch_size=batch_size)
-        if not self.quantizer.has_projections:
-            raise ValueError(
-                f"`levels` must be another number than the {self.quantizer.dim} features of a site for `fit`: an FSQ without projections learns nothing."
-            )
         signals = sample_signals(self, latents, max_signals, seed)
+        if not self.quantizer.has_projections:
+            return
         project_in, project_out = self.quantizer.project_in, self.quantizer.project_out
         with torch.no_grad():
             mean = signals.mean(dim=0)
@@ -132,7 +131,7 @@ class FSQBottleneck(Bottleneck):
             [`IndexCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites with a level for each quantised channel.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            return self._code(self._round(self.signals(latents)), latents)
+            return self._code(self._round(self.finite_signals(latents)), latents)
 
     @apply_forward_hook
     def decode(self, code: IndexCode) -> torch.Tensor:
@@ -148,8 +147,9 @@ class FSQBottleneck(Bottleneck):
         Raises:
             ValueError: If the code has other levels.
         """
-        if tuple(code.levels) != tuple(self.config.levels):
-            raise ValueError(f"`code` must have levels {tuple(self.config.levels)}, got {tuple(code.levels)}.")
+        if not isinstance(code, IndexCode) or tuple(code.levels) != tuple(self.config.levels):
+            found = getattr(code, "levels", type(code).__name__)
+            raise ValueError(f"`code` must have levels {tuple(self.config.levels)}, got {found}.")
         half = self.half_widths
         values = (code.indices.flatten(0, 2) - half) / half
         with torch.autocast(code.indices.device.type, enabled=False):

@@ -131,7 +131,8 @@ class ScalarQuantizerBottleneck(Bottleneck):
     @staticmethod
     def _least_squares_steps(turned: torch.Tensor, cells: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Centres of cell 0 and steps of symmetric ranges, of least squared error among shares of the largest magnitude."""
-        largest = turned.abs().amax(dim=0).clamp_min(torch.finfo(turned.dtype).tiny)
+        largest = turned.abs().amax(dim=0)
+        largest = largest.clamp_min((1e-6 * largest.max()).clamp_min(1e-12))  # a channel that never varies
         best = torch.full_like(largest, float("inf"))
         steps = torch.zeros_like(largest)
         for share in torch.linspace(1.0, 1 / _RANGES, _RANGES):
@@ -172,7 +173,7 @@ class ScalarQuantizerBottleneck(Bottleneck):
             ValueError: If the bottleneck is not fitted.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            return self._code(self._quantize(self.signals(latents)), latents)
+            return self._code(self._quantize(self.finite_signals(latents)), latents)
 
     @apply_forward_hook
     def decode(self, code: IndexCode) -> torch.Tensor:
@@ -189,9 +190,9 @@ class ScalarQuantizerBottleneck(Bottleneck):
             ValueError: If the code has other levels.
         """
         levels = (self.num_symbols,) * self.depth
-        if tuple(code.levels) != levels:
+        if not isinstance(code, IndexCode) or tuple(code.levels) != levels:
             raise ValueError(
-                f"`code` must have {self.depth} slots of {self.num_symbols} cells, got {tuple(code.levels)}."
+                f"`code` must have {self.depth} slots of {self.num_symbols} cells, got {getattr(code, 'levels', type(code).__name__)}."
             )
         with torch.autocast(code.indices.device.type, enabled=False):
             return self.latents(self._dequantize(code.indices.flatten(0, 2)), code.latent_size, torch.float32)

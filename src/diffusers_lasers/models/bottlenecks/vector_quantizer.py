@@ -149,7 +149,7 @@ class _RunningMeanQuantizer(Bottleneck):
             [`IndexCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites with an index for each stage.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            indices, _, _ = self._quantize(self.signals(latents))
+            indices, _, _ = self._quantize(self.finite_signals(latents))
         return self._code(indices, latents)
 
     @apply_forward_hook
@@ -167,10 +167,14 @@ class _RunningMeanQuantizer(Bottleneck):
             ValueError: If the code has another alphabet or more stages.
         """
         stages = code.indices.shape[-1]
-        if stages > self.depth or any(level != self.config.num_codewords for level in code.levels):
+        if (
+            not isinstance(code, IndexCode)
+            or stages > self.depth
+            or any(level != self.config.num_codewords for level in code.levels)
+        ):
             raise ValueError(
-                f"`code` must have at most {self.depth} slots of {self.config.num_codewords} codewords, got levels "
-                f"{code.levels}."
+                f"`code` must have at most {self.depth} slots of {self.config.num_codewords} codewords, got "
+                f"{getattr(code, 'levels', type(code).__name__)}."
             )
         indices = code.indices.flatten(0, 2)
         signals = sum(self.codebook[stage].float()[indices[:, stage]] for stage in range(stages))

@@ -9,17 +9,39 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from torch.nn import functional as F
 
 from ...coding import IndexCode, SparseCode
+from ...models.autoencoders.autoencoder_dl import AutoencoderDL
 from ...models.autoencoders.foreign import decode_latents, encode_latents
+from ...models.bottlenecks import (
+    DictionaryBottleneck,
+    FSQBottleneck,
+    IdentityBottleneck,
+    ResidualVQBottleneck,
+    ScalarQuantizerBottleneck,
+    VectorQuantizerBottleneck,
+)
 from .pipeline_output import LatentDLPipelineOutput
 
+
+# `from_pipe` hands a component over only where its very class stands in the annotation.
+AnyAutoencoder = AutoencoderKL | AutoencoderTiny | AutoencoderDL
+AnyBottleneck = (
+    DictionaryBottleneck
+    | VectorQuantizerBottleneck
+    | ResidualVQBottleneck
+    | FSQBottleneck
+    | ScalarQuantizerBottleneck
+    | IdentityBottleneck
+)
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent", "code")
 
@@ -32,6 +54,17 @@ def with_signature_of(other: Callable) -> Callable[[Callable], Callable]:
         return function
 
     return decorate
+
+
+def check_channels(vae, bottleneck) -> None:
+    """Refuses a bottleneck that does not fit the autoencoder's latents."""
+    if vae is None or bottleneck is None:
+        return
+    channels, expected = bottleneck.config.latent_channels, vae.config.latent_channels
+    if channels != expected:
+        raise ValueError(
+            f"`bottleneck` must be made for {expected} latent channels as `vae` has them, got {channels}."
+        )
 
 
 class LatentCodingMixin:
@@ -103,9 +136,9 @@ class LatentCodingMixin:
         """
         if output_type not in OUTPUT_TYPES[:3]:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES[:3]}, got {output_type!r}.")
-        if self.bottleneck is None:
-            pixel_values, size = self._pixel_values(image)
-            images, code = self._decode(encode_latents(self.vae, pixel_values), size), None
+        if not self._has_codes:
+            latents, size = self._latents(image)
+            images, code = self._decode(latents, size), None
         else:
             code = self._encode(image)
             images = self._decode(self.bottleneck.decode(code), code.image_size)
@@ -114,35 +147,52 @@ class LatentCodingMixin:
         output = LatentDLPipelineOutput(images=images, code=code)
         return output if return_dict else (images, None, code)
 
-    def _check_bottleneck(self) -> None:
-        if self.bottleneck is None:
-            raise ValueError("`bottleneck` must be given for codes: `from_pretrained(..., bottleneck=...)`, got None.")
+    @property
+    def _has_codes(self) -> bool:
+        """Whether there is a bottleneck, and not one that passes latents as they are."""
+        return self.bottleneck is not None and self.bottleneck.num_symbols > 0
 
-    def _pixel_values(self, image: PipelineImageInput) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Images in [−1, 1] on the autoencoder's device, padded to what it divides, and their size before."""
+    def _check_bottleneck(self) -> None:
+        if not self._has_codes:
+            raise ValueError(
+                "`bottleneck` must be one that makes codes: `from_pretrained(..., bottleneck=...)`, got "
+                f"{None if self.bottleneck is None else type(self.bottleneck).__name__}."
+            )
+
+    @contextmanager
+    def _upcast(self):
+        """The autoencoder in float32 for a while, where SDXL's overflows in float16; SD's pipeline ignores that flag of the config."""
+        half = self.vae.dtype == torch.float16 and hasattr(self, "upcast_vae")
+        upcast = half and self.vae.config.get("force_upcast", False)
+        if upcast:
+            self.vae.to(dtype=torch.float32)
+        try:
+            yield
+        finally:
+            if upcast:
+                self.vae.to(dtype=torch.float16)
+
+    def _latents(self, image: PipelineImageInput) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Latents of images, which are padded to what the autoencoder divides, and the images' size before."""
         pixel_values = VaeImageProcessor(do_resize=False).preprocess(image)
         height, width = pixel_values.shape[-2:]
         factor = self.vae_scale_factor
         padded = F.pad(pixel_values, (0, -width % factor, 0, -height % factor), mode="replicate")
-        return padded.to(self._execution_device, self.vae.dtype), (height, width)
+        with self._upcast():
+            latents = encode_latents(self.vae, padded.to(self._execution_device, self.vae.dtype))
+        return latents, (height, width)
 
     def _encode(self, image: PipelineImageInput) -> SparseCode | IndexCode:
-        pixel_values, size = self._pixel_values(image)
-        return replace(self.bottleneck.encode(encode_latents(self.vae, pixel_values)), image_size=size)
+        latents, size = self._latents(image)
+        return replace(self.bottleneck.encode(latents), image_size=size)
 
     def _decode(
         self, latents: torch.Tensor, size: tuple[int, int] | None = None, generator: torch.Generator | None = None
     ) -> torch.Tensor:
         """Images `(B, 3, H, W)` of latents on the denoiser's scale, cropped to `size`."""
-        upcast = self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast", False)
-        if upcast and hasattr(
-            self, "upcast_vae"
-        ):  # SDXL's decoder overflows in float16; SD's pipeline ignores the flag
-            self.upcast_vae()
-            images = decode_latents(self.vae, latents.float(), generator)
-            self.vae.to(dtype=torch.float16)
-        else:
-            images = decode_latents(self.vae, latents.to(self.vae.dtype), generator)
+        with self._upcast():
+            # without a bottleneck of ours, an autoencoder keeps its own
+            images = decode_latents(self.vae, latents.to(self.vae.dtype), generator, self.bottleneck is not None)
         return images if size is None else images[..., : size[0], : size[1]]
 
     def _generate(self, call: Callable, args: tuple, kwargs: dict) -> LatentDLPipelineOutput | tuple:
@@ -158,7 +208,7 @@ class LatentCodingMixin:
             self._check_bottleneck()
         latents = call(self, **given, output_type="latent", return_dict=False)[0]
         code, unsafe, images = None, None, latents
-        if output_type != "latent" and self.bottleneck is not None:
+        if output_type != "latent" and self._has_codes:
             size = tuple(side * self.vae_scale_factor for side in latents.shape[-2:])
             images = code = replace(self.bottleneck.encode(latents), image_size=size)
         if output_type in ("pil", "np", "pt"):
@@ -166,6 +216,7 @@ class LatentCodingMixin:
             images = self._decode(coded, generator=given.get("generator"))
             images, unsafe = self._check_and_mark(images)
             keep = None if unsafe is None else [not found for found in unsafe]
+            code = None if unsafe is not None and any(unsafe) else code  # it would still decode to what was blocked
             images = self.image_processor.postprocess(images, output_type=output_type, do_denormalize=keep)
         self.maybe_free_model_hooks()
         if not return_dict:

@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import torch
 
-from ...models.autoencoders.autoencoder_dl import AutoencoderDL
-from ...models.bottlenecks import (
-    DictionaryBottleneck,
-    FSQBottleneck,
-    IdentityBottleneck,
-    ResidualVQBottleneck,
-    ScalarQuantizerBottleneck,
-    VectorQuantizerBottleneck,
-)
 from ...utils.hub import LasersHubMixin
 from ...utils.import_utils import requires
-from .coding import LatentCodingMixin, with_signature_of
+from .coding import AnyAutoencoder, AnyBottleneck, LatentCodingMixin, check_channels, with_signature_of
 from .pipeline_output import LatentDLPipelineOutput
 
 
 requires("transformers", extra="stable-diffusion")
 
-from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker  # noqa: E402
 from diffusers.schedulers import KarrasDiffusionSchedulers  # noqa: E402
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection  # noqa: E402
@@ -62,19 +53,14 @@ class LatentDLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionPipelin
 
     def __init__(
         self,
-        vae: AutoencoderKL | AutoencoderTiny | AutoencoderDL,
+        vae: AnyAutoencoder,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: KarrasDiffusionSchedulers,
         safety_checker: StableDiffusionSafetyChecker,
         feature_extractor: CLIPImageProcessor,
-        bottleneck: DictionaryBottleneck
-        | VectorQuantizerBottleneck
-        | ResidualVQBottleneck
-        | FSQBottleneck
-        | ScalarQuantizerBottleneck
-        | IdentityBottleneck,
+        bottleneck: AnyBottleneck,
         image_encoder: CLIPVisionModelWithProjection = None,
         requires_safety_checker: bool = True,
     ):
@@ -111,14 +97,3 @@ class LatentDLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionPipelin
             ValueError: If an argument does not fit, or a code is asked for without a bottleneck.
         """
         return self._generate(StableDiffusionPipeline.__call__, args, kwargs)
-
-
-def check_channels(vae, bottleneck) -> None:
-    """Refuses a bottleneck that does not fit the autoencoder's latents."""
-    if vae is None or bottleneck is None:
-        return
-    channels, expected = bottleneck.config.latent_channels, vae.config.latent_channels
-    if channels != expected:
-        raise ValueError(
-            f"`bottleneck` must be made for {expected} latent channels as `vae` has them, got {channels}."
-        )

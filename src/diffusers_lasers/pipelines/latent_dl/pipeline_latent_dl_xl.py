@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from ...models.autoencoders.autoencoder_dl import AutoencoderDL
-from ...models.bottlenecks import (
-    DictionaryBottleneck,
-    FSQBottleneck,
-    IdentityBottleneck,
-    ResidualVQBottleneck,
-    ScalarQuantizerBottleneck,
-    VectorQuantizerBottleneck,
-)
 from ...utils.hub import LasersHubMixin
 from ...utils.import_utils import requires
-from .coding import LatentCodingMixin, with_signature_of
-from .pipeline_latent_dl import check_channels
+from .coding import AnyAutoencoder, AnyBottleneck, LatentCodingMixin, check_channels, with_signature_of
 from .pipeline_output import LatentDLPipelineOutput
 
 
 requires("transformers", extra="stable-diffusion")
 
-from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionXLPipeline, UNet2DConditionModel  # noqa: E402
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel  # noqa: E402
 from diffusers.schedulers import KarrasDiffusionSchedulers  # noqa: E402
 from transformers import (  # noqa: E402
     CLIPImageProcessor,
@@ -63,19 +53,14 @@ class LatentDLXLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionXLPip
 
     def __init__(
         self,
-        vae: AutoencoderKL | AutoencoderTiny | AutoencoderDL,
+        vae: AnyAutoencoder,
         text_encoder: CLIPTextModel,
         text_encoder_2: CLIPTextModelWithProjection,
         tokenizer: CLIPTokenizer,
         tokenizer_2: CLIPTokenizer,
         unet: UNet2DConditionModel,
         scheduler: KarrasDiffusionSchedulers,
-        bottleneck: DictionaryBottleneck
-        | VectorQuantizerBottleneck
-        | ResidualVQBottleneck
-        | FSQBottleneck
-        | ScalarQuantizerBottleneck
-        | IdentityBottleneck,
+        bottleneck: AnyBottleneck,
         image_encoder: CLIPVisionModelWithProjection = None,
         feature_extractor: CLIPImageProcessor = None,
         force_zeros_for_empty_prompt: bool = True,

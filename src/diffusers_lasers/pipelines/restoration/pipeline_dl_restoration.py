@@ -109,9 +109,9 @@ class DLRestorationPipeline(LasersHubMixin, DiffusionPipeline):
         elif mask_image is not None:
             mask = self.mask_processor.preprocess(mask_image).to(self._execution_device)
             sizes = (tuple(mask.shape[-2:]), tuple(pixel_values.shape[-2:]))
-            if sizes[0] != sizes[1] or mask.shape[0] not in (1, pixel_values.shape[0]):
+            if sizes[0] != sizes[1] or mask.shape[0] not in (1, pixel_values.shape[0]) or mask.shape[1] != 1:
                 raise ValueError(
-                    f"`mask_image` must be one mask, or one an image, of {sizes[1]} pixels, got {mask.shape[0]} of {sizes[0]}."
+                    f"`mask_image` must be one grey mask, or one an image, of {sizes[1]} pixels, got shape {tuple(mask.shape)}."
                 )
             given = hide(pixel_values, mask)
         output = self.vae(given.to(self.vae.dtype))
