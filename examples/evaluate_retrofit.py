@@ -69,6 +69,8 @@ BASELINES = [
     ),
     *(f"klt:step={step}" for step in STEPS),
     *(f"rvq:K=256,D={depth}" for depth in (1, 2, 3, 4, 6, 8, 12, 16)),
+    *(f"rvq:K=256,D={depth},p=2" for depth in (3, 6, 9, 12, 16)),
+    *(f"klt:step={step},p=2" for step in (0.9, 1.3, 1.8, 2.5, 3.5)),
     "vq:K=4096",
     *("fsq:levels=3,channels=10", "fsq:levels=4,channels=16", "fsq:levels=5,channels=27", "fsq:levels=8,channels=31"),
 ]
@@ -352,19 +354,26 @@ def judge(bottleneck, settings, autoencoder, latents, references, metrics, args)
     return row, torch.cat(shown)[:4] if shown else None
 
 
+def upper_hull(points):
+    """The points that no mixture of two others beats, by rate."""
+    hull = []
+    for x, y in sorted(points):
+        while hull and hull[-1][0] == x:
+            hull.pop()  # the lower of two at one rate
+        while len(hull) > 1:
+            (x0, y0), (x1, y1) = hull[-2:]
+            if (y1 - y0) * (x - x0) > (y - y0) * (x1 - x0):
+                break
+            hull.pop()
+        hull.append((x, y))
+    return hull
+
+
 def at_rates(rows, value):
-    """What each family reaches at RATES: linear between the neighbours on the upper hull of its points; None beyond them."""
+    """What each family reaches at RATES: linear between the neighbours on its upper hull, which mixes two codes; None beyond it."""
     found = {}
     for name in dict.fromkeys(row["family"] for row in rows):
-        points = sorted((row["bits_per_element"], row[value]) for row in rows if row["family"] == name)
-        hull = []
-        for point in points:
-            while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (point[0] - hull[-2][0]) <= (
-                point[1] - hull[-2][1]
-            ) * (hull[-1][0] - hull[-2][0]):
-                hull.pop()
-            hull.append(point)
-        x, y = zip(*hull)
+        x, y = zip(*upper_hull((row["bits_per_element"], row[value]) for row in rows if row["family"] == name))
         found[name] = [float(np.interp(rate, x, y)) if x[0] <= rate <= x[-1] else None for rate in RATES]
     return found
 
@@ -418,7 +427,7 @@ def markdown(results):
 
 
 def draw(rows, path):
-    """Rate-distortion curves: SNR of the latents and, where it was computed, PSNR of the images."""
+    """Distortion over rate: SNR of the latents and, where it was computed, PSNR of the images."""
     requires("matplotlib", extra="benchmark")
     import matplotlib
 
@@ -431,9 +440,9 @@ def draw(rows, path):
     figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 5), squeeze=False)
     for axis, (key, title) in zip(axes[0], panels):
         for name in dict.fromkeys(row["family"] for row in rows):
-            points = sorted((row["bits_per_element"], row[key]) for row in rows if row["family"] == name)
-            style = {"marker": "o", "markersize": 3, "linestyle": "none" if name.startswith("dictionary") else "-"}
-            axis.plot(*zip(*points), label={"scalar": "int2 … int8", "float": "fp16"}.get(name, name), **style)
+            points = [(row["bits_per_element"], row[key]) for row in rows if row["family"] == name]
+            title_of = {"scalar": "int2 … int8", "float": "fp16"}.get(name, name)
+            axis.plot(*zip(*sorted(points)), "o", markersize=4, label=title_of)
         axis.set(xlabel="bits a latent element (entropy)", ylabel=title, xscale="log")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
