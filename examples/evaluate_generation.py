@@ -120,7 +120,8 @@ def batches(dataset, args, label):
 
 def codec_name(codec):
     """What tells codecs apart: their configuration and weights."""
-    digest = hashlib.sha256(repr(sorted(codec.config.items(), key=str)).encode())
+    settings = {name: value for name, value in codec.config.items() if not name.startswith("_")}  # not its folder
+    digest = hashlib.sha256(repr(sorted(settings.items(), key=str)).encode())
     for name, tensor in sorted(codec.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
