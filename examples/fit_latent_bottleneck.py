@@ -61,6 +61,7 @@ def parse_args(input_args=None):
     add("--depth", type=int, default=4, help="Stages of residual VQ.")
     add("--beam_size", type=int, default=8, help="Of residual VQ.")
     add("--fsq_levels", type=int, nargs="+", default=[5] * 8)
+    add("--fsq_steps", type=int, default=3000, help="Steps that FSQ's projections learn.")
     add("--bits", type=int, default=4, help="Of a value of scalar quantisation.")
     add("--transform", choices=["klt"])
     add("--step", type=float, help="One step for all values of scalar quantisation; its rate is then its entropy.")
@@ -109,6 +110,7 @@ def build_bottleneck(args, channels):
         )
     elif args.bottleneck == "fsq":
         bottleneck = FSQBottleneck(levels=tuple(args.fsq_levels), **shared)
+        return bottleneck, {"steps": args.fsq_steps, "seed": args.seed}
     else:
         bottleneck = ScalarQuantizerBottleneck(bits=args.bits, transform=args.transform, step=args.step, **shared)
     return bottleneck, {"seed": args.seed}

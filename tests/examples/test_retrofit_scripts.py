@@ -107,7 +107,7 @@ def test_fits_a_dictionary_that_loads_and_whose_figures_hold(folder, tmp_path):
     [
         ["--bottleneck", "vq", "--num_symbols", 16],
         ["--bottleneck", "residual_vq", "--num_symbols", 16, "--depth", 2],
-        ["--bottleneck", "fsq", "--fsq_levels", 5, 5],
+        ["--bottleneck", "fsq", "--fsq_levels", 5, 5, "--fsq_steps", 200],
         ["--bottleneck", "scalar", "--bits", 6, "--transform", "klt", "--step", 0.3],
     ],
     ids=lambda flags: flags[1],
