@@ -71,7 +71,6 @@ def test_it_runs_beside_its_peers(tmp_path):
         assert figure.size[0] > 500
 
 
-@pytest.mark.slow
 def test_variants_of_ones_own_images(tmp_path):
     random = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
@@ -100,7 +99,6 @@ def test_variants_of_ones_own_images(tmp_path):
     assert code != 0 and "at least two images, got 1" in output
 
 
-@pytest.mark.slow
 def test_a_slow_learner_skips_points(tmp_path):
     arguments = ["--learners", "omp", "--time_limit", 0, "--points", 3, "--rounds", 1, "--output_dir", tmp_path]
     code, output = run(*arguments)

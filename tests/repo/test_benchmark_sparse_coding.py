@@ -114,7 +114,6 @@ def test_synthesis_and_growth(results):
         assert all(len(column) == len(sweep["values"]) for column in sweep["seconds"].values())
 
 
-@pytest.mark.slow
 def test_missing_peers_are_skipped_with_the_extra_that_brings_them(tmp_path):
     for name in ("spams", "sklearn", "orthogonal_matching_pursuit_gpu", "matplotlib"):
         text = f"raise ModuleNotFoundError('no {name}', name='{name}')\n"

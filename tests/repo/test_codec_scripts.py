@@ -52,7 +52,6 @@ def test_the_speed_benchmark_compares_the_same_codes(folder, tmp_path):
         assert row["excess"] < 0.01  # not worse than faiss's beam search
 
 
-@pytest.mark.slow
 def test_orders_are_judged_by_shifted_codes(folder, tmp_path):
     output = run(
         "plot_codebook_order", folder / "PQ-{16-8-8}", folder / "picture.png", "--output", tmp_path / "order.png"
