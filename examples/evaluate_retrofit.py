@@ -40,8 +40,7 @@ from diffusers_lasers import (
 )
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, RFID, SSIM, CodeRate, LatentNMSE, flip_map
 from diffusers_lasers.models.autoencoders import decode_latents
-from diffusers_lasers.training import ImageDataset, collect_latents, load_image_dataset
-from diffusers_lasers.training.retrofit import fit_to_latents
+from diffusers_lasers.training import ImageDataset, collect_latents, fit_to_latents, load_image_dataset
 from diffusers_lasers.utils import save_image, write_json, write_text
 from diffusers_lasers.utils.import_utils import requires
 

@@ -800,6 +800,18 @@ def test_restoration_saves_a_pipeline_and_its_figures(run, script, flags, monkey
     assert flags["task"] in (out / "README.md").read_text()
 
 
+def test_random_masks_go_on_where_they_stopped(run, tmp_path):
+    flags = {"task": "inpainting", "mask": "random", "checkpointing_steps": 2, "validation_steps": 0}
+    whole = load_file(run(steps=4, **flags) / WEIGHTS)
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    resumed = load_file(run(steps=4, resume_from_checkpoint="latest", **flags) / WEIGHTS)
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+    other = load_file(
+        run(steps=4, output_dir=tmp_path / "other", **{**flags, "mask": "center"}).parent / "other" / WEIGHTS
+    )
+    assert not all(torch.equal(value, whole[name]) for name, value in other.items())
+
+
 def test_the_encoder_is_given_the_degraded_image(run, script, monkeypatch):
     inputs, forward = [], AutoencoderDL.forward
     monkeypatch.setattr(

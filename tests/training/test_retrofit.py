@@ -13,7 +13,7 @@ from diffusers_lasers import (
     VectorQuantizerBottleneck,
 )
 from diffusers_lasers.models.autoencoders import encode_latents
-from diffusers_lasers.training import ImageDataset, bundled_photos, collect_latents, fit_bottleneck
+from diffusers_lasers.training import ImageDataset, bundled_photos, collect_latents, fit_bottleneck, fit_to_latents
 
 
 def autoencoder():
@@ -34,6 +34,7 @@ BOTTLENECKS = {
     "vq": lambda: VectorQuantizerBottleneck(4, num_codewords=32),
     "residual_vq": lambda: ResidualVQBottleneck(4, num_codewords=16, depth=3, beam_size=4),
     "fsq": lambda: FSQBottleneck(4, levels=(7,) * 3),
+    "fsq-wide": lambda: FSQBottleneck(4, levels=(5,) * 6),
     "int4": lambda: ScalarQuantizerBottleneck(4, bits=4),
     "klt": lambda: ScalarQuantizerBottleneck(4, bits=6, transform="klt", step=0.2, patch_size=2),
 }
@@ -45,7 +46,7 @@ def test_fitting_beats_what_it_started_from_and_leaves_the_autoencoder_alone(nam
     before = {key: value.clone() for key, value in vae.state_dict().items()}
     torch.manual_seed(1)
     bottleneck = BOTTLENECKS[name]()
-    arguments = {"steps": 200} if name == "fsq" else {}
+    arguments = {"steps": 200} if name.startswith("fsq") else {}
     fitted = fit_bottleneck(vae, images(), bottleneck, batch_size=7, progress=False, **arguments)
     assert fitted is bottleneck and not fitted.training
     assert vae.training and all(torch.equal(value, before[key]) for key, value in vae.state_dict().items())
@@ -62,8 +63,7 @@ def test_fitting_beats_what_it_started_from_and_leaves_the_autoencoder_alone(nam
     assert torch.equal(loaded.encode(z).indices, fitted.encode(z).indices)
     torch.manual_seed(5)
     again = fit_bottleneck(vae, images(), BOTTLENECKS[name](), batch_size=7, progress=False, **arguments)
-    if name != "fsq":  # whose projections start at random where there are more than axes
-        assert torch.equal(again.encode(z).indices, fitted.encode(z).indices)
+    assert torch.equal(again.encode(z).indices, fitted.encode(z).indices)
 
 
 def test_normalisation(tmp_path):
@@ -124,6 +124,19 @@ def test_an_fsq_without_projections_gets_its_statistics_and_nothing_else():
     with torch.no_grad():
         z = encode_latents(vae.eval(), images())
     assert (bottleneck(z).latents - z).square().mean() < 0.3 * z.var(dim=(0, 2, 3)).mean()
+
+
+def test_latents_serve_several_bottlenecks():
+    vae = autoencoder().eval()
+    latents = collect_latents(vae, images(), batch_size=7, progress=False)
+    for name in ("vq", "klt"):
+        direct = fit_bottleneck(vae, images(), BOTTLENECKS[name](), batch_size=7, progress=False)
+        shared = fit_to_latents(BOTTLENECKS[name](), latents, progress=False)
+        assert all(torch.equal(value, shared.state_dict()[key]) for key, value in direct.state_dict().items())
+    with pytest.raises(ValueError, match="`normalize` must be"):
+        fit_to_latents(BOTTLENECKS["vq"](), latents, normalize="all")
+    with pytest.raises(ValueError, match="`bottleneck` must have a `fit` method"):
+        fit_to_latents(IdentityBottleneck(4), latents)
 
 
 def test_modes_of_the_autoencoders_parts_are_kept():

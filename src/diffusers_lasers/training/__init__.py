@@ -23,7 +23,7 @@ from .ema import ModelAverage
 from .index_diffusion import IndexDiffusionObjective
 from .losses import ReconstructionLoss, ReconstructionTerms
 from .records import TrainingLog, Window
-from .retrofit import collect_latents, fit_bottleneck
+from .retrofit import collect_latents, fit_bottleneck, fit_to_latents
 from .sampling import StreamSampler
 from .streaming import ImageStream
 from .upkeep import DictionaryUpkeep
@@ -53,6 +53,7 @@ __all__ = [
     "collect_latents",
     "discriminator_loss",
     "fit_bottleneck",
+    "fit_to_latents",
     "generator_loss",
     "latest_checkpoint",
     "list_checkpoints",

@@ -20,7 +20,7 @@ from ..models.bottlenecks import Bottleneck
 from .data import ImageDataset
 
 
-__all__ = ["collect_latents", "fit_bottleneck"]
+__all__ = ["collect_latents", "fit_bottleneck", "fit_to_latents"]
 
 
 def _batches(images: Any, batch_size: int) -> tuple[Iterable[torch.Tensor], int | None]:
@@ -35,6 +35,13 @@ def _batches(images: Any, batch_size: int) -> tuple[Iterable[torch.Tensor], int 
         )
         return batches, len(starts)
     return images, len(images) if isinstance(images, Sequence) else None
+
+
+def _check(bottleneck: Bottleneck, normalize: str) -> None:
+    if not hasattr(bottleneck, "fit"):
+        raise ValueError(f"`bottleneck` must have a `fit` method, got {type(bottleneck).__name__}.")
+    if normalize not in ("mean", "channel", "none"):
+        raise ValueError(f"`normalize` must be 'mean', 'channel' or 'none', got {normalize!r}.")
 
 
 @torch.no_grad()
@@ -109,10 +116,7 @@ def fit_bottleneck(
     Raises:
         ValueError: If the bottleneck has nothing to fit, `normalize` is unknown, or the latents do not fit it.
     """
-    if not hasattr(bottleneck, "fit"):
-        raise ValueError(f"`bottleneck` must have a `fit` method, got {type(bottleneck).__name__}.")
-    if normalize not in ("mean", "channel", "none"):
-        raise ValueError(f"`normalize` must be 'mean', 'channel' or 'none', got {normalize!r}.")
+    _check(bottleneck, normalize)
     latents = collect_latents(autoencoder, images, batch_size, progress)
     return fit_to_latents(bottleneck, latents, normalize, progress, **fit_arguments)
 
@@ -125,7 +129,23 @@ def fit_to_latents(
     progress: bool = True,
     **fit_arguments: Any,
 ) -> Bottleneck:
-    """The second half of [`fit_bottleneck`], for latents that serve several bottlenecks."""
+    """
+    Learns a bottleneck from latents: the second half of [`fit_bottleneck`], for latents that serve several bottlenecks.
+
+    Args:
+        bottleneck ([`Bottleneck`]): What to fit, in place; one with a `fit` method.
+        latents (`list[torch.Tensor]` of shapes `(B, L, h, w)`): Latents, as [`collect_latents`] gives them.
+        normalize (`str`, defaults to `"mean"`): See [`fit_bottleneck`].
+        progress (`bool`, defaults to `True`): Whether to show bars.
+        **fit_arguments: Arguments of the bottleneck's `fit`.
+
+    Returns:
+        [`Bottleneck`]: The bottleneck, in evaluation mode.
+
+    Raises:
+        ValueError: If the bottleneck has nothing to fit, `normalize` is unknown, or the latents do not fit it.
+    """
+    _check(bottleneck, normalize)
     if len({item.shape[1:] for item in latents}) == 1:
         latents = [torch.cat(latents)]  # minibatches are then drawn from all of them
     if normalize != "none":

@@ -98,15 +98,16 @@ class FSQBottleneck(Bottleneck):
             left, spread, axes = torch.linalg.svd(signals[:65536] - mean, full_matrices=False)
             width = min(len(self.config.levels), len(axes))
             deviation = (spread[:width] / min(len(signals), 65536) ** 0.5).clamp_min(1e-6)
-            for weight in (project_in.weight, project_out.weight):
-                weight.mul_(0.1)
+            generator = torch.Generator().manual_seed(seed)
+            for weight in (project_in.weight, project_out.weight):  # where there are more levels than axes
+                noise = torch.randn(weight.shape, generator=generator)
+                weight.copy_(0.1 * noise / weight.shape[1] ** 0.5)
             project_in.weight[:width] = axes[:width] / deviation[:, None]
             project_out.weight[:, :width] = (axes[:width] * deviation[:, None]).t()
             project_in.bias.copy_(-(project_in.weight.float() @ mean))
             project_out.bias.copy_(mean)
         optimizer = torch.optim.Adam(self.quantizer.parameters(), lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        generator = torch.Generator().manual_seed(seed)
         with torch.enable_grad():
             for _ in tqdm(range(steps), desc="FSQ", disable=not progress):
                 batch = signals[torch.randint(len(signals), (batch_size,), generator=generator).to(signals.device)]

@@ -147,8 +147,8 @@ class ScalarQuantizerBottleneck(Bottleneck):
         return ((turned - low) / steps).round().clamp(0, 2**self.config.bits - 1).long()
 
     def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
-        """Cells `(N, p²·L)` of signals. The check synchronises, so that only the CPU has it."""
-        if signals.device.type == "cpu" and not self.steps.any():
+        """Cells `(N, p²·L)` of signals. The check synchronises, so that only the CPU has it, and breaks a compiled graph."""
+        if signals.device.type == "cpu" and not torch.compiler.is_compiling() and not self.steps.any():
             raise ValueError("The ScalarQuantizerBottleneck is not fitted: call `fit` first.")
         return self._cells((signals - self.mean.float()) @ self.basis.float(), self.low.float(), self.steps.float())
 

@@ -110,9 +110,7 @@ class LatentCodingMixin:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES[:4]}, got {output_type!r}.")
         latents = self.bottleneck.decode(code.to(self._execution_device))
         if output_type != "latent":
-            images = self.image_processor.postprocess(
-                self._decode(latents, code.image_size).float(), output_type=output_type
-            )
+            images = self.image_processor.postprocess(self._decode(latents, code.image_size), output_type=output_type)
         self.maybe_free_model_hooks()
         return latents if output_type == "latent" else images
 
@@ -142,7 +140,7 @@ class LatentCodingMixin:
         else:
             code = self._encode(image)
             images = self._decode(self.bottleneck.decode(code), code.image_size)
-        images = self.image_processor.postprocess(images.float(), output_type=output_type)
+        images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
         output = LatentDLPipelineOutput(images=images, code=code)
         return output if return_dict else (images, None, code)
@@ -212,7 +210,7 @@ class LatentCodingMixin:
             size = tuple(side * self.vae_scale_factor for side in latents.shape[-2:])
             images = code = replace(self.bottleneck.encode(latents), image_size=size)
         if output_type in ("pil", "np", "pt"):
-            coded = latents if code is None else self.bottleneck.decode(code).to(latents.dtype)
+            coded = latents if code is None else self.bottleneck.decode(code)
             images = self._decode(coded, generator=given.get("generator"))
             images, unsafe = self._check_and_mark(images)
             keep = None if unsafe is None else [not found for found in unsafe]
