@@ -1,0 +1,145 @@
+#!/usr/bin/env python
+r"""What is inside trained autoencoders: LASERS (2024), Figs. 4 to 8 and both perplexities of Table 5.
+
+    python examples/reproduce/model_pictures.py runs/vq runs/dl --data photos/ --resolution 64 --output_dir pictures
+
+For each model: the first principal component of its latents before and after the bottleneck, atoms or codewords as tiles and on a map, their use and their coherence; for all
+together the curves of their training_log.jsonl. results.json has PSNR, bits, the error of the latents, and two perplexities: exp H of the atoms' share of support slots over
+all images, and the figure that the paper's tables show according to the authors' release, the mean over sites of exp H(softmax γ) with γ the K coefficients of a site.
+The latter is close to K whatever the code is: softmax of K - S zeros and S moderate numbers is nearly uniform.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from diffusers_lasers import AutoencoderDL, SparseCode
+from diffusers_lasers.metrics import PSNR, AtomUsage, CodeRate, LatentNMSE
+from diffusers_lasers.training import ImageDataset, load_image_dataset
+from diffusers_lasers.utils import save_image, write_json
+from diffusers_lasers.visualization import (
+    atom_map,
+    atom_tiles,
+    coherence_histogram,
+    component_grid,
+    save_figure,
+    training_curves,
+    usage_histogram,
+)
+
+
+def parse_args(input_args=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("models", nargs="+", type=Path, help="Output folders of train_dlgan.py.")
+    add("--data", required=True, help="Held-out images: folder, parquet, or pattern.")
+    add("--image_column", default="image")
+    add("--resolution", type=int, required=True)
+    add("--resize", type=int)
+    add("--max_images", type=int)
+    add("--batch_size", type=int, default=32)
+    add("--map", choices=["umap", "pca"], default="umap", help="How atoms are laid out on the map.")
+    add("--no_pictures", action="store_true", help="Only results.json.")
+    add("--output_dir", type=Path, default=Path("pictures"))
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(input_args)
+    for name in ("resolution", "resize", "max_images", "batch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    return args
+
+
+def softmax_perplexity(code: SparseCode) -> torch.Tensor:
+    """exp H(softmax γ) of each site, `(sites,)`; γ has the site's S coefficients and K − S zeros."""
+    coefficients = code.coefficients.flatten(0, 2).double()  # (N, S)
+    zeros = code.num_atoms - code.sparsity
+    # log Σ exp over all K, and Σ p γ, of which the zeros are no part
+    total = torch.logsumexp(
+        torch.cat([coefficients, coefficients.new_full((len(coefficients), 1), math.log(zeros))], 1), 1
+    )
+    mean = (torch.exp(coefficients - total[:, None]) * coefficients).sum(1)
+    return torch.exp(total - mean)
+
+
+def vectors(bottleneck):
+    """Atoms or codewords as columns, `(features, K)`; of residual VQ those of the first stage. None where there are none."""
+    if hasattr(bottleneck, "dictionary"):
+        return bottleneck.dictionary.detach().float().cpu()
+    book = getattr(bottleneck, "codebook", None)
+    if book is None:
+        return None
+    return (book[0] if book.ndim == 3 else book).detach().float().t().cpu()
+
+
+@torch.no_grad()
+def look(model, dataset, args):
+    """Figures of one model; and the first images with their latents before and after the bottleneck."""
+    psnr, rate = PSNR().to(args.device), CodeRate(model.bottleneck).to(args.device)
+    nmse = LatentNMSE(model.config.latent_channels).to(args.device)
+    usage, printed, error, count, shown, counts = None, [], 0.0, 0, None, 0
+    for start in tqdm(range(0, len(dataset), args.batch_size), leave=False):
+        indices = list(range(start, min(start + args.batch_size, len(dataset))))
+        images = dataset.__getitems__(indices)["pixel_values"].to(args.device)
+        latents, code = model.encode(images).latents, model.encode_to_code(images)
+        decoded = model.bottleneck.decode(code)
+        psnr.update(model.decode_from_code(code).sample.float().clamp(-1, 1), images)
+        rate.update(code)
+        nmse.update(decoded, latents)
+        error += float((decoded - latents).double().square().sum())
+        count += latents.numel()
+        usage = usage or AtomUsage(getattr(code, "num_atoms", None) or code.levels).to(args.device)
+        usage.update(code)
+        counts = counts + code.usage_counts()
+        if isinstance(code, SparseCode):
+            printed.append(softmax_perplexity(code))
+        if shown is None:
+            shown = tuple(part[:8].float().cpu() for part in (images, latents, decoded))
+    row = {
+        "psnr": float(psnr.compute()),
+        "bits_per_pixel": model.bits_per_pixel(args.resolution, args.resolution),
+        "entropy_bits_per_pixel": float(rate.compute()["entropy_bits_per_pixel"]),
+        "latent_mse": error / count,
+        "latent_nmse": float(nmse.compute()),
+        "softmax_perplexity": float(torch.cat(printed).mean()) if printed else None,
+    }
+    return row | {key: float(value) for key, value in usage.compute().items()}, shown, counts.cpu()
+
+
+def main(args):
+    source = load_image_dataset(
+        train_data_dir=args.data, split="validation", image_column=args.image_column, max_samples=args.max_images
+    )
+    dataset = ImageDataset(source, args.resolution, resize=args.resize, center_crop=True)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    rows, logs, start = [], {}, None
+    for path in args.models:
+        model = AutoencoderDL.from_pretrained(path).to(args.device).eval()
+        row, (images, before, after), counts = look(model, dataset, args)
+        rows.append({"name": path.name, **row})
+        print(f"{path.name}: " + ", ".join(f"{key} {value:.4g}" for key, value in row.items() if value is not None))
+        log = path / "training_log.jsonl"
+        if log.is_file():
+            logs[path.name] = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        if args.no_pictures:
+            continue
+        save_image(args.output_dir / f"{path.name}-components.png", component_grid(before, after, images))
+        atoms = vectors(model.bottleneck)
+        if atoms is None:
+            continue
+        used = counts[: atoms.shape[1]]
+        save_image(args.output_dir / f"{path.name}-atoms.png", atom_tiles(atoms, usage=used))
+        save_figure(atom_map(atoms, usage=used, method=args.map), args.output_dir / f"{path.name}-map.png")
+        save_figure(usage_histogram(counts, title=path.name), args.output_dir / f"{path.name}-usage.png")
+        unit = torch.nn.functional.normalize(atoms, dim=0)
+        save_figure(coherence_histogram(unit, title=path.name), args.output_dir / f"{path.name}-coherence.png")
+    if logs and not args.no_pictures:
+        save_figure(training_curves(logs), args.output_dir / "curves.png")
+    write_json(args.output_dir / "results.json", {"settings": vars(args), "n": len(dataset), "models": rows})
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,356 @@
+#!/usr/bin/env python
+"""Reruns the tables and figures of both papers, and writes our figures beside the printed ones, with their bits.
+
+    python examples/reproduce/run.py --list
+    python examples/reproduce/run.py --scale cpu --data data/ --output_dir outputs/reproduce
+    python examples/reproduce/run.py --scale cpu --data data/ --only lasers_table_4 lasers_table_5 --jobs 2
+
+`configs/` has a file for each table or figure: what the paper prints, where our figure comes from, and whether rate, metric and data can be compared. `runs.yaml` has the
+trainings, fits and evaluations behind them, each with the arguments of both scales: `paper` has the paper's sizes and needs its data sets and GPUs, `cpu` is what two cores do in
+two or three hours. The data are expected in DATA as README.md beside this file says.
+
+OUTPUT_DIR/runs/NAME is the folder of a run; run.json in it appears when the run has ended well and holds its command, commit, versions and seconds. Started again, the runner
+takes finished runs as they are, and training scripts go on from their last checkpoint. OUTPUT_DIR/page gets results.md, results.json and the pictures. Exit code: 0 if all
+that was asked for is there, 1 if a run failed (its log.txt says why; what does not need it is still made), 2 for a mistake in the command.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+from PIL import Image
+from tqdm.auto import tqdm
+
+from diffusers_lasers.utils import save_image, write_json, write_text
+
+
+HERE = Path(__file__).resolve().parent
+SCALES = ("cpu", "paper")
+RUN = re.compile(r"\{run:([\w.-]+)\}")
+
+
+def parse_args(input_args=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--scale", choices=SCALES, default="cpu")
+    add("--data", type=Path, help="Folder with the data sets.")
+    add("--only", nargs="+", metavar="NAME", help="Tables and figures, see --list. Default: all.")
+    add("--jobs", type=int, default=1, help="Runs at a time, each on its share of the cores.")
+    add("--output_dir", type=Path, default=Path("outputs/reproduce"))
+    add("--list", action="store_true", help="Say what there is, and stop.")
+    add("--dry_run", action="store_true", help="Say which commands would be run, and stop.")
+    add("--page_only", action="store_true", help="Run nothing; write the page of what is there.")
+    args = parser.parse_args(input_args)
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {args.jobs}")
+    known = {path.stem for path in (HERE / "configs").glob("*.yaml")}
+    if unknown := [name for name in args.only or () if name not in known]:
+        parser.error(f"--only must be among {', '.join(sorted(known))}, got {unknown[0]!r}")
+    if not (args.list or args.page_only):
+        if args.data is None:
+            parser.error("--data is needed: the folder with the data sets that README.md beside this script describes")
+        if not args.data.is_dir():
+            parser.error(f"--data must be a folder, {str(args.data)!r} is none")
+    return args
+
+
+def load(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def load_configs(names=None):
+    """Tables and figures by name."""
+    found = {path.stem: load(path) for path in sorted((HERE / "configs").glob("*.yaml"))}
+    return {name: config for name, config in found.items() if names is None or name in names}
+
+
+def load_runs(scale):
+    """Each run's script and arguments: those of its templates, then its own, then the same of the scale."""
+    book = load(HERE / "runs.yaml")
+    runs = {}
+    for name, run in book["runs"].items():
+        parts = [book["templates"][template] for template in run.get("templates", [])] + [run]
+        script = next(part["script"] for part in reversed(parts) if "script" in part)
+        words = [part.get(key, "") for key in ("arguments", scale) for part in parts]
+        runs[name] = {"script": script, "arguments": shlex.split(" ".join(words))}
+    return runs
+
+
+def needs(run):
+    """Runs whose folders a run reads."""
+    return [name for word in run["arguments"] for name in RUN.findall(word)]
+
+
+def wanted(config):
+    """Runs whose results or pictures a table or figure shows."""
+    found = [row["run"] for row in config.get("rows", []) if "run" in row]
+    return list(dict.fromkeys(found + [RUN.match(picture["file"])[1] for picture in config.get("pictures", [])]))
+
+
+def in_order(names, runs):
+    """The runs and all that they need, each after what it needs."""
+    order = []
+
+    def visit(name, path=()):
+        if name not in runs:
+            raise ValueError(f"runs.yaml must have the run {name!r}; it has {', '.join(sorted(runs))}.")
+        if name in path:
+            raise ValueError(f"runs.yaml must have no circle, {' → '.join((*path, name))} is one.")
+        for other in needs(runs[name]):
+            visit(other, (*path, name))
+        if name not in order:
+            order.append(name)
+
+    for name in names:
+        visit(name)
+    return order
+
+
+def command(name, run, args):
+    """The command line of a run, and the folder that it writes."""
+    folder = args.output_dir / "runs" / name
+
+    def fill(word):
+        word = word.replace("{data}", str(args.data)).replace("{out}", str(folder))
+        return RUN.sub(lambda match: str(args.output_dir / "runs" / match[1]), word)
+
+    script = run["script"]
+    where = HERE / script if (HERE / script).is_file() else HERE.parent / script
+    return [sys.executable, str(where), *map(fill, run["arguments"])], folder
+
+
+def shown(words):
+    """A command as the page shows it: independent of the machine."""
+    return " ".join(
+        ["python", os.path.relpath(words[1], HERE.parents[1]).replace(os.sep, "/"), *map(shlex.quote, words[2:])]
+    )
+
+
+def git(*words):
+    try:
+        process = subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return process.stdout.strip()
+
+
+def commit():
+    """The commit of this checkout, with a plus sign where tracked source differs from it; None outside a checkout."""
+    found = git("rev-parse", "--short", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/examples")
+    return found + "+" * bool(changed) if found else None
+
+
+def record(folder):
+    """What run.json of a finished run says, or None."""
+    path = folder / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def execute(name, run, args):
+    """Runs one command into its folder. True if it ended well, or had before."""
+    words, folder = command(name, run, args)
+    # where data and results lie is no part of what was run
+    plain = shown(words).replace(str(args.data), "data").replace(str(args.output_dir), "reproduce")
+    before = record(folder)
+    if before is not None:
+        if before["command"] != plain or before["scale"] != args.scale:
+            raise ValueError(
+                f"{folder} was made by another command than runs.yaml has now; remove it to run anew: {before['command']}"
+            )
+        return True
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    about = {"command": plain, "scale": args.scale, "commit": commit()}
+    start = time.perf_counter()
+    with open(folder / "log.txt", "a", encoding="utf-8") as log:
+        log.write(f"$ {plain}\n")
+        log.flush()
+        code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+    if code:
+        tqdm.write(f"{name} failed with exit code {code}: see {folder / 'log.txt'}", file=sys.stderr)
+        return False
+    about |= {
+        "seconds": round(time.perf_counter() - start, 1),
+        "threads": int(environment["OMP_NUM_THREADS"]),
+        "versions": {package: metadata.version(package) for package in ("diffusers_lasers", "diffusers", "torch")},
+        "python": platform.python_version(),
+    }
+    write_json(folder / "run.json", about)
+    return True
+
+
+def execute_all(order, runs, args):
+    """Runs everything, `--jobs` at a time, each after what it needs. Names of runs that failed, or whose needs did."""
+    done, failed, running, left = set(), [], {}, list(order)
+    with ThreadPoolExecutor(args.jobs) as pool, tqdm(total=len(order), desc="Runs") as bar:
+        while left or running:
+            for name in list(left):
+                if any(other in failed for other in needs(runs[name])):
+                    tqdm.write(f"{name} is left out: it needs a run that failed", file=sys.stderr)
+                    failed.append(name)
+                    left.remove(name)
+                    bar.update()
+                elif len(running) < args.jobs and done.issuperset(needs(runs[name])):
+                    running[pool.submit(execute, name, runs[name], args)] = name
+                    left.remove(name)
+            bar.set_postfix_str(", ".join(running.values()))
+            for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                name = running.pop(future)
+                if future.result():
+                    done.add(name)
+                else:
+                    failed.append(name)
+                bar.update()
+    return failed
+
+
+def find_row(row, runs_folder):
+    """Our entry for a row of a table, or None where its run is missing."""
+    folder = runs_folder / row["run"]
+    if record(folder) is None:
+        return None
+    entry = json.loads((folder / row.get("file", "results.json")).read_text(encoding="utf-8"))
+    for key in row.get("path", []):
+        entry = entry[key]
+    if "where" in row:
+        found = [item for item in entry if all(item.get(key) == value for key, value in row["where"].items())]
+        if len(found) != 1:
+            raise ValueError(
+                f"{row['label']!r}: {row['where']} must be one entry of {row['run']}, it is {len(found)}."
+            )
+        entry = found[0]
+    return entry
+
+
+def table(config, runs_folder):
+    """Entries of a table: (label, {column: (printed, ours)})."""
+    rows = []
+    for row in config.get("rows", []):
+        entry = find_row(row, runs_folder) if "run" in row else None
+        cells = {}
+        for column in config["columns"]:
+            value = None if entry is None else entry.get(column["key"])
+            if value is not None:
+                value = value * column.get("times", 1)
+            cells[column["title"]] = (row.get("printed", {}).get(column["title"]), value)
+        rows.append({"label": row["label"], "cells": cells, "run": row.get("run")})
+    return rows
+
+
+def markdown_table(config, rows):
+    formats = {column["title"]: column.get("format", ".2f") for column in config["columns"]}
+    heads = []
+    for title in formats:
+        printed = any(row["cells"][title][0] is not None for row in rows)
+        ours = any(row["cells"][title][1] is not None for row in rows)
+        heads += [(title, 0, f"{title}, printed")] * printed + [(title, 1, f"{title}, ours" if printed else title)] * (
+            ours or not printed
+        )
+    lines = ["| | " + " | ".join(head for _, _, head in heads) + " |", "| --- |" + " ---: |" * len(heads)]
+
+    def cell(value, title):
+        return "–" if value is None else value if isinstance(value, str) else format(value, formats[title])
+
+    for row in rows:
+        cells = [cell(row["cells"][title][which], title) for title, which, _ in heads]
+        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def copy_picture(source, target, limit=1200):
+    """A picture of the page, at most `limit` pixels wide, in 256 colours: the page is committed."""
+    with Image.open(source) as picture:
+        picture = picture.convert("RGB")
+    if picture.width > limit:
+        picture = picture.resize((limit, round(picture.height * limit / picture.width)), Image.Resampling.LANCZOS)
+    save_image(target, picture.quantize(256))
+
+
+def write_page(configs, args):
+    """results.md, results.json and the pictures of all that is there."""
+    folder, runs_folder = args.output_dir / "page", args.output_dir / "runs"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    lines = [
+        "# The papers' tables and figures, run again",
+        "",
+        f"Made by `python examples/reproduce/run.py --scale {args.scale} --data data/`; no figure here was typed. *Printed* figures are the papers', *ours* those of the runs below. "
+        "A comparison holds only where rate, metric and data are said to be comparable; most are not, and the papers' own rows are at unequal rates.",
+    ]
+    results, used = {}, {}
+    for name, config in configs.items():
+        rows = table(config, runs_folder)
+        lines += ["", f"## {config['title']}", "", config["about"].strip()]
+        if rows:
+            lines += ["", *markdown_table(config, rows)]
+        comparable = config["comparable"]
+        lines += [""] + [f"- {what.capitalize()}: {comparable[what].strip()}" for what in ("rate", "metric", "data")]
+        for picture in config.get("pictures", []):
+            run = RUN.match(picture["file"])[1]
+            source = runs_folder / run / RUN.sub("", picture["file"]).lstrip("/")
+            if source.is_file() and record(runs_folder / run) is not None:
+                target = f"{run}-{source.stem}.png"
+                copy_picture(source, folder / target)
+                lines += ["", f"![{picture['caption']}]({target})", "", f"*{picture['caption']}*"]
+        if config.get("missing"):
+            lines += ["", f"Not reproduced: {config['missing'].strip()}"]
+        results[name] = {"title": config["title"], "comparable": comparable, "rows": rows}
+        for run in wanted(config):
+            used[run] = record(runs_folder / run)
+    lines += ["", "## Runs", ""]
+    runs = load_runs(args.scale)
+    for name in in_order(list(used), runs):
+        about = used[name] = record(runs_folder / name)
+        if about is None:
+            lines.append(f"- `{name}` is missing.")
+            continue
+        lines.append(
+            f"- `{name}`: {about['seconds']:.0f} s on {about['threads']} thread(s), commit `{about['commit']}`: `{about['command']}`"
+        )
+    write_text(folder / "results.md", "\n".join(lines) + "\n")
+    write_json(folder / "results.json", {"scale": args.scale, "tables": results, "runs": used})
+    return folder
+
+
+def main(args):
+    configs = load_configs(args.only)
+    if args.list:
+        for name, config in configs.items():
+            print(f"{name}: {config['title']}")
+        return 0
+    runs = load_runs(args.scale)
+    order = in_order([run for config in configs.values() for run in wanted(config)], runs)
+    if args.dry_run:
+        for name in order:
+            print(f"{name}: {shown(command(name, runs[name], args)[0])}")
+        return 0
+    failed = [] if args.page_only else execute_all(order, runs, args)
+    print(f"Page: {write_page(configs, args) / 'results.md'}")
+    return 1 if failed else 0
+
+
+def cli(input_args=None):
+    """Runs with a command line; what is wrong with it or its files is one sentence."""
+    args = parse_args(input_args)
+    try:
+        return main(args)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"run.py: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(cli())
