@@ -5,15 +5,22 @@ in a new interpreter; `LocalHub` answers the requests of the real `huggingface_h
 """
 
 import base64
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
+
+# Before anything imports huggingface_hub: no test reaches for the Hub, and a name that is no folder fails at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest  # noqa: E402
 
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
@@ -41,6 +48,32 @@ def run_fresh(script: str, folder: Path, **environment: str) -> dict:
 @pytest.fixture(scope="session")
 def fresh():
     return run_fresh
+
+
+def run_here(script: Path, *words: object) -> tuple[int, str, str]:
+    """Runs a script as `python SCRIPT WORDS…` does, but in this process, which has imported torch already: code, stdout, stderr."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    argv, path, modules = sys.argv, list(sys.path), set(sys.modules)
+    sys.argv = [str(script), *map(str, words)]
+    sys.path.insert(0, str(Path(script).parent))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as stopped:
+        if isinstance(stopped.code, str):
+            err.write(stopped.code)
+        code = 1 if isinstance(stopped.code, str) else stopped.code or 0
+    finally:
+        sys.argv, sys.path[:] = argv, path
+        for name in set(sys.modules) - modules:  # what stands beside the script is imported anew by the next one
+            if Path(getattr(sys.modules[name], "__file__", None) or "/").parent == Path(script).parent:
+                del sys.modules[name]
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="session")
+def here():
+    return run_here
 
 
 class LocalHub(ThreadingHTTPServer):

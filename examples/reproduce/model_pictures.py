@@ -115,7 +115,7 @@ def main(args):
     )
     dataset = ImageDataset(source, args.resolution, resize=args.resize, center_crop=True)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    rows, logs, start = [], {}, None
+    rows, logs = [], {}
     for path in args.models:
         model = AutoencoderDL.from_pretrained(path).to(args.device).eval()
         row, (images, before, after), counts = look(model, dataset, args)

@@ -22,15 +22,33 @@ MODULES = ("benchmark_dictionary_learning", "dictionary_learning_peers", "sparse
 MODULES += ("sparse_coding_peers", "sparse_coding_report", "print_env")
 
 
+SCRIPT = ROOT / "utils/benchmark_dictionary_learning.py"
+
+
 def run(*arguments, **environment):
-    """Exit code and output of the script, on small problems."""
+    """Exit code and output of the script, on small problems, in a process of its own."""
     process = subprocess.run(
-        [sys.executable, ROOT / "utils/benchmark_dictionary_learning.py", *SMALL, *map(str, arguments)],
+        [sys.executable, SCRIPT, *SMALL, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, **ONE_THREAD, **environment},
     )
     return process.returncode, process.stdout + process.stderr
+
+
+@pytest.fixture
+def quick(here, monkeypatch):
+    """The same in this process."""
+    for name, value in ONE_THREAD.items():
+        monkeypatch.setenv(name, value)
+    threads = torch.get_num_threads()
+
+    def run(*arguments):
+        code, out, err = here(SCRIPT, *SMALL, *arguments)
+        return code, out + err
+
+    yield run
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -71,7 +89,7 @@ def test_it_runs_beside_its_peers(tmp_path):
         assert figure.size[0] > 500
 
 
-def test_variants_of_ones_own_images(tmp_path):
+def test_variants_of_ones_own_images(tmp_path, quick):
     random = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     for name in range(3):
@@ -89,28 +107,28 @@ def test_variants_of_ones_own_images(tmp_path):
         "--passes",
         0.5,
     ]
-    code, output = run(*arguments, "--variants", "--output_dir", tmp_path / "out")
+    code, output = quick(*arguments, "--variants", "--output_dir", tmp_path / "out")
     assert code == 0, output
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert "L = 75" in results["data"] and "400 patches of 2 images, 100 of 1 others" in results["data"]
     assert "--images=photos" in results["command"] and str(tmp_path) not in json.dumps(results)
     assert len(results["learners"]) == 10 and "SPAMS, float64" not in results["learners"]
-    code, output = run("--images", tmp_path / "photos" / "0.png", "--output_dir", tmp_path / "out")
-    assert code != 0 and "at least two images, got 1" in output
+    with pytest.raises(ValueError, match="at least two images, got 1"):
+        quick("--images", tmp_path / "photos" / "0.png", "--output_dir", tmp_path / "out")
 
 
-def test_a_slow_learner_skips_points(tmp_path):
+def test_a_slow_learner_skips_points(tmp_path, quick):
     arguments = ["--learners", "omp", "--time_limit", 0, "--points", 3, "--rounds", 1, "--output_dir", tmp_path]
-    code, output = run(*arguments)
+    code, output = quick(*arguments)
     assert code == 0, output
     row = json.loads((tmp_path / "results.json").read_text())["learners"]["omp"]
     assert [len(values) for values in row["seconds"]] == [1, 0, 0]
     assert "| – | – |" in (tmp_path / "results.md").read_text()
 
 
-def test_bad_arguments_are_named():
+def test_bad_arguments_are_named(quick):
     for arguments, message in ((["--rounds", 0], "--rounds must be at least 1, got 0"), (["--passes", 0], "--passes")):
-        code, output = run(*arguments)
+        code, output = quick(*arguments)
         assert code == 2 and message in output
 
 

@@ -52,10 +52,10 @@ def test_the_speed_benchmark_compares_the_same_codes(folder, tmp_path):
         assert row["excess"] < 0.01  # not worse than faiss's beam search
 
 
-def test_orders_are_judged_by_shifted_codes(folder, tmp_path):
-    output = run(
-        "plot_codebook_order", folder / "PQ-{16-8-8}", folder / "picture.png", "--output", tmp_path / "order.png"
-    )
+def test_orders_are_judged_by_shifted_codes(folder, tmp_path, here):
+    script = UTILS / "plot_codebook_order.py"
+    code, output, _ = here(script, folder / "PQ-{16-8-8}", folder / "picture.png", "--output", tmp_path / "order.png")
+    assert code == 0
     psnr = {line.split("|")[1].strip(): float(line.split("|")[2]) for line in output.splitlines()[4:]}
     assert set(psnr) == {"random", "norm", "pca", "spectral", "salesman"}
     assert psnr["pca"] > psnr["random"] + 2 and psnr["salesman"] > psnr["random"] + 2

@@ -1,10 +1,10 @@
 """The picture of training curves from logs, and the figures beside it."""
 
+import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 
@@ -23,24 +23,43 @@ def write(folder, start):
     return str(folder)
 
 
-def plot(*arguments):
-    return subprocess.run([sys.executable, str(SCRIPT), *arguments], capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def plot():
+    spec = importlib.util.spec_from_file_location("plot_training_curves", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
 
 
-def test_the_picture_and_the_figures_across_the_start(tmp_path):
+def test_the_picture_and_the_figures_across_the_start(plot, tmp_path, capsys):
     runs = [write(tmp_path / "vae", None), write(tmp_path / "gan", 50)]
-    result = plot(
-        *runs, "--labels", "VAE", "GAN", "--zoom", "30", "--output", str(tmp_path / "pictures" / "curves.png")
+    picture = tmp_path / "pictures" / "curves.png"
+    plot([*runs, "--labels", "VAE", "GAN", "--zoom", "30", "--output", str(picture)])
+    stdout = capsys.readouterr().out
+    assert "GAN: PSNR, dB 20.5000 before step 50, then 19.6000; worst 19.6000" in stdout
+    assert "GAN: LPIPS 0.4500 before step 50, then 0.4400; worst 0.4400" in stdout and "VAE" not in stdout
+    assert min(Image.open(picture).size) > 300
+    plot(
+        [runs[0], "--figures", "validation_lpips", "--smooth", "5", "--zoom", "9", "--output", str(tmp_path / "a.pdf")]
     )
-    assert result.returncode == 0, result.stderr
-    assert "GAN: PSNR, dB 20.5000 before step 50, then 19.6000; worst 19.6000" in result.stdout
-    assert (
-        "GAN: LPIPS 0.4500 before step 50, then 0.4400; worst 0.4400" in result.stdout and "VAE" not in result.stdout
-    )
-    assert min(Image.open(tmp_path / "pictures" / "curves.png").size) > 300
+    assert capsys.readouterr().out == "" and (tmp_path / "a.pdf").stat().st_size > 1000
 
 
-def test_what_cannot_be_drawn_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--labels", "a", "b"], "--labels must be as many as the runs, 1, got 2"),
+        (["RUN"], "--labels must tell the runs apart, got vae vae"),
+        ([".."], "holds no training_log.jsonl"),
+        (["--smooth", "4"], "`smooth` must be an odd number from 3, got 4"),
+        (["--figures", "lpips"], "`figures` must be among"),
+        (["--output", "a.bmp"], "`path` must end with one of"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(plot, tmp_path, capsys, monkeypatch, arguments, sentence):
     run = write(tmp_path / "vae", None)
-    assert "--labels must be as many as the runs, 1, got 2" in plot(run, "--labels", "a", "b").stderr
-    assert "holds no training_log.jsonl" in plot(str(tmp_path)).stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        plot([run, *(run if argument == "RUN" else argument for argument in arguments)])
+    assert stop.value.code == 2 and sentence in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["vae"]
