@@ -1,5 +1,6 @@
-"""The documentation names objects that exist, and its examples run."""
+"""The documentation names objects, files, tests and flags that exist, its examples run, and its links lead somewhere."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -28,12 +29,86 @@ def test_autodoc_names_exist(page):
         assert owner.__doc__, f"{name} has no docstring"
 
 
+# Files of the code released with LASERS, which the errata name.
+RELEASED = {"models/dictlearn.py", "models/dlgan.py", "models/quantize.py"}
+
+
+def load(path):
+    """A script of the repository as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_links_lead_somewhere():
+    assert load(ROOT / "utils/check_doc_toc.py").broken_links(ROOT) == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
-        if not target.startswith("http"):
-            path = page.parent / target
-            assert path.exists() or path.with_suffix(".md").exists(), f"{page.name} links to {target}"
+def test_named_files_and_tests_exist(page):
+    text = page.read_text(encoding="utf-8")
+    names = re.findall(r"`([\w/.]+\.(?:py|yaml|yml|sh))(?:::(\w+))?`", text) + re.findall(
+        r"(?:python|launch|torchrun)(?: --\S+(?: \S+)?)*? ((?:examples|utils)/\w+\.py)()", text
+    )
+    places = [ROOT, ROOT / "tests", ROOT / "src/diffusers_lasers", ROOT / "src/diffusers_lasers/functional"]
+    for name, test in names:
+        if "/" in name and name not in RELEASED:
+            files = [place / name for place in places if (place / name).is_file()]
+            assert files, f"{page.name} names {name}"
+            assert not test or f"def {test}(" in files[0].read_text(), f"{page.name} names {name}::{test}"
+    defined = {
+        test
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for test in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    for test in re.findall(r"`(?:[\w/]+\.py)?(?:::)?(test_\w+)`", text):
+        assert test in defined, f"{page.name} names {test}"
+
+
+SCRIPTS = {"train_dlgan": [], "train_categorical_ddpm": ["--codec", "opq"], "train_refiner": ["--codec", "opq"]}
+
+
+def defaults(module, words):
+    """Defaults of a script by flag; where it has none of its own, those of the model that it builds."""
+    args = module.parse_args(words)
+    values = {name: value for name, value in vars(args).items() if value is not None}
+    model = {}
+    if hasattr(module, "build_model"):
+        built = module.build_model(args)
+        model = {**built.config, **built.bottleneck.config}
+    return {name: values.get(name, model.get(name)) for name in vars(args)}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_tables_of_flags_are_those_of_the_scripts(script):
+    """Every flag stands in a table of the training page and nothing else does; what the table begins with is the default."""
+    module, words = load(ROOT / "examples" / f"{script}.py"), SCRIPTS[script]
+    given = {"default": defaults(module, words)}
+    if script == "train_dlgan":
+        given |= {preset: defaults(module, [*words, "--preset", preset]) for preset in ("paper", "corrected")}
+    text = (ROOT / "docs/source/en/training.md").read_text(encoding="utf-8")
+    named, compared = set(), 0
+    for table in re.findall(rf"^\| `{script}.py` \|.*(?:\n\|.*)+", text, flags=re.MULTILINE):
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+        for first, *cells in rows:
+            flags = re.findall(r"`(\w+)`", first)
+            named.update(flags)
+            for column, cell in zip(head[1:], cells):
+                value = given[column][flags[0]] if len(flags) == 1 and column in given else None
+                if value is None or cell == "required":
+                    continue
+                if isinstance(value, (list, tuple)):
+                    assert cell == " ".join(map(str, value)), (flags[0], column)
+                elif isinstance(value, bool):
+                    assert cell == ("on" if value else "off"), (flags[0], column)
+                elif isinstance(value, str):
+                    assert cell == value.replace("_", "-"), (flags[0], column)
+                else:
+                    assert float(cell.split(",")[0]) == value, (flags[0], column)
+                compared += 1
+    assert named == set(given["default"])
+    assert compared > 10
 
 
 @pytest.mark.parametrize("block", EXAMPLES)

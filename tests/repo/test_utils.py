@@ -192,6 +192,36 @@ def test_doc_toc_finds(repository, findings, path, text, found):
     assert any(found in line for line in findings("check_doc_toc", repository(path, text)))
 
 
+LINKED = "# Page\n\n## Two words, and more\n\n[[autodoc]] Codec\n\n[[autodoc]] functional.transform\n\n"
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("[other](gone)", "docs/source/en/page.md links to `gone`, which is not there"),
+        ("[other](gone.md#here)", "links to `gone.md#here`, which is not there"),
+        ("![picture](images/gone.png)", "links to `images/gone.png`, which is not there"),
+        ("[heading](#two-words)", "links to `#two-words`, which has no such heading"),
+        ("[heading](page#three)", "links to `page#three`, which has no such heading"),
+        ("[code](../../../tests/test_all.py)", "links to `../../../tests/test_all.py`, which is outside the docs"),
+        ("[heading](#two-words-and-more), [page](page), [page](page.md#page), [site](https://example.org/gone)", None),
+        ("`[code](gone)` and [a picture](images/there.png)\n```py\nrows[0](gone)\n# heading\n```", None),
+    ],
+)
+def test_doc_links(repository, findings, text, found):
+    repository("docs/source/en/images/there.png", "")
+    lines = findings("check_doc_toc", repository("docs/source/en/page.md", LINKED + text))
+    assert len(lines) == (found is not None)
+    assert found is None or found in lines[0]
+
+
+def test_the_readme_may_link_to_any_file_that_is_there(repository, findings):
+    root = repository(
+        "README.md", "[page](docs/source/en/page.md#page) [test](tests/test_all.py) [gone](docs/gone.md)"
+    )
+    assert findings("check_doc_toc", root) == ["README.md links to `docs/gone.md`, which is not there"]
+
+
 def test_print_env():
     code, output = run("print_env", "--json")
     facts = json.loads(output)
