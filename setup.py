@@ -39,6 +39,7 @@ _deps = [
     "torchmetrics>=1.4",
     "tqdm>=4.60",
     "transformers>=4.50",
+    "umap-learn>=0.5.6",
     "vector-quantize-pytorch>=1.20",
 ]
 
@@ -64,6 +65,7 @@ extras = {
         "tqdm",
     ),
     "stable-diffusion": deps_list("transformers"),
+    "visualization": deps_list("matplotlib", "scipy", "umap-learn"),
     "docs": deps_list("hf-doc-builder"),
     "quality": deps_list("ruff"),
 }
@@ -74,6 +76,7 @@ extras["test"] = [
     *extras["codec"],
     *extras["benchmark"],
     *extras["stable-diffusion"],
+    *extras["visualization"],
 ]
 extras["dev"] = [*extras["test"], *extras["quality"], *extras["docs"]]
 
@@ -104,6 +107,7 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={"diffusers_lasers": ["py.typed"]},
+    entry_points={"console_scripts": ["diffusers-lasers=diffusers_lasers.commands.cli:main"]},
     ext_modules=[kernels],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
     include_package_data=True,

@@ -15,7 +15,6 @@ OUTPUT_DIR gets results.md (also on stdout), results.json (settings, protocol, e
 import argparse
 import io
 import math
-import os
 import statistics
 import time
 from importlib import metadata
@@ -31,6 +30,7 @@ from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec, PerceptualSimilar
 from diffusers_lasers.metrics import LPIPS, PSNR, SSIM
 from diffusers_lasers.utils import save_image, write_json, write_text
 from diffusers_lasers.utils.image_sources import load_image_dataset
+from diffusers_lasers.visualization import rate_distortion, save_figure
 
 
 # Name -> Pillow's format, its options besides `quality`, and the range of `quality`.
@@ -264,25 +264,6 @@ def markdown(rows):
     return "\n".join(lines) + "\n"
 
 
-def draw_rates(rows, path):
-    """PSNR over rate, one mark a row."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        points = sorted((row["bits_per_pixel"], row["psnr"]) for row in rows if row["kind"] == kind)
-        style = "o-" if kind in FORMATS else "s"
-        axes.plot(*zip(*points), style, label=kind)
-    axes.set(xlabel="bits a pixel, written", ylabel="PSNR, dB")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
 def draw_grid(pictures, crop):
     """Rows of centre crops, labelled: `pictures` holds (label, list of (1, 3, H, W))."""
     margin, label_width = 4, 8 + 7 * max(len(label) for label, _ in pictures)
@@ -354,9 +335,10 @@ def main(args):
     write_json(output_dir / "results.json", results)
     write_text(output_dir / "results.md", text)
     print(text)
-    scratch = output_dir / "picture.tmp.png"
-    draw_rates(rows, scratch)
-    os.replace(scratch, output_dir / "rate.png")
+    points = {}
+    for row in rows:
+        points.setdefault(row["kind"], []).append((row["bits_per_pixel"], row["psnr"]))
+    save_figure(rate_distortion(points, "bits a pixel, written"), output_dir / "rate.png")
     if args.grid_crop:
         save_image(output_dir / "grid.png", draw_grid(list(pictures.items()), args.grid_crop))
 

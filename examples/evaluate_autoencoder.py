@@ -19,9 +19,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 import diffusers_lasers
@@ -30,6 +28,7 @@ from diffusers_lasers.functional.dictionary import mutual_coherence
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, RFID, SSIM, AtomUsage, CodeRate, LatentNMSE, flip_map
 from diffusers_lasers.training import Degradation, ImageDataset, load_image_dataset
 from diffusers_lasers.utils import save_image, write_json, write_text
+from diffusers_lasers.visualization import image_grid
 
 
 # Key in results.json, heading, format.
@@ -336,24 +335,6 @@ def markdown(rows, about, missing):
     return "\n".join(lines).rstrip() + "\n"
 
 
-def picture_grid(originals, rows):
-    """Rows of pictures with a label each: `rows` holds (label, images in [-1, 1])."""
-    rows = [("original", originals), *rows]
-    count, side = len(originals), originals.shape[-1]
-    scale = max(1, 96 // side)
-    cell, margin, label_width = side * scale, 4, 8 + 7 * max(len(label) for label, _ in rows)
-    grid = Image.new("RGB", (label_width + count * (cell + margin), len(rows) * (cell + margin)), "white")
-    draw = ImageDraw.Draw(grid)
-    for i, (label, images) in enumerate(rows):
-        top = i * (cell + margin)
-        draw.text((4, top + cell // 2 - 6), label, fill="black")
-        pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        for j, picture in enumerate(pixels):
-            picture = Image.fromarray(np.ascontiguousarray(picture)).resize((cell, cell), Image.Resampling.NEAREST)
-            grid.paste(picture, (label_width + j * (cell + margin), top))
-    return grid
-
-
 def versions():
     packages = ("torch", "diffusers", "torchmetrics", "flip-evaluator", "numpy")
     found = {"diffusers_lasers": diffusers_lasers.__version__, "python": platform.python_version()}
@@ -415,7 +396,7 @@ def main(args):
     write_text(output_dir / "results.md", table)
     print(table)
     if pictures:
-        save_image(output_dir / "grid.png", picture_grid(originals, pictures))
+        save_image(output_dir / "grid.png", image_grid([("original", originals), *pictures]))
         print(f"Pictures: {output_dir / 'grid.png'}")
 
 

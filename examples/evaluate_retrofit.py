@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, AutoModel
 from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
-from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from tqdm.auto import tqdm
@@ -43,6 +42,7 @@ from diffusers_lasers.models.autoencoders import decode_latents
 from diffusers_lasers.training import ImageDataset, collect_latents, fit_to_latents, load_image_dataset
 from diffusers_lasers.utils import save_image, write_json, write_text
 from diffusers_lasers.utils.import_utils import requires
+from diffusers_lasers.visualization import image_grid, new_figure, rate_distortion, save_figure
 
 
 RATES = (0.5, 1.0, 2.0, 3.0, 4.0)  # bits a latent element
@@ -427,43 +427,21 @@ def markdown(results):
 
 def draw(rows, path):
     """Distortion over rate: SNR of the latents and, where it was computed, PSNR of the images."""
-    requires("matplotlib", extra="benchmark")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    panels = [("latent_snr_db", "latent SNR, dB")] + [("psnr", "PSNR of decode(ẑ) to decode(z), dB")] * (
-        "psnr" in rows[0]
-    )
-    figure, axes = plt.subplots(1, len(panels), figsize=(6.5 * len(panels), 5), squeeze=False)
-    for axis, (key, title) in zip(axes[0], panels):
-        for name in dict.fromkeys(row["family"] for row in rows):
-            points = [(row["bits_per_element"], row[key]) for row in rows if row["family"] == name]
-            title_of = {"scalar": "int2 … int8", "float": "fp16"}.get(name, name)
-            axis.plot(*zip(*sorted(points)), "o", markersize=4, label=title_of)
-        axis.set(xlabel="bits a latent element (entropy)", ylabel=title, xscale="log")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    figure.tight_layout()
-    part = path.with_name(path.stem + ".part.png")
-    figure.savefig(part, dpi=110)
-    part.replace(path)
-    plt.close(figure)
-
-
-def picture(references, decoded):
-    """decode(z) above, then images and FLIP maps of a few configurations."""
-    rows = [references[:4]]
-    for images in decoded:
-        rows += [images, flip_map(references[:4], images, magma=True)]
-    grid = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
-    return Image.fromarray(((grid + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy())
+    panels = {"latent_snr_db": "latent SNR, dB", "psnr": "PSNR of decode(ẑ) to decode(z), dB"}
+    panels = {key: title for key, title in panels.items() if key in rows[0]}
+    figure, axes = new_figure(columns=len(panels), width=6.5, height=5)
+    for axis, (key, title) in zip(axes, panels.items()):
+        points = {}
+        for row in rows:
+            name = {"scalar": "int2 … int8", "float": "fp16"}.get(row["family"], row["family"])
+            points.setdefault(name, []).append((row["bits_per_element"], row[key]))
+        rate_distortion(points, "bits a latent element (entropy)", title, log_rate=True, connect=False, axis=axis)
+    save_figure(figure, path)
 
 
 @torch.no_grad()
 def main(args):
-    requires("matplotlib", extra="benchmark")
+    requires("matplotlib", extra="visualization")
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     train = load_data(args, args.train_data_dir, "train", args.max_train_samples)
@@ -523,8 +501,10 @@ def main(args):
                 (row for row in rows if row["family"] == name), key=lambda row: abs(row["bits_per_element"] - 1)
             )
             chosen.append(near["name"])
-        save_image(folder / "grid.png", picture(references, [shown[name] for name in chosen]))
-        print("grid.png, below decode(z), image and FLIP map of: " + "; ".join(chosen))
+        pictures = [("decode(z)", references[:4])]
+        for name in chosen:
+            pictures += [(name, shown[name]), ("FLIP", flip_map(references[:4], shown[name], magma=True))]
+        save_image(folder / "grid.png", image_grid(pictures))
     print(markdown(results))
 
 

@@ -18,6 +18,7 @@ FLOORS = {
     "utils": 0,
     "coding": 1,
     "learning": 1,
+    "visualization": 1,
     "models": 2,
     "schedulers": 2,
     "pipelines": 3,

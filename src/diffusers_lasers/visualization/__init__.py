@@ -1,0 +1,24 @@
+"""Pictures of images, latents, codes, dictionaries and runs: pure functions from tensors and records."""
+
+from .curves import rate_distortion, training_curves
+from .dictionary import atom_map, atom_tiles, coherence_histogram, usage_histogram
+from .figures import new_figure, save_figure
+from .images import image_grid, to_image
+from .latents import component_grid, first_component, support_map
+
+
+__all__ = [
+    "atom_map",
+    "atom_tiles",
+    "coherence_histogram",
+    "component_grid",
+    "first_component",
+    "image_grid",
+    "new_figure",
+    "rate_distortion",
+    "save_figure",
+    "support_map",
+    "to_image",
+    "training_curves",
+    "usage_histogram",
+]

@@ -1,0 +1,90 @@
+"""What all figures share: a canvas without a display, colours, and files.
+
+Figures are objects of matplotlib's own API and never enter pyplot's list: nothing has to be closed, threads do not share a current figure, and no
+display is looked for. Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart; each comes with a mark and a line style of its
+own, so that curves also differ in grey.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..utils.import_utils import requires
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+__all__ = ["new_figure", "save_figure"]
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+ACCENT, MUTED = "#D55E00", "#666666"
+_MARKS = "osD^vPX"
+_LINES = ("-", "--", "-.", ":")
+# No dates, so that equal figures are equal files.
+_METADATA = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}
+
+
+def new_figure(rows: int = 1, columns: int = 1, width: float = 6.0, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    """
+    A figure outside pyplot, with panels in the style of this package's figures.
+
+    Args:
+        rows (`int`, defaults to 1): Rows of panels.
+        columns (`int`, defaults to 1): Panels in a row.
+        width (`float`, defaults to 6.0): Width of a panel in inches.
+        height (`float`, defaults to 4.0): Height of a panel in inches.
+
+    Returns:
+        `tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]`: The figure, for [`save_figure`], and its panels, row by row.
+
+    Raises:
+        ImportError: If matplotlib is missing (`pip install diffusers_lasers[visualization]`).
+    """
+    figure = requires("matplotlib.figure", extra="visualization").Figure(
+        figsize=(columns * width, rows * height), layout="constrained"
+    )
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes.flat)
+
+
+def style(number: int) -> dict[str, str]:
+    """Colour, mark and line style of the n-th series."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": _MARKS[(number + number // len(COLOURS)) % len(_MARKS)],
+        "linestyle": _LINES[number // len(COLOURS) % len(_LINES)],
+    }
+
+
+def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 120) -> None:
+    """
+    Writes a figure.
+
+    Args:
+        figure (`matplotlib.figure.Figure`): The figure.
+        path (`str` or `os.PathLike`): The file, `.png`, `.pdf` or `.svg`; its folder exists. It is written under another name and renamed.
+        dpi (`int`, defaults to 120): Pixels an inch of a PNG.
+
+    Raises:
+        ValueError: If the suffix is another one, or `dpi` is below 1.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _METADATA:
+        raise ValueError(f"`path` must end with one of {sorted(_METADATA)}, got {path.name!r}.")
+    if dpi < 1:
+        raise ValueError(f"`dpi` must be at least 1, got {dpi}.")
+    scratch = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    try:
+        figure.savefig(scratch, dpi=dpi, metadata=_METADATA[path.suffix.lower()])
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
