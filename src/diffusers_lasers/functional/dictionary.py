@@ -5,8 +5,8 @@ needs the projection of a gradient to the sphere's tangent space and the retract
 
     g_j ← g_j − d_j d_jᵀ g_j,        d_j ← d_j / ‖d_j‖₂ .
 
-LASERS (2024) initialises with Gaussian atoms and lets Adam move them with the part of the gradient that only changes
-their length; we add the projection, atoms taken from signals, and the revival of atoms that no code uses. Learning
+LASERS (2024) initialises with Gaussian atoms and lets Adam move them. Of least-squares coefficients the gradient is tangent
+already, since the residual is orthogonal to the chosen atoms; of quantised ones it is not. We add the projection, atoms taken from signals, and the revival of atoms that no code uses. Learning
 without a learning rate (eqs 23–28) is in `online_learning.py`.
 
 Half-precision input is computed and returned in float32. What runs in a training step (projection, retraction,

@@ -1,10 +1,11 @@
 r"""The order of a codebook (Scribano et al., 2023, section 3.2.1): which codewords get neighbouring indices.
 
-Diffusion on indices treats an index as a number, so that a small error in it should be a small error in the image. The paper asks for
+Diffusion on indices treats an index as a number, so that a small error in it should be a small error in the image. The paper asks for neighbours in index to
+be nearest in space (eqs 18, 19, the latter printed with its inequality reversed); we judge the same of all triples, of which theirs are those with a neighbour,
 
-    i < j < k   ⇒   ‖c_i − c_j‖ ≤ ‖c_i − c_k‖   and   ‖c_j − c_k‖ ≤ ‖c_i − c_k‖                 (eqs 18, 19)
+    i < j < k   ⇒   ‖c_i − c_j‖ ≤ ‖c_i − c_k‖   and   ‖c_j − c_k‖ ≤ ‖c_i − c_k‖ .
 
-(eq 19 is printed with its inequality reversed), and sorts codewords by their projection on the first principal component. That is the line of
+The paper sorts codewords by their projection on the first principal component. That is the line of
 largest variance, which is not the order of smallest neighbour distance; the measures here judge it beside a random order, the order of the
 norms, a spectral order (Fiedler vector) and a travelling salesman's path (nearest neighbour and 2-opt).
 
@@ -31,7 +32,7 @@ class OrderScore(NamedTuple):
     Args:
         neighbour_distance (`float`): Mean distance of codewords with neighbouring indices, over the mean distance of all pairs; small is good.
         spearman (`float`): Rank correlation of |i − j| and ‖c_i − c_j‖ over all pairs; 1 is best.
-        violations (`float`): Share of triples i < j < k that break eq 18 or 19; 0 is best.
+        violations (`float`): Share of triples i < j < k that break either inequality; 0 is best.
     """
 
     neighbour_distance: float
