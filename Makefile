@@ -44,7 +44,7 @@ quality: $(STAMP)
 	$(BIN)/python utils/check_floors.py
 	$(BIN)/python utils/check_repo.py
 	$(BIN)/python utils/check_doc_toc.py
-	$(BIN)/python utils/print_env.py
+	$(BIN)/python -m diffusers_lasers env
 
 style: $(STAMP)
 	$(BIN)/ruff check --fix $(check_dirs)

@@ -25,6 +25,7 @@ FLOORS = {
     "training": 3,
     "metrics": 3,
     "commands": 4,
+    "__main__": 5,
 }
 
 

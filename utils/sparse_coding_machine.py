@@ -15,9 +15,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from print_env import environment, package_version
 from sparse_coding_peers import Coder, output_bytes
 from tqdm import tqdm
+
+from diffusers_lasers.commands.env import environment, package_version
 
 
 WARM_SIGNALS = 64

@@ -12,6 +12,7 @@ from .utils.registration import register_in_diffusers
 # Submodule -> public names in it. A submodule is imported when one of its names is asked for, and not before.
 _import_structure = {
     "coding": ["IndexCode", "SparseCode"],
+    "commands": [],
     "functional": [],
     "learning": ["OnlineDictionaryLearner"],
     "metrics": [],
@@ -44,10 +45,11 @@ _import_structure = {
     "training": [],
     "utils": [],
     "utils.bases": ["DiffusionPipeline", "ModelMixin", "SchedulerMixin"],
+    "visualization": [],
 }
 
 if TYPE_CHECKING:
-    from . import coding, functional, learning, metrics, models, training, utils
+    from . import coding, commands, functional, learning, metrics, models, training, utils, visualization
     from .coding import IndexCode, SparseCode
     from .learning import OnlineDictionaryLearner
     from .models.autoencoders.autoencoder_dl import AutoencoderDL, AutoencoderDLEncoderOutput, AutoencoderDLOutput

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffusers_lasers.functional.rates import entropy, perplexity, support_bits
+from diffusers_lasers.functional.rates import count_supports, entropy, perplexity, support_bits
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -28,6 +28,7 @@ def test_support_bits_is_exact(atoms, data):
     sequences = sum(math.perm(atoms, size) for size in range(sparsity + 1))
     assert support_bits(atoms, sparsity) == math.log2(sets)
     assert support_bits(atoms, sparsity, ordered=True) == math.log2(sequences)
+    assert (count_supports(atoms, sparsity), count_supports(atoms, sparsity, ordered=True)) == (sets, sequences)
 
 
 def test_support_bits_of_known_codes():

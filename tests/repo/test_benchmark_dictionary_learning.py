@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}  # saves the script a restart
 SMALL = "--threads 1 --patches 400 --held_out 100 --patch_size 5 --atoms 24 --sparsity 2 --batch_size 40".split()
 MODULES = ("benchmark_dictionary_learning", "dictionary_learning_peers", "sparse_coding_machine")
-MODULES += ("sparse_coding_peers", "sparse_coding_report", "print_env")
+MODULES += ("sparse_coding_peers", "sparse_coding_report")
 
 
 SCRIPT = ROOT / "utils/benchmark_dictionary_learning.py"

@@ -36,7 +36,7 @@ def modules(monkeypatch):
     """The script's modules by name, without a process of its own."""
     monkeypatch.syspath_prepend(str(ROOT / "utils"))
     yield lambda name: importlib.import_module(name)
-    for name in (*MODULES, "print_env"):
+    for name in MODULES:
         sys.modules.pop(name, None)
 
 

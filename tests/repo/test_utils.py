@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +60,7 @@ def repository(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "print_env"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help(script):
     code, output = run(script, "--help")
     assert code == 0 and "usage:" in output
@@ -220,13 +219,6 @@ def test_the_readme_may_link_to_any_file_that_is_there(repository, findings):
         "README.md", "[page](docs/source/en/page.md#page) [test](tests/test_all.py) [gone](docs/gone.md)"
     )
     assert findings("check_doc_toc", root) == ["README.md links to `docs/gone.md`, which is not there"]
-
-
-def test_print_env():
-    code, output = run("print_env", "--json")
-    facts = json.loads(output)
-    assert code == 0
-    assert {"python", "torch", "diffusers", "diffusers_lasers", "device", "torch threads"} <= set(facts)
 
 
 def test_setup_and_constraints_name_the_same_packages():

@@ -1,16 +1,32 @@
-"""Codes as values, and what turns them into symbols."""
+"""Codes as values, and what turns them into symbols and bytes."""
 
 from .codes import IndexCode, SparseCode
 from .coefficients import coefficient_scale, dequantize_coefficients, quantize_coefficients
+from .container import CodeHeader, pack_container, unpack_container
 from .packing import pack_indices, unpack_indices
+from .payloads import pack_levels, pack_sparse, unpack_levels, unpack_sparse
+from .radix import pack_numbers, packed_size, unpack_numbers
+from .supports import rank_supports, unrank_supports
 
 
 __all__ = [
+    "CodeHeader",
     "IndexCode",
     "SparseCode",
     "coefficient_scale",
     "dequantize_coefficients",
+    "pack_container",
     "pack_indices",
+    "pack_levels",
+    "pack_numbers",
+    "pack_sparse",
+    "packed_size",
     "quantize_coefficients",
+    "rank_supports",
+    "unpack_container",
     "unpack_indices",
+    "unpack_levels",
+    "unpack_numbers",
+    "unpack_sparse",
+    "unrank_supports",
 ]

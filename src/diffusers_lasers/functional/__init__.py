@@ -12,6 +12,7 @@ from .categorical import (
     uniform_noise,
 )
 from .codebook import codeword_statistics, kmeans, nearest_codewords, update_codebook
+from .coherence import similar_atoms, welch_bound
 from .color import rgb_to_ycbcr, ycbcr_to_rgb
 from .degradations import center_mask, hide, random_masks, reduce_bicubic, upscale_bicubic
 from .dictionary import (
@@ -40,7 +41,7 @@ from .kernels import get_backend, set_backend
 from .ordering import ORDERS, OrderScore, codebook_order, score_order
 from .patches import latents_to_signals, patch_grid, signals_to_latents
 from .pursuits import PURSUITS, get_pursuit
-from .rates import entropy, perplexity, support_bits
+from .rates import count_supports, entropy, perplexity, support_bits
 from .subquantizers import decode_channels, decode_product, decode_residual, encode_product, encode_residual
 from .synthesis import projection_synthesis, synthesize
 from .thresholding import fista, iht
@@ -59,6 +60,7 @@ __all__ = [
     "center_mask",
     "codebook_order",
     "codeword_statistics",
+    "count_supports",
     "decode_channels",
     "decode_product",
     "decode_residual",
@@ -103,10 +105,12 @@ __all__ = [
     "set_backend",
     "signal_to_noise",
     "signals_to_latents",
+    "similar_atoms",
     "support_bits",
     "synthesize",
     "uniform_noise",
     "update_codebook",
     "upscale_bicubic",
+    "welch_bound",
     "ycbcr_to_rgb",
 ]

@@ -20,7 +20,7 @@ import math
 import torch
 
 
-__all__ = ["entropy", "perplexity", "support_bits"]
+__all__ = ["count_supports", "entropy", "perplexity", "support_bits"]
 
 
 def support_bits(atoms: int, sparsity: int, ordered: bool = False) -> float:
@@ -49,6 +49,23 @@ def support_bits(atoms: int, sparsity: int, ordered: bool = False) -> float:
     3.0
     ```
     """
+    return math.log2(count_supports(atoms, sparsity, ordered))
+
+
+def count_supports(atoms: int, sparsity: int, ordered: bool = False) -> int:
+    r"""The number \(M\) of supports of at most `sparsity` out of `atoms` atoms, exactly.
+
+    Args:
+        atoms (`int`): Number of atoms \(K\), at least 1.
+        sparsity (`int`): Largest number of atoms \(S\) of one support, from 0 to `atoms`.
+        ordered (`bool`, *optional*, defaults to `False`): Whether supports are sequences or sets.
+
+    Returns:
+        `int`: \(\sum_s \binom{K}{s}\) sets, or \(\sum_s K!/(K-s)!\) sequences.
+
+    Raises:
+        ValueError: If `atoms` is below 1 or `sparsity` is not in `[0, atoms]`.
+    """
     if atoms < 1:
         raise ValueError(f"`atoms` must be at least 1, got {atoms}.")
     if not 0 <= sparsity <= atoms:
@@ -59,7 +76,7 @@ def support_bits(atoms: int, sparsity: int, ordered: bool = False) -> float:
         if not ordered:
             term //= size  # exact: a product of `size` consecutive integers
         supports += term
-    return math.log2(supports)
+    return supports
 
 
 def entropy(counts: torch.Tensor) -> torch.Tensor:

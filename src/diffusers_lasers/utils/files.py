@@ -13,7 +13,20 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-__all__ = ["save_image", "write_json", "write_text"]
+__all__ = ["save_image", "write_bytes", "write_json", "write_text"]
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """
+    Writes a file of bytes.
+
+    Args:
+        path (`str` or `os.PathLike`): The file; its folder exists. `path` + `.tmp` is overwritten on the way.
+        data (`bytes`): What it shall hold.
+    """
+    scratch = Path(f"{os.fspath(path)}.tmp")
+    scratch.write_bytes(data)
+    os.replace(scratch, path)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -24,9 +37,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         path (`str` or `os.PathLike`): The file; its folder exists. `path` + `.tmp` is overwritten on the way.
         text (`str`): What it shall hold.
     """
-    scratch = Path(f"{os.fspath(path)}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

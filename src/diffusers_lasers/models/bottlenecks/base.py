@@ -10,9 +10,10 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.utils import BaseOutput
 
-from ...coding import IndexCode, SparseCode
+from ...coding import CodeHeader, IndexCode, SparseCode, pack_levels, unpack_levels
 from ...functional.patches import latents_to_signals, patch_grid, signals_to_latents
 from ...utils.hub import LasersHubMixin
+from .packing import pack_code, unpack_code
 
 
 __all__ = ["Bottleneck", "BottleneckOutput"]
@@ -60,6 +61,7 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
         *("quantizer", "mean", "basis", "low", "steps", "points"),
     ]
     num_symbols: int = 0
+    _decoding_config: tuple[str, ...] = ()  # what decoding reads beside the weights and the patch size
 
     def __init__(self):
         super().__init__()
@@ -90,6 +92,11 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
         """
         rows, columns = patch_grid(height, width, self.patch_size)
         return rows * columns * self.bits_per_site
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Size of the alphabet of each slot of an index code; empty for a bottleneck without such codes."""
+        return ()
 
     def signals(self, latents: torch.Tensor) -> torch.Tensor:
         """
@@ -179,6 +186,56 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
             generator (`torch.Generator`, *optional*): Source of randomness.
         """
+
+    # Codes as bytes
+
+    def pack(self, code: SparseCode | IndexCode) -> bytes:
+        """
+        A code as bytes: a header of 37, and the nominal bits (`bits_per_site` for each site; less where slots of a sparse code are unused) rounded up to whole bytes,
+        two at most beyond them.
+
+        Args:
+            code ([`SparseCode`] or [`IndexCode`]): A code of this bottleneck.
+
+        Returns:
+            `bytes`: What [`unpack`] reads, with the same weights.
+
+        Raises:
+            ValueError: If the code is of another bottleneck or damaged, or the bottleneck makes none.
+        """
+        return pack_code(self, code)
+
+    def unpack(self, data: bytes) -> SparseCode | IndexCode:
+        """
+        The code of packed bytes. It decodes to the same latents, bit for bit. Where a support is a set (coefficients of float32, or with one scale for all) its slots come
+        back by falling magnitude of their coefficients: cut such a code to fewer atoms before packing it.
+
+        Args:
+            data (`bytes`): What [`pack`] gave.
+
+        Returns:
+            [`SparseCode`] or [`IndexCode`]: The code, on the bottleneck's device.
+
+        Raises:
+            ValueError: If the bytes are cut off, changed, something else, or packed by a bottleneck with other weights.
+        """
+        return unpack_code(self, data)
+
+    def _pack_payload(self, code: SparseCode | IndexCode) -> tuple[bytes, int | None]:
+        """Bytes of a code without header, and the bits of its coefficients."""
+        slots = code.indices.shape[-1]
+        if not isinstance(code, IndexCode) or not slots or tuple(code.levels) != self.levels[:slots]:
+            found = getattr(code, "levels", type(code).__name__)
+            raise ValueError(f"`code` must have slots of levels {self.levels}, got {found}.")
+        return pack_levels(code.indices.flatten(0, 2), code.levels), None
+
+    def _unpack_payload(self, header: CodeHeader, payload: bytes) -> SparseCode | IndexCode:
+        """The inverse of `_pack_payload`, of a header with this bottleneck's fingerprint."""
+        levels = self.levels[: header.slots]
+        grid = patch_grid(*header.latent_size, self.patch_size)
+        indices = unpack_levels(payload, header.batch * math.prod(grid), levels)
+        shape = (header.batch, *grid, len(levels))
+        return IndexCode(indices.reshape(shape), levels, header.latent_size, header.image_size)
 
 
 def check_positive(**arguments: int) -> None:

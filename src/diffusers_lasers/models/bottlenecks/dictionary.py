@@ -14,6 +14,7 @@ quantised, since a code with floats in it costs 32 bits for each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,15 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn import functional as F
 
-from ...coding import SparseCode, coefficient_scale, dequantize_coefficients, quantize_coefficients
+from ...coding import (
+    CodeHeader,
+    SparseCode,
+    coefficient_scale,
+    dequantize_coefficients,
+    pack_sparse,
+    quantize_coefficients,
+    unpack_sparse,
+)
 from ...functional.dictionary import dictionary_from_signals
 from ...functional.patches import patch_grid
 from ...functional.pursuits import get_pursuit
@@ -69,6 +78,8 @@ class DictionaryBottleneck(Bottleneck):
         coefficient_scale (`torch.Tensor` of shape `(S,)`): Half-width of the quantised range for each slot: the 99.5th percentile of the
             coefficients' magnitude, a running mean over training steps.
     """
+
+    _decoding_config = ("coefficient_scaling",)
 
     @register_to_config
     def __init__(
@@ -122,8 +133,11 @@ class DictionaryBottleneck(Bottleneck):
             `float`: Bits.
         """
         bits = self.config.coefficient_bits
-        ordered = bits is not None and self.config.coefficient_scaling == "depth"
-        return support_bits(self.config.num_atoms, sparsity, ordered=ordered) + sparsity * (bits or 32)
+        return support_bits(self.config.num_atoms, sparsity, ordered=self._ordered(bits)) + sparsity * (bits or 32)
+
+    def _ordered(self, bits: int | None) -> bool:
+        """Whether the order of the atoms is part of a code with coefficients of so many bits."""
+        return bits is not None and self.config.coefficient_scaling == "depth"
 
     def set_coefficient_bits(self, bits: int | None) -> None:
         """
@@ -244,7 +258,8 @@ class DictionaryBottleneck(Bottleneck):
     @apply_forward_hook
     def decode(self, code: SparseCode) -> torch.Tensor:
         """
-        Latents of a code (LASERS, 2024, eq 12); differentiable in the coefficients and the dictionary.
+        Latents of a code (LASERS, 2024, eq 12); differentiable in the coefficients and the dictionary. The order of a site's slots changes
+        nothing, to the bit: a support is a set.
 
         Args:
             code ([`SparseCode`]): A code of this dictionary; it may have fewer slots than `sparsity`.
@@ -261,8 +276,46 @@ class DictionaryBottleneck(Bottleneck):
                 f"{getattr(code, 'num_atoms', 'no')} atoms."
             )
         with torch.autocast(code.indices.device.type, enabled=False):
-            signals = synthesize(code.indices.flatten(0, 2), code.coefficients.flatten(0, 2), self.dictionary.float())
+            # a sum of floats depends on the order of its terms, a set of atoms has none
+            indices, order = code.indices.flatten(0, 2).sort(dim=1)
+            coefficients = code.coefficients.flatten(0, 2).gather(1, order)
+            signals = synthesize(indices, coefficients, self.dictionary.float())
             return self.latents(signals, code.latent_size, torch.float32)
+
+    def _pack_payload(self, code: SparseCode) -> tuple[bytes, int | None]:
+        if (
+            not isinstance(code, SparseCode)
+            or code.num_atoms != self.config.num_atoms
+            or code.sparsity > self.config.sparsity
+        ):
+            raise ValueError(
+                f"`code` must be a SparseCode of at most {self.config.sparsity} out of {self.config.num_atoms} atoms, got "
+                f"{type(code).__name__} of {tuple(code.indices.shape)}."
+            )
+        bits = self.config.coefficient_bits
+        scale = self._scale()[: code.sparsity]
+        rows = (code.indices.flatten(0, 2), code.coefficients.flatten(0, 2))
+        return pack_sparse(*rows, self.config.num_atoms, self._ordered(bits), scale, bits), bits
+
+    def _unpack_payload(self, header: CodeHeader, payload: bytes) -> SparseCode:
+        bits, grid = header.coefficient_bits, patch_grid(*header.latent_size, self.config.patch_size)
+        indices, coefficients = unpack_sparse(
+            payload,
+            header.batch * math.prod(grid),
+            header.slots,
+            self.config.num_atoms,
+            self._ordered(bits),
+            self._scale()[: header.slots],
+            bits,
+        )
+        shape = (header.batch, *grid, header.slots)
+        return SparseCode(
+            indices.reshape(shape),
+            coefficients.reshape(shape),
+            self.config.num_atoms,
+            header.latent_size,
+            header.image_size,
+        )
 
     def forward(self, latents: torch.Tensor) -> BottleneckOutput:
         """

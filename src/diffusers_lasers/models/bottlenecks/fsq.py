@@ -57,6 +57,11 @@ class FSQBottleneck(Bottleneck):
         return max(self.config.levels)
 
     @property
+    def levels(self) -> tuple[int, ...]:
+        """Levels of each quantised channel."""
+        return tuple(self.config.levels)
+
+    @property
     def bits_per_site(self) -> float:
         """Bits of one site: the sum of log₂ of the levels."""
         return sum(math.log2(levels) for levels in self.config.levels)

@@ -49,6 +49,24 @@ class IdentityBottleneck(Bottleneck):
         """
         return self.encode(code)
 
+    def pack(self, code: None) -> bytes:
+        """
+        There is no code; see [`IdentityBottleneck.encode`].
+
+        Raises:
+            ValueError: Always.
+        """
+        return self.encode(code)
+
+    def unpack(self, data: bytes) -> None:
+        """
+        There is no code; see [`IdentityBottleneck.encode`].
+
+        Raises:
+            ValueError: Always.
+        """
+        return self.encode(data)
+
     def forward(self, latents: torch.Tensor) -> BottleneckOutput:
         """
         Returns the latents as they are, with zero losses.

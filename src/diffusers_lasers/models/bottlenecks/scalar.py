@@ -76,6 +76,11 @@ class ScalarQuantizerBottleneck(Bottleneck):
         return 2**self.config.bits
 
     @property
+    def levels(self) -> tuple[int, ...]:
+        """Cells of each value of a site."""
+        return (self.num_symbols,) * self.depth
+
+    @property
     def bits_per_site(self) -> float:
         """Nominal bits of one site: n for each value."""
         return float(self.depth * self.config.bits)
@@ -189,8 +194,7 @@ class ScalarQuantizerBottleneck(Bottleneck):
         Raises:
             ValueError: If the code has other levels.
         """
-        levels = (self.num_symbols,) * self.depth
-        if not isinstance(code, IndexCode) or tuple(code.levels) != levels:
+        if not isinstance(code, IndexCode) or tuple(code.levels) != self.levels:
             raise ValueError(
                 f"`code` must have {self.depth} slots of {self.num_symbols} cells, got {getattr(code, 'levels', type(code).__name__)}."
             )
@@ -223,4 +227,4 @@ class ScalarQuantizerBottleneck(Bottleneck):
     def _code(self, indices: torch.Tensor, latents: torch.Tensor) -> IndexCode:
         height, width = latents.shape[-2:]
         shape = (latents.shape[0], *patch_grid(height, width, self.patch_size), self.depth)
-        return IndexCode(indices.reshape(shape), (self.num_symbols,) * self.depth, (height, width))
+        return IndexCode(indices.reshape(shape), self.levels, (height, width))

@@ -67,6 +67,11 @@ class _RunningMeanQuantizer(Bottleneck):
         return self.config.num_codewords
 
     @property
+    def levels(self) -> tuple[int, ...]:
+        """Codewords of each stage, stage by stage."""
+        return (self.config.num_codewords,) * self.depth
+
+    @property
     def bits_per_site(self) -> float:
         """Bits of one site: log₂ K for each stage."""
         return self.depth * math.log2(self.config.num_codewords)
@@ -241,7 +246,7 @@ class _RunningMeanQuantizer(Bottleneck):
     def _code(self, indices: torch.Tensor, latents: torch.Tensor) -> IndexCode:
         height, width = latents.shape[-2:]
         shape = (latents.shape[0], *patch_grid(height, width, self.patch_size), self.depth)
-        return IndexCode(indices.reshape(shape), (self.config.num_codewords,) * self.depth, (height, width))
+        return IndexCode(indices.reshape(shape), self.levels, (height, width))
 
 
 class VectorQuantizerBottleneck(_RunningMeanQuantizer):

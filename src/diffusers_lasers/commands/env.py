@@ -1,14 +1,12 @@
-"""Prints what a bug report or a timing needs: versions, device, threads.
+"""`env`: what a bug report or a timing needs: versions, device, threads."""
 
-python utils/print_env.py [--json]
-"""
+from __future__ import annotations
 
 import argparse
 import importlib.metadata
 import json
 import os
 import platform
-import sys
 
 
 PACKAGES = (
@@ -32,6 +30,7 @@ PACKAGES = (
 
 
 def package_version(name: str) -> str:
+    """Version of an installed distribution, or `"not installed"`."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -62,14 +61,24 @@ def environment() -> dict[str, str]:
     return facts
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    as_json = parser.parse_args().json
-    facts = environment()
-    print(json.dumps(facts, indent=2) if as_json else "\n".join(f"{name}: {value}" for name, value in facts.items()))
-    return 0
+class EnvironmentCommand:
+    name = "env"
 
+    @staticmethod
+    def register_subcommand(commands: argparse._SubParsersAction) -> None:
+        parser = commands.add_parser(
+            "env",
+            help="print versions, device and threads",
+            description=__doc__,
+            epilog="example: diffusers-lasers env --json > environment.json",
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.set_defaults(command=EnvironmentCommand)
 
-if __name__ == "__main__":
-    sys.exit(main())
+    def __init__(self, args: argparse.Namespace):
+        self.json = args.json
+
+    def run(self) -> None:
+        facts = environment()
+        lines = (f"{name}: {value}" for name, value in facts.items())
+        print(json.dumps(facts, indent=2) if self.json else "\n".join(lines))

@@ -1,0 +1,123 @@
+"""`encode`: images to code files, by a fitted patch codec or an autoencoder with a bottleneck."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ..utils.files import write_bytes
+from .images import cost_lines, output_paths, picture_levels, psnr_metric, read_image
+from .loading import add_model_arguments, get_device, load_model
+
+
+if TYPE_CHECKING:
+    import torch
+
+SUFFIX = ".code"
+AS_SAVED = object()
+EXAMPLE = """example:
+  diffusers-lasers encode photo.png photo.code --model outputs/dl --psnr
+  diffusers-lasers encode a.png b.png codes/ --model outputs/dl --sparsity 2
+"""
+
+
+def bits_argument(text: str) -> int | None:
+    """`float` or a number of bits."""
+    if text == "float":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer or `float`, got {text!r}") from None
+
+
+class EncodeCommand:
+    name = "encode"
+
+    @staticmethod
+    def register_subcommand(commands: argparse._SubParsersAction) -> None:
+        parser = commands.add_parser(
+            "encode",
+            help="write the code of images to files",
+            description=__doc__,
+            epilog=EXAMPLE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+        parser.add_argument(
+            "target",
+            metavar="CODE_FILE",
+            help="file to write; for several images a folder, which gets IMAGE.code of each",
+        )
+        add_model_arguments(parser)
+        parser.add_argument(
+            "--sparsity", type=int, metavar="S", help="keep the first S atoms of each site, of a dictionary model"
+        )
+        parser.add_argument(
+            "--coefficient_bits",
+            type=bits_argument,
+            default=AS_SAVED,
+            metavar="BITS",
+            help="bits of a coefficient, 1 to 16 or `float`, of a dictionary model; default: as it was saved",
+        )
+        parser.add_argument("--psnr", action="store_true", help="also print the PSNR of what `decode` will give")
+        parser.set_defaults(command=EncodeCommand)
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+
+    def run(self) -> None:
+        args = self.args
+        paths = output_paths(args.images, args.target, SUFFIX)
+        metric = psnr_metric() if args.psnr else None
+        device = get_device(args.device)
+        model = load_model(args.model, args.subfolder, args.revision, device)
+        self._prepare(model)
+        for source, path in zip(args.images, paths):
+            pixels = read_image(source)
+            data, sample, nominal = self._encode(model, pixels.to(device), metric is not None)
+            write_bytes(path, data)
+            lines = [f"{source} -> {path}", *cost_lines(tuple(pixels.shape[-2:]), len(data), nominal)]
+            if metric is not None:
+                metric.reset()
+                metric.update(picture_levels(sample), pixels)
+                lines.append(f"  PSNR: {float(metric.compute()):.2f} dB")
+            print("\n".join(lines))
+
+    def _prepare(self, model: Any) -> None:
+        """Refuses options and models that do not fit, and sets the coefficients' bits."""
+        bottleneck = getattr(model, "bottleneck", None)
+        kind = None if bottleneck is None else model.config.bottleneck_type
+        what = f"{self.args.model} is " + (
+            "a patch codec" if kind is None else f"an autoencoder with bottleneck {kind!r}"
+        )
+        new_bits = self.args.coefficient_bits is not AS_SAVED
+        if kind != "dictionary" and (self.args.sparsity is not None or new_bits):
+            option = "--coefficient_bits" if new_bits else "--sparsity"
+            raise ValueError(f"{option} is for models with a dictionary, {what}.")
+        if kind == "none":
+            raise ValueError(f"{what}, which makes no code.")
+        if bottleneck is not None and model.config.in_channels != 3:
+            raise ValueError(f"{self.args.model} must take RGB images, it takes {model.config.in_channels} channels.")
+        if new_bits:
+            bottleneck.set_coefficient_bits(self.args.coefficient_bits)
+
+    def _encode(self, model: Any, pixels: torch.Tensor, decoded: bool) -> tuple[bytes, torch.Tensor | None, float]:
+        """Bytes, where wanted the decoded image, and nominal bits."""
+        import torch
+
+        height, width = pixels.shape[-2:]
+        with torch.no_grad():
+            if not hasattr(model, "bottleneck"):
+                output = model.encode(pixels)
+                sample = model.decode(output.codes, output.image_size).sample if decoded else None
+                nominal = model.bits_per_pixel(height, width) * height * width
+                return model.pack(output.codes, output.image_size), sample, nominal
+            code, bottleneck = model.encode_to_code(pixels), model.bottleneck
+            bits_per_site = bottleneck.bits_per_site
+            if self.args.sparsity is not None:
+                code = bottleneck.truncate(code, self.args.sparsity)
+                bits_per_site = bottleneck.site_bits(self.args.sparsity)
+            nominal = bits_per_site * code.indices[0, ..., 0].numel()
+            sample = model.decode_from_code(code).sample if decoded else None
+            return bottleneck.pack(code), sample, nominal

@@ -1,0 +1,197 @@
+"""`evaluate`: models on whole images: quality, and the bits that it costs.
+
+Reconstructions come from the codes alone, are clamped to [-1, 1] and not rounded; figures are means over images, entropies those of all codes together with one table a
+slot. `examples/evaluate_autoencoder.py` judges crops, degraded inputs, speed and usage, `examples/benchmark_codec.py` file formats beside codecs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..utils.files import write_json
+from .images import to_tensor
+from .loading import add_device_argument, get_device, load_model
+
+
+if TYPE_CHECKING:
+    import torch
+
+EXAMPLE = """example:
+  diffusers-lasers evaluate outputs/dl outputs/vq outputs/opq --data photos/ --json results.json
+"""
+# Key, heading, format.
+COLUMNS = [
+    ("psnr", "PSNR dB", "{:.2f}"),
+    ("ssim", "SSIM", "{:.4f}"),
+    ("flip", "FLIP", "{:.4f}"),
+    ("bits_per_pixel", "bpp nominal", "{:.4f}"),
+    ("entropy_bits_per_pixel", "bpp entropy", "{:.4f}"),
+]
+
+
+class EvaluateCommand:
+    name = "evaluate"
+
+    @staticmethod
+    def register_subcommand(commands: argparse._SubParsersAction) -> None:
+        parser = commands.add_parser(
+            "evaluate",
+            help="print quality and bits of models on images",
+            description=__doc__,
+            epilog=EXAMPLE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument(
+            "models", nargs="+", metavar="MODEL", help="folders or repositories of AutoencoderDL or ModelBasedVQCodec"
+        )
+        parser.add_argument(
+            "--data",
+            help="folder of images, one image, parquet, or a pattern; default: scikit-image's held-out photographs",
+        )
+        parser.add_argument("--max_images", type=int, metavar="N", help="take only the first N images")
+        parser.add_argument("--json", metavar="FILE", help="also write the figures and how they were computed")
+        add_device_argument(parser)
+        parser.set_defaults(command=EvaluateCommand)
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+
+    def run(self) -> None:
+        from ..utils.image_sources import load_image_dataset
+        from .env import environment
+
+        args = self.args
+        if args.json is not None and not Path(args.json).absolute().parent.is_dir():
+            raise ValueError(f"There is no folder {Path(args.json).parent} to write {Path(args.json).name} to.")
+        device = get_device(args.device)
+        metrics, missing = image_metrics(device)
+        source = load_image_dataset(train_data_dir=args.data, split="validation", max_samples=args.max_images)
+        rows, protocols = [], {}
+        for name in args.models:
+            model = load_model(name, device=device)
+            row, used = evaluate(name, model, source, dict(metrics), missing, device)
+            rows.append(row)
+            protocols |= used
+        about = args.data or "scikit-image's photographs held out from training"
+        print(table(rows, f"{len(source)} whole images of {about}; means over images.", missing))
+        if args.json is not None:
+            results = {
+                "environment": environment(),
+                "data": {"source": about, "images": len(source)},
+                "protocols": protocols,
+                "unavailable": missing,
+                "models": rows,
+            }
+            write_json(args.json, results)
+
+
+def image_metrics(device: torch.device) -> tuple[dict[str, Any], dict[str, str]]:
+    """The metrics that can be computed here, and why each other one cannot."""
+    from ..metrics import FLIP, PSNR, SSIM
+
+    metrics, missing = {}, {}
+    for key, make in (("psnr", PSNR), ("ssim", SSIM), ("flip", FLIP)):
+        try:
+            metrics[key] = make().to(device)
+        except ImportError as error:
+            missing[make.__name__] = str(error)
+    return metrics, missing
+
+
+def evaluate(
+    name: str, model: Any, source: Any, metrics: dict[str, Any], missing: dict[str, str], device: torch.device
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """
+    One model's figures and the protocols of the metrics.
+
+    Args:
+        name (`str`): How the row is called.
+        model ([`AutoencoderDL`] or [`ModelBasedVQCodec`]): The model, on the device.
+        source (`Sequence[PIL.Image.Image]`): The images.
+        metrics (`dict[str, Metric]`): Metrics by column; one that an image does not suit is left out, with the reason in `missing`.
+        missing (`dict[str, str]`): What is not computed, and why; added to.
+        device (`torch.device`): Where to compute.
+
+    Returns:
+        `tuple[dict, dict]`: Row and protocols.
+    """
+    import torch
+    from tqdm.auto import tqdm
+
+    for metric in metrics.values():
+        metric.reset()
+    coder = _Coder(model)
+    for index in tqdm(range(len(source)), desc=name, leave=False, disable=None):
+        pixels = to_tensor(source[index]).to(device)
+        with torch.no_grad():
+            sample = coder(pixels).float().clamp(-1, 1)
+        for key, metric in list(metrics.items()):
+            try:
+                metric.update(sample, pixels)
+            except ValueError as error:  # too small an image, or a diverged model
+                missing[f"{type(metric).__name__} of {name}"] = str(error)
+                del metrics[key]
+    row = {"model": name, "class": type(model).__name__}
+    row |= {key: float(metrics[key].compute()) if key in metrics else None for key in ("psnr", "ssim", "flip")}
+    return row | coder.rates(), {key: metric.protocol() for key, metric in metrics.items()}
+
+
+class _Coder:
+    """Reconstructs images by their codes, and counts what the codes cost."""
+
+    def __init__(self, model: Any):
+        self.model, self.pixels, self.bits, self.codes, self.rate = model, 0, 0.0, [], None
+        self.is_codec = not hasattr(model, "bottleneck")
+        self.has_code = self.is_codec or model.config.bottleneck_type != "none"
+        if self.has_code and not self.is_codec:
+            from ..metrics import CodeRate
+
+            self.rate = CodeRate(model.bottleneck).to(model.device)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        model, (height, width) = self.model, images.shape[-2:]
+        self.pixels += height * width
+        self.bits += model.bits_per_pixel(height, width) * height * width
+        if self.is_codec:
+            output = model.encode(images)
+            self.codes.append(output.codes.flatten(2).cpu())
+            return model.decode(output.codes, output.image_size).sample
+        if not self.has_code:  # what its bits pay for: 16 a latent value
+            latents = model.encode(images).latents
+            stored = latents.half().to(latents.dtype)
+            return model.decode(stored, force_not_quantize=True).sample[..., :height, :width]
+        code = model.encode_to_code(images)
+        self.rate.update(code)
+        return model.decode_from_code(code).sample
+
+    def rates(self) -> dict[str, float | None]:
+        """Nominal and entropy bits a pixel of all images; no entropy without a code."""
+        entropy = None
+        if self.is_codec:
+            import torch
+
+            codes = torch.cat(self.codes, dim=2).unsqueeze(2)  # all patches in one row
+            entropy = self.model.entropy_bits_per_pixel(codes, (1, self.pixels))
+        elif self.has_code:
+            entropy = float(self.rate.compute()["entropy_bits_per_pixel"])
+        return {"bits_per_pixel": self.bits / self.pixels, "entropy_bits_per_pixel": entropy}
+
+
+def table(rows: list[dict[str, Any]], about: str, missing: dict[str, str]) -> str:
+    """A Markdown table whose columns stand under each other, and notes."""
+    cells = [["model", *(title for _, title, _ in COLUMNS)]]
+    for row in rows:
+        figures = [form.format(row[key]) if row[key] is not None else "–" for key, _, form in COLUMNS]
+        cells.append([row["model"], *figures])
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = []
+    for line in (cells[0], rule, *cells[1:]):
+        padded = [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
+        lines.append("| " + " | ".join(padded) + " |")
+    notes = [f"- {what} is missing: {reason}" for what, reason in missing.items()]
+    if any(row["entropy_bits_per_pixel"] is None for row in rows):
+        notes.append("- A model without a bottleneck has no code; its nominal bits are those of float16 latents.")
+    return "\n".join([*lines, "", about, *notes])

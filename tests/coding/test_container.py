@@ -1,0 +1,40 @@
+"""The header of packed codes: what it says comes back, and damage is found."""
+
+import pytest
+
+from diffusers_lasers.coding import CodeHeader, pack_container, unpack_container
+
+
+HEADER = CodeHeader("sparse", 0xFEDCBA98, 3, (40, 50), (157, 199), 5, 8)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [HEADER, CodeHeader("index", 0, 1, (1, 2), None, 65535), CodeHeader("sparse", 7, 0, (1, 1), (4, 4), 1, None)],
+)
+def test_round_trip_with_37_bytes(header):
+    data = pack_container(header, b"payload")
+    assert len(data) == 37 + 7 and data[:5] == b"DLBC\x01"
+    assert unpack_container(data) == (header, b"payload")
+
+
+def test_every_changed_bit_and_every_cut_is_found():
+    data = pack_container(HEADER, b"ab")
+    for length in range(len(data)):
+        with pytest.raises(ValueError, match="cut off"):
+            unpack_container(data[:length])
+    for position in range(len(data)):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[position] ^= 1 << bit
+            with pytest.raises(ValueError, match="`data` must be"):
+                unpack_container(bytes(changed))
+    with pytest.raises(ValueError, match="changed"):
+        unpack_container(data + b"c")
+
+
+def test_a_later_version_says_so():
+    data = bytearray(pack_container(HEADER, b""))
+    data[4] = 2
+    with pytest.raises(ValueError, match="version 1 of the format, it is of version 2"):
+        unpack_container(bytes(data))
