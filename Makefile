@@ -35,8 +35,11 @@ demo: $(STAMP)
 	$(launch) examples/train_dlgan.py --bottleneck vq --output_dir $(DEMO_OUT)/vq $(DEMO_ARGS)
 	$(BIN)/python examples/evaluate_autoencoder.py $(DEMO_OUT)/dl $(DEMO_OUT)/vq --resolution 64 --output_dir $(DEMO_OUT)
 
+# Two workers, each with its share of the cores, whole files to each: the fixtures of a file are made once.
+TEST_WORKERS ?= 2
+
 test: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 quality: $(STAMP)
 	$(BIN)/ruff check $(check_dirs)

@@ -19,6 +19,7 @@ _deps = [
     "diffusers>=0.42,<0.43",  # LOADABLE_CLASSES is not public API, see utils/registration.py
     "faiss-cpu>=1.8",
     "flip-evaluator>=1.4",
+    "gradio>=6.0",
     "hf-doc-builder>=0.5.0",
     "huggingface_hub>=1.32,<3.0",
     "hypothesis>=6.100",
@@ -27,7 +28,9 @@ _deps = [
     "orthogonal-matching-pursuit-gpu>=0.1.3",
     "Pillow>=11.3",  # AVIF
     "pillow-jxl-plugin>=1.3",
+    "playwright>=1.50",
     "pytest>=8.0",
+    "pytest-xdist>=3.6",
     "ruff>=0.9",
     "safetensors>=0.8",
     "scikit-image>=0.22",
@@ -69,8 +72,15 @@ extras = {
     "docs": deps_list("hf-doc-builder"),
     "quality": deps_list("ruff"),
 }
+extras["app"] = [
+    *deps_list("gradio"),
+    *extras["training"],
+    *extras["metrics"],
+    *extras["codec"],
+    *extras["visualization"],
+]
 extras["test"] = [
-    *deps_list("hypothesis", "pytest", "scikit-learn", "scipy"),
+    *deps_list("gradio", "hypothesis", "playwright", "pytest", "pytest-xdist", "scikit-learn", "scipy"),
     *extras["training"],
     *extras["metrics"],
     *extras["codec"],

@@ -19,6 +19,10 @@ from pathlib import Path
 
 # Before anything imports huggingface_hub: no test reaches for the Hub, and a name that is no folder fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Before anything imports torch: workers share the cores, in their own processes and in those that they start.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 import pytest  # noqa: E402
 
