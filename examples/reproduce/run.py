@@ -290,6 +290,12 @@ def write_page(configs, args):
         f"Made by `python examples/reproduce/run.py --scale {args.scale} --data data/`; no figure here was typed. *Printed* figures are the papers', *ours* those of the runs below. "
         "A comparison holds only where rate, metric and data are said to be comparable; most are not, and the papers' own rows are at unequal rates.",
     ]
+    if args.scale == "cpu":
+        lines += [
+            "",
+            "At cpu scale the networks train for a few minutes. They, and not the codes, limit most of these figures: all codes look alike where the decoder has learned little. Longer "
+            "runs of the same scripts are among the [results](../conceptual/results).",
+        ]
     results, used = {}, {}
     for name, config in configs.items():
         rows = table(config, runs_folder)
