@@ -1,0 +1,220 @@
+"""The models and codecs that examples/app.py offers: those it is told, those `make demo` left, or ones that it makes at its first start.
+
+What is made goes to a folder of its own beside the final one and gets the final name when it is whole, so that the cache never holds half a model; and what
+is found is loaded before it counts: a folder with a damaged file is named, passed over, and made anew. Autoencoder and codec are made by train_dlgan.py, as in
+`make demo`, and fit_codec.py, which stand beside this file, from scikit-image's photographs, in processes of their own. The progress of the training is read
+from training_log.jsonl.
+"""
+
+import atexit
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from app_bench import Bench
+
+from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec
+from diffusers_lasers.training import TrainingLog
+
+
+DEMO = ("dl", "vq")  # folders of `make demo`
+TRAINING = {
+    **{"bottleneck": "dictionary", "resolution": 64, "max_train_steps": 600, "learning_rate": 1e-3, "seed": 0},
+    **{"log_steps": 10, "checkpointing_steps": 0, "validation_steps": 0, "report_to": "none", "mixed_precision": "no"},
+}  # `make demo`'s, with more lines in the log
+FITTING = {"notation": "OPQ-{32-8-8}", "max_patches": 2**16, "iterations": 25}
+
+
+def load_model(path: str) -> AutoencoderDL:
+    """An autoencoder with a code, from a folder or the Hub."""
+    kind = AutoencoderDL.load_config(path).get("_class_name")
+    if kind != "AutoencoderDL":
+        raise ValueError(f"--model must name an AutoencoderDL, got {kind} in {path}.")
+    model = AutoencoderDL.from_pretrained(path).eval()
+    if model.config.bottleneck_type == "none" or (model.config.in_channels, model.config.out_channels) != (3, 3):
+        raise ValueError(f"--model must name an AutoencoderDL of RGB images with a bottleneck, {path} is another.")
+    return model
+
+
+def load_codec(path: str) -> ModelBasedVQCodec:
+    """A fitted patch codec, from a folder or the Hub."""
+    kind = ModelBasedVQCodec.load_config(path).get("_class_name")
+    if kind != "ModelBasedVQCodec":
+        raise ValueError(f"--codec must name a ModelBasedVQCodec, got {kind} in {path}.")
+    codec = ModelBasedVQCodec.from_pretrained(path).eval()
+    if not codec.fitted.all():
+        raise ValueError(f"--codec must name a fitted ModelBasedVQCodec, {path} is not.")
+    return codec
+
+
+def names_of(paths: list[str]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    for depth in range(1, 1 + max((len(Path(path).parts) for path in paths), default=0)):
+        names = ["/".join(Path(path).parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def load_whole(path: Path, load: Callable, report: Callable[[str], None]):
+    """What a folder holds, or `None`, with a report, where it is there and cannot be loaded."""
+    if not (path / "config.json").is_file():
+        return None
+    try:
+        return load(str(path))
+    except Exception as error:  # whatever a damaged file makes the loaders raise
+        report(f"{path} is not whole and is passed over: {' '.join(str(error).split()) or type(error).__name__}")
+        return None
+
+
+def make_whole(path: Path, make: Callable[[Path], None]) -> None:
+    """Lets `make` fill a folder, which gets the name `path` only when that is done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
+    old = scratch.with_name(f"{scratch.name}.old")
+
+    def clean():
+        for rest in (scratch, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+    scratch.mkdir()
+    atexit.register(clean)  # a thread ends without its `finally`
+    try:
+        make(scratch)
+        if path.exists():  # damaged, or another process was faster with the same
+            path.rename(old)
+        scratch.rename(path)
+    finally:
+        clean()
+        atexit.unregister(clean)
+
+
+def command(script: str, folder: Path, arguments: dict) -> list[str]:
+    """The command line of a script beside this one that writes to a folder."""
+    flags = [part for name, value in arguments.items() for part in (f"--{name}", str(value))]
+    return [sys.executable, str(Path(__file__).with_name(script)), "--output_dir", str(folder), *flags]
+
+
+def run(line: list[str], follow: Callable[[], None]) -> None:
+    """Runs a command, whose own bar shows in the terminal, and calls `follow` twice a second. It ends with this process."""
+    process = subprocess.Popen(line)
+    atexit.register(process.kill)
+    try:
+        while process.poll() is None:
+            follow()
+            time.sleep(0.5)
+    finally:
+        process.kill()
+        process.wait()
+        atexit.unregister(process.kill)
+    if process.returncode:
+        raise RuntimeError(f"{Path(line[1]).name} ended with code {process.returncode}; the terminal has its words.")
+
+
+def train(folder: Path, progress: Callable[[float], None]) -> None:
+    """Trains an autoencoder into a folder; `progress` gets the share of the steps that are done."""
+
+    def follow():
+        records = TrainingLog.read(folder / "training_log.jsonl")
+        progress((records[-1]["step"] if records else 0) / TRAINING["max_train_steps"])
+
+    run(command("train_dlgan.py", folder, TRAINING), follow)
+
+
+def fit(folder: Path) -> None:
+    """Fits a patch codec into a folder."""
+    run(command("fit_codec.py", folder, FITTING), lambda: None)
+
+
+class Shelf:
+    """
+    What the page can choose from, in `bench`, and how far the rest is, in `stage`, `progress` (0 to 1, `None` where it is not known) and `failures`.
+
+    Args:
+        models: Folders or repositories of AutoencoderDL; none: the demo's or a new one.
+        codecs: Folders or repositories of ModelBasedVQCodec; none: a new one.
+        cache_dir: Where new ones are kept.
+        demo_dir: Where `make demo` leaves its models.
+        report: Takes sentences for the terminal.
+
+    Raises:
+        ValueError, OSError or what a damaged file raises: If a model or codec that was named cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        models: list[str] = (),
+        codecs: list[str] = (),
+        cache_dir: str = "outputs/app",
+        demo_dir: str = "outputs/demo",
+        report: Callable[[str], None] = print,
+    ):
+        self.cache_dir, self.report, self.failures = Path(cache_dir), report, []
+        self.stage, self.progress, self.since = "", None, time.monotonic()
+        found = {name: load_model(path) for name, path in zip(names_of(models), models)}
+        if not models:
+            places = {name: Path(demo_dir) / name for name in DEMO} | {"autoencoder": self.cache_dir / "dl"}
+            for name, path in places.items():
+                if name != "autoencoder" or not found:
+                    model = load_whole(path, load_model, report)
+                    found |= {} if model is None else {name: model}
+        given = {}
+        for codec in map(load_codec, codecs):
+            label = codec.notation
+            given[label if label not in given else f"{label} ({len(given) + 1})"] = codec
+        if not codecs and (codec := load_whole(self.cache_dir / "codec", load_codec, report)) is not None:
+            given[codec.notation] = codec
+        self.bench = Bench(found, given)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come."""
+        return not self.stage
+
+    @property
+    def seconds(self) -> int:
+        """How long this stage has taken."""
+        return int(time.monotonic() - self.since)
+
+    def prepare(self) -> None:
+        """Makes in a thread what is missing; returns at once."""
+        if not (self.bench.codecs and self.bench.models):
+            self.stage = "Starting"
+            threading.Thread(target=self._prepare, daemon=True).start()
+
+    def _prepare(self) -> None:
+        if not self.bench.codecs:  # seconds; the other takes minutes
+            self._begin("Fitting a patch codec to scikit-image's photographs")
+            self._make("codec", fit, load_codec, self._keep_codec)
+        if not self.bench.models:
+            self._begin("Training a small autoencoder on scikit-image's photographs")
+            self._make("dl", lambda folder: train(folder, self._follow), load_model, self._keep_model)
+        self.stage = ""
+
+    def _make(self, name: str, make: Callable[[Path], None], load: Callable, keep: Callable) -> None:
+        path = self.cache_dir / name
+        try:
+            make_whole(path, make)
+            keep(load(str(path)))
+            self.report(f"Kept for the next start: {path}")
+        except Exception as error:  # of a thread: the page says it
+            self.failures.append(f"{self.stage} failed: {' '.join(str(error).split()) or type(error).__name__}")
+            self.report(self.failures[-1])
+
+    def _begin(self, stage: str) -> None:
+        self.stage, self.progress, self.since = stage, None, time.monotonic()
+        self.report(f"{stage}.")
+
+    def _follow(self, share: float) -> None:
+        self.progress = share
+
+    def _keep_model(self, model: AutoencoderDL) -> None:
+        self.bench.models["autoencoder"] = model
+
+    def _keep_codec(self, codec: ModelBasedVQCodec) -> None:
+        self.bench.codecs[codec.notation] = codec

@@ -1,0 +1,278 @@
+"""What examples/app.py shows, computed without a page: from an image, a model, a sparsity and coefficient bits to pictures and figures.
+
+A picture is encoded once by a model, to its latents and to the code of the model's own sparsity with float coefficients; a sparsity s and n bits are
+then a truncation and a quantisation of that code, because greedy codes are nested. Nothing here changes a model: n bits are read from a shallow copy
+of the bottleneck, which shares the weights and has a configuration of its own, so that visitors with other bits do not meet. Figures compare
+reconstructions clamped to [-1, 1], not rounded, with the picture.
+"""
+
+import copy
+import hashlib
+import io
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from benchmark_codec import best_file, save
+from PIL import Image
+from torch.nn import functional as F
+
+from diffusers_lasers import AutoencoderDL, DictionaryBottleneck, IndexCode, ModelBasedVQCodec, SparseCode
+from diffusers_lasers.metrics import PSNR, CodeRate, flip_map
+from diffusers_lasers.utils.image_sources import UnreadableImageError, to_rgb
+from diffusers_lasers.visualization import atom_tiles, support_map
+
+
+SMALLEST_SIDE = 16
+MOST_PIXELS = 50_000_000  # of an upload, before it is scaled
+GREEDY = ("omp", "ols")  # pursuits whose codes are nested
+JPEG_QUALITIES = (1, 3, 6, 10, 15, 25, 40, 55, 70, 80, 90, 95)
+
+
+class PictureError(ValueError):
+    """What is wrong with an upload, in a sentence for its owner."""
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An upload as the models see it; `key` names its pixels, `note` says what was done to it."""
+
+    image: Image.Image
+    pixels: torch.Tensor  # (1, 3, H, W) in [-1, 1]
+    key: str
+    note: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return tuple(self.pixels.shape[-2:])
+
+
+def read_picture(path: str, max_side: int, name: str | None = None) -> Picture:
+    """The picture in a file, scaled so that its longer side is at most `max_side`."""
+    name = name or Path(path).name
+    try:
+        with Image.open(path) as opened:
+            width, height = opened.size
+            if width * height > MOST_PIXELS:
+                raise PictureError(
+                    f"“{name}” has {width} × {height} pixels, more than the {MOST_PIXELS // 10**6} million that are read here."
+                )
+            image = to_rgb(opened, name)
+    except PictureError:
+        raise
+    except (UnreadableImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise PictureError(f"“{name}” cannot be read as a picture: give a PNG, JPEG or WebP file.") from error
+    width, height = image.size
+    scale = min(1.0, max_side / max(width, height))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    if min(size) < SMALLEST_SIDE:
+        scaled = f", {size[0]} × {size[1]} after scaling to a side of {max_side}" if scale < 1 else ""
+        raise PictureError(
+            f"“{name}” is too small: it has {width} × {height} pixels{scaled}, and each side needs at least {SMALLEST_SIDE}."
+        )
+    note = f"{width} × {height} pixels"
+    if scale < 1:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+        note = (
+            f"{size[0]} × {size[1]} pixels, scaled from {width} × {height}: the longer side is at most {max_side} here"
+        )
+    array = np.array(image)
+    key = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
+    return Picture(image, torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1, key, note)
+
+
+# Codes of autoencoders
+
+
+@dataclass(frozen=True)
+class Controls:
+    """What a model's code leaves to choose. A reason stands where there is no choice."""
+
+    sparsity: int  # the model's own; 1 where it has none
+    bits: int | None  # its own, `None` for floats
+    no_sparsity: str = ""
+    no_bits: str = ""
+
+
+def describe(model: AutoencoderDL) -> str:
+    """The bottleneck in a few words."""
+    config, kind = model.bottleneck.config, model.config.bottleneck_type
+    if kind == "dictionary":
+        bits = config.coefficient_bits
+        return f"dictionary, {config.sparsity} of {config.num_atoms} atoms, {'float' if bits is None else f'{bits}-bit'} coefficients"
+    if kind == "fsq":
+        return f"FSQ, {len(config.levels)} values of {'/'.join(map(str, sorted(set(config.levels))))} levels"
+    if kind == "residual_vq":
+        return f"residual VQ, {model.bottleneck.depth} × {config.num_codewords} codewords"
+    return f"VQ, {config.num_codewords} codewords"
+
+
+def controls(model: AutoencoderDL) -> Controls:
+    """What can be chosen for a model's code without training it again."""
+    bottleneck, kind = model.bottleneck, describe(model).split(",")[0]
+    if not isinstance(bottleneck, DictionaryBottleneck):
+        return Controls(
+            1,
+            None,
+            f"Not for {kind}: only a dictionary's code has a number of atoms a site that can be lowered.",
+            f"Not for {kind}: its code is indices alone, without coefficients.",
+        )
+    config, reason = bottleneck.config, ""
+    if config.pursuit not in GREEDY:
+        reason = (
+            f"Not for this model: its codes, made by {config.pursuit}, are not nested as those of a greedy pursuit."
+        )
+    elif config.sparsity == 1:
+        reason = "Not for this model: it has one atom a site."
+    return Controls(config.sparsity, config.coefficient_bits, reason)
+
+
+def at_bits(bottleneck: DictionaryBottleneck, bits: int | None) -> DictionaryBottleneck:
+    """The same bottleneck, weights shared, with coefficients of so many bits; the given one is not changed."""
+    view = copy.copy(bottleneck)
+    view.set_coefficient_bits(bits)
+    return view
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A picture's latents, and its code at the model's sparsity with float coefficients."""
+
+    latents: torch.Tensor
+    code: SparseCode | IndexCode
+
+
+@torch.no_grad()
+def encode(model: AutoencoderDL, picture: Picture) -> Encoded:
+    """Encodes a picture, whatever sparsity and bits are asked for later."""
+    latents = model.encode(picture.pixels.to(model.device, model.dtype)).latents
+    bottleneck = model.bottleneck
+    if isinstance(bottleneck, DictionaryBottleneck):
+        bottleneck = at_bits(bottleneck, None)
+    return Encoded(latents, replace(bottleneck.encode(latents), image_size=picture.size))
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One reconstruction, with what it costs and how near it is."""
+
+    code: SparseCode | IndexCode
+    sample: torch.Tensor  # (1, 3, H, W) in [-1, 1], on the CPU
+    bits_per_pixel: float
+    entropy_bits_per_pixel: float
+    psnr: float
+    size: int  # bytes of the packed code, header and all
+
+
+@torch.no_grad()
+def reconstruct(
+    model: AutoencoderDL, picture: Picture, encoded: Encoded, sparsity: int | None = None, bits: int | None = None
+) -> Point:
+    """
+    Decodes a picture's code with the first `sparsity` atoms of each site and coefficients of `bits` (`None`: floats). Both are without meaning
+    for a model without dictionary, `sparsity` also where codes are not nested.
+    """
+    bottleneck, code = model.bottleneck, encoded.code
+    counted, nominal = code, model.bits_per_pixel(*picture.size)
+    if isinstance(bottleneck, DictionaryBottleneck):
+        bottleneck = at_bits(bottleneck, bits)
+        own = controls(model)
+        if own.no_sparsity:
+            code, sparsity = replace(bottleneck.encode(encoded.latents), image_size=picture.size), own.sparsity
+        else:
+            code = bottleneck.truncate(code, sparsity)
+        sites = code.indices.shape[1] * code.indices.shape[2]
+        nominal = sites * bottleneck.site_bits(sparsity) / (picture.size[0] * picture.size[1])
+        # `CodeRate` counts as many slots as the model has; unused ones carry no bits
+        missing = (0, own.sparsity - sparsity)
+        indices, coefficients = F.pad(code.indices, missing, value=-1), F.pad(code.coefficients, missing)
+        counted = replace(code, indices=indices, coefficients=coefficients)
+    rate = CodeRate(bottleneck)
+    rate.update(counted.to("cpu"))
+    sample = model.decode_from_code(code).sample.float().clamp(-1, 1).cpu()
+    entropy = float(rate.compute()["entropy_bits_per_pixel"])
+    return Point(code.to("cpu"), sample, nominal, entropy, psnr(sample, picture), len(bottleneck.pack(code)))
+
+
+def psnr(sample: torch.Tensor, picture: Picture) -> float:
+    """PSNR in dB."""
+    return float(PSNR().scores(sample, picture.pixels))
+
+
+def flip(sample: torch.Tensor, picture: Picture) -> tuple[float, Image.Image]:
+    """Mean FLIP error, and its map in the colours of `flip_map(…, magma=True)`."""
+    errors = flip_map(picture.pixels, sample)[0]
+    colours = matplotlib.colormaps["magma"](errors.clamp(0, 1).mul(255).round().byte().numpy())[..., :3]
+    return float(errors.double().mean()), Image.fromarray(np.round(255 * colours).astype(np.uint8))
+
+
+def atoms_used(model: AutoencoderDL, code: SparseCode | IndexCode) -> tuple[Image.Image, Image.Image | None, str]:
+    """The symbols of each site, the atoms or codewords sorted by use (of a residual code's first stage; FSQ has none), and a sentence."""
+    indices = code.indices[0]
+    height, width, slots = indices.shape
+    alphabet = code.num_atoms if isinstance(code, SparseCode) else max(code.levels)
+    sites = support_map(indices, alphabet, cell=max(1, min(8, 1600 // (min(slots, 8) * (width + 1)))))
+    if isinstance(code, SparseCode):
+        counts, atoms, what = code.usage_counts(), model.bottleneck.dictionary, "atoms"
+    elif model.config.bottleneck_type == "fsq":
+        used = sum(len(slot.unique()) for slot in indices.flatten(0, 1).t())
+        return sites, None, f"{used} of {sum(code.levels)} levels used; {height} × {width} sites."
+    else:
+        counts = torch.bincount(indices[..., 0].flatten(), minlength=alphabet)
+        atoms, what = model.bottleneck.codebook[0].t(), "codewords" + (" of the first stage" if slots > 1 else "")
+    most = counts.argmax()
+    share = float(counts[most] / counts.sum().clamp_min(1))
+    text = f"{int((counts > 0).sum())} of {alphabet} {what} used; number {int(most)} the most, in {share:.1%} of the slots; {height} × {width} sites."
+    return sites, atom_tiles(atoms, usage=counts, columns=math.ceil(math.sqrt(1.6 * alphabet))), text
+
+
+# Files of whole bytes
+
+
+@dataclass(frozen=True, eq=False)
+class File:
+    """A picture as bytes, and what they decode to."""
+
+    size: int
+    bits_per_pixel: float
+    sample: torch.Tensor
+    psnr: float
+    quality: int | None = None  # of JPEG
+
+
+def _file(data: bytes, sample: torch.Tensor, picture: Picture, quality: int | None = None) -> File:
+    height, width = picture.size
+    return File(len(data), 8 * len(data) / (height * width), sample, psnr(sample, picture), quality)
+
+
+@torch.no_grad()
+def codec_file(codec: ModelBasedVQCodec, picture: Picture) -> File:
+    """A picture packed by a patch codec, and decoded from the bytes."""
+    output = codec.encode(picture.pixels.to(codec.device))
+    data = codec.pack(output.codes.cpu(), output.image_size)
+    read = codec.unpack(data)
+    sample = codec.decode(read.codes.to(codec.device), read.image_size).sample
+    return _file(data, sample.float().clamp(-1, 1).cpu(), picture)
+
+
+def _decoded(data: bytes) -> torch.Tensor:
+    array = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def jpeg_file(picture: Picture, limit: int) -> File:
+    """The JPEG of the highest quality of at most `limit` bytes; the smallest where none is so short."""
+    quality, data = best_file(picture.image, "jpeg", limit)
+    return _file(data, _decoded(data), picture, quality)
+
+
+def jpeg_curve(picture: Picture) -> list[tuple[float, float]]:
+    """Bits a pixel and PSNR of JPEG files over the qualities."""
+    files = [(quality, save(picture.image, "jpeg", quality)) for quality in JPEG_QUALITIES]
+    return [
+        (file.bits_per_pixel, file.psnr) for file in (_file(data, _decoded(data), picture, q) for q, data in files)
+    ]
