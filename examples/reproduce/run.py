@@ -10,7 +10,8 @@ trainings, fits and evaluations behind them, each with the arguments of both sca
 two or three hours. The data are expected in DATA as README.md beside this file says.
 
 OUTPUT_DIR/runs/NAME is the folder of a run; run.json in it appears when the run has ended well and holds its command, commit, versions and seconds. Started again, the runner
-takes finished runs as they are, and training scripts go on from their last checkpoint. OUTPUT_DIR/page gets results.md, results.json and the pictures. Exit code: 0 if all
+takes finished runs as they are, and training scripts go on from their last checkpoint. OUTPUT_DIR/page gets results.md, results.json and the pictures; before a page is published
+with --no_data_pictures it shows none of the data sets' images, whose licences may not allow it. Exit code: 0 if all
 that was asked for is there, 1 if a run failed (its log.txt says why; what does not need it is still made), 2 for a mistake in the command.
 """
 
@@ -51,6 +52,7 @@ def parse_args(input_args=None):
     add("--list", action="store_true", help="Say what there is, and stop.")
     add("--dry_run", action="store_true", help="Say which commands would be run, and stop.")
     add("--page_only", action="store_true", help="Run nothing; write the page of what is there.")
+    add("--no_data_pictures", action="store_true", help="Leave out pictures that show images of the data sets.")
     args = parser.parse_args(input_args)
     if args.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {args.jobs}")
@@ -305,6 +307,8 @@ def write_page(configs, args):
         comparable = config["comparable"]
         lines += [""] + [f"- {what.capitalize()}: {comparable[what].strip()}" for what in ("rate", "metric", "data")]
         for picture in config.get("pictures", []):
+            if args.no_data_pictures and picture.get("data"):
+                continue
             run = RUN.match(picture["file"])[1]
             source = runs_folder / run / RUN.sub("", picture["file"]).lstrip("/")
             if source.is_file() and record(runs_folder / run) is not None:

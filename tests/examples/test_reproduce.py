@@ -129,6 +129,14 @@ def test_a_table_is_made_of_its_runs_and_a_second_start_runs_nothing(house, caps
     assert run() == 0 and (out / "runs" / "first" / "calls").read_text() == "x"
 
 
+def test_a_page_can_be_without_pictures_of_the_data(house):
+    run, here, out = house
+    path = here / "configs" / "table.yaml"
+    path.write_text(path.read_text().replace("{file: ", "{data: true, file: "))
+    assert run("--no_data_pictures") == 0 and not list((out / "page").glob("*.png"))
+    assert run("--page_only") == 0 and (out / "page" / "second-grid.png").is_file()
+
+
 def test_another_command_is_not_taken_for_the_same_run(house, capsys):
     run, here, _ = house
     assert run() == 0
