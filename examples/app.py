@@ -229,9 +229,10 @@ def build(shelf: Shelf, max_side: int = 384):
                         packed_heat = picture_field("FLIP map, patch codec", "Its visible differences", min_width=260)
                         jpeg_heat = picture_field("FLIP map, JPEG", "Its visible differences", min_width=260)
 
-        # an event that comes while its function runs waits, and only the last of those that wait is run
+        # An event that comes while its function runs waits, and only the last of those that wait is run. One call at a time, since two of different
+        # sliders could end in another order than they began, and the page would keep the older figures.
         quick = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
-        slow = {**quick, "concurrency_id": "slow", "concurrency_limit": 2}
+        slow = {**quick, "concurrency_id": "slow", "concurrency_limit": 1}
         setting = [state, model, sparsity, bits, is_float]
         refreshed = {
             "fn": on_refresh,
@@ -248,7 +249,7 @@ def build(shelf: Shelf, max_side: int = 384):
 
         def then_show(event):
             """After an event: first what is asked for, then what takes longer, each with the setting of its own moment."""
-            event = event.then(on_setting, setting, [rates, error, decoded], concurrency_limit=2, **quick)
+            event = event.then(on_setting, setting, [rates, error, decoded], concurrency_limit=1, **quick)
             event = event.then(on_flip, setting, [error, heat], **slow)
             event = event.then(on_rates, setting, curve, **slow)
             return event.then(on_atoms, setting, [used, sites, tiles], **slow)
