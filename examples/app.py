@@ -256,9 +256,7 @@ def build(shelf: Shelf, max_side: int = 384):
 
         then_show(page.load(**refreshed, **quick).then(**read).then(**configured, **quick)).then(**compared, **slow)
         then_show(gr.on([upload.upload, upload.clear], **read)).then(**compared, **slow)
-        then_show(examples.select(on_example, None, [upload, examples], **quick).then(**read)).then(
-            **compared, **quick
-        )
+        then_show(examples.select(on_example, None, [upload, examples], **quick).then(**read)).then(**compared, **slow)
         then_show(model.change(**configured, **quick))
         then_show(bits.input(None, None, is_float, js="() => false", **quick))  # in the browser, at once
         then_show(gr.on([sparsity.input, is_float.input], None, js="() => []", **quick))

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app_bench import Bench
+from evaluate_autoencoder import names_of
 
 from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec
 from diffusers_lasers.training import TrainingLog
@@ -50,15 +51,6 @@ def load_codec(path: str) -> ModelBasedVQCodec:
     if not codec.fitted.all():
         raise ValueError(f"--codec must name a fitted ModelBasedVQCodec, {path} is not.")
     return codec
-
-
-def names_of(paths: list[str]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
-    for depth in range(1, 1 + max((len(Path(path).parts) for path in paths), default=0)):
-        names = ["/".join(Path(path).parts[-depth:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return list(paths)
 
 
 def load_whole(path: Path, load: Callable, report: Callable[[str], None]):

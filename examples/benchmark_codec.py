@@ -199,7 +199,7 @@ def judge_model(model, pixels, judge, args):
     else:
         code, encoding = timed(lambda: model.encode_to_code(pixels), args.repeats, args.device)
         sample, decoding = timed(lambda: model.decode_from_code(code).sample, args.repeats, args.device)
-        size, entropy = math.ceil(model.bits_per_pixel(height, width) * height * width / 8), None
+        size, entropy = len(model.bottleneck.pack(code)), None
     figures = {
         "bytes": size,
         "bits_per_pixel": 8 * size / (height * width),

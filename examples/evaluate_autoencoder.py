@@ -311,7 +311,7 @@ def variants(path, name, args):
 def names_of(paths):
     """The last parts of the paths, as many as tell them apart."""
     parts = [Path(path).parts for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
+    for depth in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             return names

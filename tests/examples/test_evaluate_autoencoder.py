@@ -195,6 +195,7 @@ def test_names_tell_models_apart(script):
     assert script.names_of(["runs/a", "runs/b/"]) == ["a", "b"]
     assert script.names_of(["one/model", "two/model"]) == ["one/model", "two/model"]
     assert script.names_of(["same", "same"]) == ["same #1", "same #2"]
+    assert script.names_of([]) == []
 
 
 @pytest.mark.parametrize("arguments", [["--coefficient_bits", "0"], ["--batch_size", "0"], ["--resolution", "-1"]])

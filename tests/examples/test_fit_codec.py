@@ -165,6 +165,25 @@ def test_every_format_stands_beside_the_codec_at_its_bytes(benchmark, fitted, pi
     assert Image.open(folder / "rate.png").size[0] > 300 and Image.open(folder / "grid.png").size[1] == 6 * 44
 
 
+def test_an_autoencoders_bytes_are_those_of_its_packed_code():
+    from diffusers_lasers import AutoencoderDL
+
+    torch.manual_seed(0)
+    config = {"num_atoms": 24, "sparsity": 2, "coefficient_bits": 6}
+    model = AutoencoderDL(block_out_channels=(8, 8), latent_channels=4, bottleneck_config=config).eval()
+    pixels = torch.rand(1, 3, 21, 30, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    judge = type("Judge", (), {"__call__": lambda self, sample, pixels: {}})()
+    args = type("Arguments", (), {"repeats": 1, "device": "cpu"})
+    figures, sample = module("benchmark_codec").judge_model(model, pixels, judge, args)
+    with torch.no_grad():
+        data = model.bottleneck.pack(model.encode_to_code(pixels))
+        torch.testing.assert_close(
+            model.decode_from_code(model.bottleneck.unpack(data)).sample, sample, rtol=0, atol=0
+        )
+    assert figures["bytes"] == len(data) and figures["bits_per_pixel"] == 8 * len(data) / (21 * 30)
+    assert len(data) - 37 <= figures["nominal_bits_per_pixel"] * 21 * 30 / 8 + 2
+
+
 def test_the_wrapped_figure_is_the_fault_and_the_floor_of_the_paper():
     script, rng = module("benchmark_codec"), np.random.default_rng(0)
     first, second = rng.integers(0, 256, (2, 300, 300, 3), dtype=np.uint8)

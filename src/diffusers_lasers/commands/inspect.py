@@ -14,14 +14,6 @@ EXAMPLE = """example:
   diffusers-lasers inspect outputs/dl --save pictures/
   diffusers-lasers inspect path/to/pipeline --subfolder vae --json
 """
-BOTTLENECKS = (
-    "DictionaryBottleneck",
-    "FSQBottleneck",
-    "IdentityBottleneck",
-    "ResidualVQBottleneck",
-    "ScalarQuantizerBottleneck",
-    "VectorQuantizerBottleneck",
-)
 OTHERS = ("CategoricalUNet2DModel", "LatentRefiner", "PatchDiscriminator", "PerceptualSimilarity")
 
 
@@ -61,10 +53,12 @@ class InspectCommand:
                 raise ValueError(f"--save is for models, {args.model} is a pipeline: name a part with --subfolder.")
             facts = pipeline_facts(config, folder)
         else:
+            from ..models import bottlenecks
             from .describe import model_facts
             from .loading import get_device
 
-            model = load_model(*place, get_device(args.device), CODERS + BOTTLENECKS + OTHERS)
+            kinds = tuple(name for name in bottlenecks.__all__ if name.endswith("Bottleneck") and name != "Bottleneck")
+            model = load_model(*place, get_device(args.device), CODERS + kinds + OTHERS)
             facts = model_facts(model, config) | {"files": file_sizes(folder)}
             if args.save is not None:
                 from .pictures import save_pictures

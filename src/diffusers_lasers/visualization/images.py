@@ -39,7 +39,8 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
         raise ValueError(
             f"`pixels` must be floating point of shape (3, H, W) or (1, H, W), got {pixels.dtype} of shape {tuple(pixels.shape)}."
         )
-    levels = pixels.detach().float().nan_to_num(nan=-1.0).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    pixels = pixels.detach().float()
+    levels = torch.where(pixels.isnan(), -1.0, pixels).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     array = levels.permute(1, 2, 0).contiguous().cpu().numpy()
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
