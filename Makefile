@@ -18,11 +18,12 @@ help:
 	@echo "make docs     build the documentation into build/docs"
 	@echo "make env      only install into $(VENV)"
 
+# pip compiles what it installs: where Python may write no bytecode of its own, each process would compile torch and diffusers anew.
 env: $(STAMP)
 
 $(STAMP): setup.py requirements/constraints.txt $(wildcard src/diffusers_lasers/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint requirements/constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[dev]"
 	touch $@
 
 # The demo: the same photos, encoder, decoder, steps and seed; only the bottleneck differs.
