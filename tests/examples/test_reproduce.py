@@ -58,11 +58,10 @@ def test_the_real_configurations_name_what_exists(runner, scale, tmp_path):
             parsers[script] = getattr(load(script), "parse_args", None)
         if parsers[script] is not None:
             result = parsers[script](words[2:])
-        if name == "retrofit":  # its rows are found by the names of its configurations
-            label = sys.modules["evaluate_retrofit"].label
-            labels = {label(settings) for settings in result.parsed}
-            assert labels.issuperset(row["where"]["name"] for row in configs["lasers_table_8"]["rows"] if "run" in row)
             parsed += 1
+        if name == "retrofit":  # its rows are found by the names of its configurations
+            labels = {sys.modules["evaluate_retrofit"].label(settings) for settings in result.parsed}
+            assert labels.issuperset(row["where"]["name"] for row in configs["lasers_table_8"]["rows"] if "run" in row)
     assert parsed >= len(order) - 1  # plot_codebook_order.py has no parser of its own name
 
 
