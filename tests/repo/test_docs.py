@@ -1,13 +1,17 @@
 """The documentation names objects, files, tests and flags that exist, its examples run, and its links lead somewhere."""
 
+import argparse
 import importlib.util
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 import diffusers_lasers
 from diffusers_lasers import AutoencoderDL
+from diffusers_lasers.commands.cli import build_parser
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +113,42 @@ def test_the_tables_of_flags_are_those_of_the_scripts(script):
                 compared += 1
     assert named == set(given["default"])
     assert compared > 10
+
+
+def commands(page):
+    """The commands in the shell blocks of a page, as words; `…` stands for more of the same."""
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            yield [word for word in shlex.split(line, comments=True) if word != "…"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "examples/reproduce/README.md"], ids=lambda page: page.stem)
+def test_the_scripts_understand_the_commands(page, monkeypatch, tmp_path):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    class UnderstoodError(Exception):
+        pass
+
+    def parse_and_stop(parser, *args):
+        parse(parser, *args)
+        raise UnderstoodError
+
+    parse = argparse.ArgumentParser.parse_args
+    monkeypatch.setattr(sys, "path", [str(ROOT / "utils"), str(ROOT / "examples"), *sys.path])
+    for words in commands(page):
+        place = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
+        if words[:1] == ["diffusers-lasers"]:
+            build_parser().parse_args(words[1:])
+        elif place is not None:
+            module, rest = load(ROOT / words[place]), words[place + 1 :]
+            if hasattr(module, "parse_args"):
+                module.parse_args(rest)
+                continue
+            with monkeypatch.context() as patch, pytest.raises(UnderstoodError):
+                patch.setattr(sys, "argv", [words[place], *rest])
+                patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+                module.main()
 
 
 @pytest.mark.parametrize("block", EXAMPLES)
