@@ -1,5 +1,6 @@
 """The patch codec: against faiss, its rates, its order, round trips, sizes, and what it refuses."""
 
+import copy
 import subprocess
 import sys
 
@@ -131,6 +132,11 @@ def test_bytes(codec):
             codec.unpack(wrong)
     with pytest.raises(ValueError, match="of another"):
         ModelBasedVQCodec.from_notation("VQ-{8-8-8}").unpack(data)
+    other = copy.deepcopy(codec)
+    assert torch.equal(other.half().unpack(data).codes, output.codes)
+    other.codebooks_cb[0, :2] = other.codebooks_cb[0, :2].flip(0)  # the same codewords in another order
+    with pytest.raises(ValueError, match="of another"):
+        other.unpack(data)
     with pytest.raises(ValueError, match="`image_size`"):
         codec.pack(output.codes, (400, 44))
 

@@ -45,7 +45,7 @@ __all__ = ["ModelBasedVQCodec", "ModelBasedVQCodecOutput"]
 _CHANNELS = ("y", "cb", "cr")
 _NOTATION = re.compile(r"(VQ|PQ|OPQ|RQ)-\{(\d+)-(\d+)-(\d+)\}")
 _MAGIC = b"MBVQ1"
-_HEADER = struct.Struct("<5sI4I")  # magic, configuration, batch, height, width, CRC of the indices
+_HEADER = struct.Struct("<5sI4I")  # magic, fingerprint, batch, height, width, CRC of the indices
 
 
 @dataclass
@@ -508,7 +508,12 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         return torch.minimum(((latents.float() + 1) / 2 * last).round().clamp_min(0).long(), last)
 
     def _fingerprint(self) -> int:
-        return zlib.crc32(repr((self.notation, self.config.patch_size, self.slot_bits)).encode())
+        """32 bits of all that decoding reads. Weights count in half precision, so that a half-precision copy reads the same files."""
+        result = zlib.crc32(repr((self.notation, self.config.patch_size, self.slot_bits)).encode())
+        for name, value in sorted(self.state_dict().items()):
+            if name != "fitted":
+                result = zlib.crc32(value.detach().cpu().half().contiguous().numpy().tobytes(), result)
+        return result
 
     def pack(self, codes: torch.Tensor, image_size: tuple[int, int] | None = None) -> bytes:
         """
@@ -540,7 +545,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         Codes from bytes.
 
         Args:
-            data (`bytes`): What [`pack`] gave, of a codec of the same configuration.
+            data (`bytes`): What [`pack`] gave, of this codec: same configuration, same codebooks.
 
         Returns:
             [`ModelBasedVQCodecOutput`]: Codes and the images' size.
@@ -553,7 +558,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         _, fingerprint, batch, height, width, checksum = _HEADER.unpack_from(data)
         if fingerprint != self._fingerprint():
             raise ValueError(
-                f"`data` must be packed by a {self.notation} codec of patches of {self.config.patch_size}, it is of another."
+                f"`data` must be packed by this {self.notation} codec of patches of {self.config.patch_size}, it is of another."
             )
         payload = data[_HEADER.size :]
         if zlib.crc32(payload) != checksum:
