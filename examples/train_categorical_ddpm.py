@@ -87,7 +87,11 @@ def parse_args(input_args=None):
     add("--random_flip", action="store_true", help="Code each image also mirrored.")
     add("--codes_dir", help="Where the codes are kept. Default: OUTPUT_DIR/codes.")
     add("--parameterization", default="categorical", choices=list(NETWORK))
-    add("--self_conditioning", action="store_true")
+    add(
+        "--self_conditioning",
+        action=argparse.BooleanOptionalAction,
+        help="The last estimate is an input. Default: as the preset; only the paper's has it.",
+    )
     add(
         "--snr_gamma",
         type=float,
@@ -254,17 +258,17 @@ def prepare(args):
             )
     run.codec = load_codec(args.codec)
     slots, codewords, side = index_layout(run.codec)
-    sizes = {"block_out_channels": args.block_out_channels, "layers_per_block": args.layers_per_block}
+    given = ("block_out_channels", "layers_per_block", "self_conditioning")
     run.model = CategoricalUNet2DModel.from_preset(
         args.preset,
         num_slots=slots,
         num_codewords=codewords,
         parameterization=NETWORK[args.parameterization],
-        self_conditioning=args.self_conditioning,
         sample_size=-(-args.resolution // side),
         dropout=args.dropout,
-        **{name: value for name, value in sizes.items() if value is not None},
+        **{name: getattr(args, name) for name in given if getattr(args, name) is not None},
     )
+    args.self_conditioning = run.model.config.self_conditioning
     if args.gradient_checkpointing:
         run.model.enable_gradient_checkpointing()
     codes_dir = args.codes_dir or os.path.join(args.output_dir, "codes")

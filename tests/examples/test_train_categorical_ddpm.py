@@ -73,6 +73,14 @@ def test_it_trains_and_saves_a_pipeline(script, folder, tmp_path, parameterizati
     assert Image.open(out / "validation" / "step-0000004.png").size == (32, 16)
 
 
+@pytest.mark.parametrize("more, expected", [([], True), (["--no-self_conditioning"], False)])
+def test_the_preset_decides_about_self_conditioning(script, folder, tmp_path, more, expected):
+    words = arguments(folder, tmp_path / "out", "--preset", "paper", "--max_train_steps", 1, *more)
+    script.cli([str(word) for word in words])
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["arguments"]["self_conditioning"] is expected
+    assert CategoricalUNet2DModel.from_pretrained(tmp_path / "out" / "unet").config.self_conditioning is expected
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(folder, tmp_path):
     def launch(output, *more):
         command = [sys.executable, str(SCRIPT), *arguments(folder, output, "--lr_warmup_steps", 1, *more)]
