@@ -35,7 +35,8 @@ from tqdm import tqdm
 
 from diffusers_lasers.functional import dictionary_from_signals, omp, synthesize
 from diffusers_lasers.training import load_image_dataset
-from diffusers_lasers.utils import requires, write_text
+from diffusers_lasers.utils import write_text
+from diffusers_lasers.visualization import new_figure, save_figure
 
 
 HELD_OUT_SHARE = 5  # of the images of --images, one in so many is held out
@@ -168,25 +169,15 @@ def markdown(results: dict) -> str:
 
 def draw(results: dict, path: Path) -> None:
     """The figure: objective against seconds, a curve a learner."""
-    requires("matplotlib", "benchmark")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, (axes,) = new_figure(width=8, height=5)
     for name, row in results["learners"].items():
         points = [(s, o) for s, o in zip(medians(row, "seconds"), medians(row, "objective")) if s is not None]
         style = {"SPAMS": "--", "sciki": ":"}.get(name[:5], "-")
         axes.plot(*zip(*points), style, marker="o", markersize=4, label=name)
     axes.set(xscale="log", xlabel="time, s", ylabel="½ ‖y − Dγ‖² on held-out patches")
-    axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     axes.set_title(results["data"], fontsize=8)
-    temporary = path.with_name(path.name + ".part")
-    figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
-    os.replace(temporary, path)
+    save_figure(figure, path, dpi=150)
 
 
 def available(names: list[str], task: Task) -> list[str]:

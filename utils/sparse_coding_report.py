@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from sparse_coding_peers import CODERS, SPAMS
 
 from diffusers_lasers.functional import support_bits
 from diffusers_lasers.utils.import_utils import requires
+from diffusers_lasers.visualization import save_figure
 
 
 LETTERS = {"signals": "N", "features": "L", "atoms": "K", "sparsity": "S"}
@@ -182,14 +182,10 @@ def draw(results: dict, path: Path) -> None:
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    requires("matplotlib", "benchmark")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     growth = results.get("growth", {})
-    figure = pyplot.figure(figsize=(13, 8 if growth else 4.5), layout="constrained")
+    figure = requires("matplotlib.figure", "visualization").Figure(
+        figsize=(13, 8 if growth else 4.5), layout="constrained"
+    )
     grid = figure.add_gridspec(2 if growth else 1, max(len(growth), 1))
     axes = figure.add_subplot(grid[0, :])
     cases = {name: entry["rows"] for name, entry in results["cases"].items()}
@@ -226,7 +222,4 @@ def draw(results: dict, path: Path) -> None:
     figure.suptitle(
         f"Sparse coding, {results['machine']['cpu']}, {results['machine']['threads']} threads", fontsize=10
     )
-    temporary = path.with_name(path.name + ".part")
-    figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
-    os.replace(temporary, path)
+    save_figure(figure, path, dpi=150)
