@@ -25,6 +25,7 @@ from .losses import ReconstructionLoss, ReconstructionTerms
 from .records import TrainingLog, Window
 from .retrofit import collect_latents, fit_bottleneck, fit_to_latents
 from .sampling import StreamSampler
+from .sharding import FullySharded, gradient_norm, local_part, save_optimizer_whole, whole_tensor, write_whole
 from .streaming import ImageStream
 from .upkeep import DictionaryUpkeep
 
@@ -35,6 +36,7 @@ __all__ = [
     "BlockCoordinateUpdate",
     "Degradation",
     "DictionaryUpkeep",
+    "FullySharded",
     "ImageDataset",
     "ImageStream",
     "IndexDiffusionObjective",
@@ -55,11 +57,16 @@ __all__ = [
     "fit_bottleneck",
     "fit_to_latents",
     "generator_loss",
+    "gradient_norm",
     "latest_checkpoint",
     "list_checkpoints",
     "load_image_dataset",
+    "local_part",
     "open_image_stream",
     "save_checkpoint",
+    "save_optimizer_whole",
     "take_batch",
     "verify_checkpoint",
+    "whole_tensor",
+    "write_whole",
 ]

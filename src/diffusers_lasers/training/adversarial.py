@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..utils.distributed import all_reduce_sum, rank_and_world_size
+from .sharding import whole_tensor
 
 
 __all__ = [
@@ -202,6 +203,8 @@ class AdversarialObjective:
         warmup (`int`, defaults to 0): Steps from there until its loss counts in full, see [`adversarial_factor`].
         lecam ([`LeCamRegularizer`], *optional*): Regularisation of the discriminator.
         lecam_weight (`float`, defaults to 0.0): Its weight.
+        structure (`torch.nn.Module`, *optional*): What the generator's term calls with the discriminator's weights: for a sharded discriminator
+            the attribute `structure` of its [`FullySharded`]. Default: `discriminator`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -217,6 +220,7 @@ class AdversarialObjective:
         warmup: int = 0,
         lecam: LeCamRegularizer | None = None,
         lecam_weight: float = 0.0,
+        structure: nn.Module | None = None,
     ):
         _check_kind(kind)
         for name, value in (("weight", weight), ("start", start), ("warmup", warmup), ("lecam_weight", lecam_weight)):
@@ -224,6 +228,7 @@ class AdversarialObjective:
                 raise ValueError(f"`{name}` must be at least 0, got {value!r}.")
         self.discriminator, self.kind, self.weight, self.adaptive = discriminator, kind, weight, adaptive
         self.start, self.warmup, self.lecam, self.lecam_weight = start, warmup, lecam, lecam_weight
+        self.structure = discriminator if structure is None else structure
 
     def active(self, step: int) -> bool:
         """
@@ -252,8 +257,9 @@ class AdversarialObjective:
         Returns:
             `tuple`: The term, 0-dim, and for the log `generator_loss` (unweighted) and `adversarial_weight` λ w f(t), detached.
         """
-        constants = {name: tensor.detach() for name, tensor in self.discriminator.named_parameters()}
-        loss = generator_loss(torch.func.functional_call(self.discriminator, constants, (sample,)), self.kind)
+        constants = {name: whole_tensor(tensor) for name, tensor in self.discriminator.named_parameters()}
+        constants.update(self.discriminator.named_buffers())
+        loss = generator_loss(torch.func.functional_call(self.structure, constants, (sample,)), self.kind)
         weight = self.weight * adversarial_factor(step, self.start, self.warmup) * torch.ones_like(loss.detach())
         if self.adaptive:
             weight = weight * adaptive_weight(reconstruction_loss, loss, last_layer)

@@ -5,6 +5,8 @@ r"""An exponential moving average of everything that `save_pretrained` stores: p
 with t the updates so far, so that the random weights of the start are forgotten at once. Buffers count because a codebook of running means
 is one. Numbers that are no floats (counters) are copied. The mean of unit vectors is shorter than one: columns that live on the sphere, the atoms, are
 brought back to it, so that an averaged model is one that training could have reached.
+
+The average of a sharded model ([`FullySharded`]) is sharded like it; its state is whole.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from torch import nn
 
 from ..functional.dictionary import normalize_atoms
+from .sharding import local_part, whole_tensor, write_whole
 
 
 __all__ = ["ModelAverage"]
@@ -62,7 +65,8 @@ class ModelAverage:
         self.updates += 1
         now = model.state_dict()
         floats = [name for name, tensor in self.tensors.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.tensors[name] for name in floats], [now[name] for name in floats], 1.0 - decay)
+        pairs = ([local_part(tensors[name]) for name in floats] for tensors in (self.tensors, now))
+        torch._foreach_lerp_(*pairs, 1.0 - decay)
         for name, tensor in self.tensors.items():
             if not tensor.is_floating_point():
                 tensor.copy_(now[name])
@@ -98,8 +102,9 @@ class ModelAverage:
             model.load_state_dict(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """The averaged tensors and the number of updates."""
-        return {"updates": self.updates, "tensors": {name: tensor.cpu() for name, tensor in self.tensors.items()}}
+        """The averaged tensors and the number of updates. With a sharded model all ranks have to call it."""
+        tensors = {name: whole_tensor(tensor).cpu() for name, tensor in self.tensors.items()}
+        return {"updates": self.updates, "tensors": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
@@ -115,4 +120,4 @@ class ModelAverage:
             raise ValueError("`state` must hold the tensors of this model, it holds others or of other shapes.")
         self.updates = int(state["updates"])
         for name, tensor in self.tensors.items():
-            tensor.copy_(state["tensors"][name])
+            write_whole(tensor, state["tensors"][name])
