@@ -34,7 +34,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.tracking import GeneralTracker, get_available_trackers
-from accelerate.utils import DistributedType, ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, parse_flag_from_env, set_seed
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch.optim.lr_scheduler import LambdaLR
@@ -55,6 +55,7 @@ from diffusers_lasers.training import (
     BlockCoordinateUpdate,
     Degradation,
     DictionaryUpkeep,
+    FullySharded,
     ImageDataset,
     ImageStream,
     LeCamRegularizer,
@@ -65,10 +66,12 @@ from diffusers_lasers.training import (
     TrainingState,
     UnreadableImageError,
     Window,
+    gradient_norm,
     latest_checkpoint,
     load_image_dataset,
     open_image_stream,
     save_checkpoint,
+    save_optimizer_whole,
     take_batch,
     verify_checkpoint,
 )
@@ -77,7 +80,6 @@ from diffusers_lasers.utils.image_sources import to_rgb
 
 
 logger = get_logger(__name__)
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 # The flags of each bottleneck; those that its class names otherwise are in RENAMED.
 BOTTLENECK_FLAGS = {
@@ -515,13 +517,18 @@ def training_loss(
 def clip_gradients(run: argparse.Namespace, args: argparse.Namespace) -> dict[str, torch.Tensor]:
     """Unscales the gradients once, clips those of each network on its own, and gives their norms."""
     run.accelerator.unscale_gradients()
+    for sharded in run.sharded.values():
+        sharded.average_gradients()
     norms = {}
     for name, module in (("gradient_norm", run.model), ("discriminator_gradient_norm", run.discriminator)):
         parameters = [p for p in module.parameters() if p.grad is not None] if module is not None else []
         if parameters:
-            norms[name] = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+            norms[name] = gradient_norm(parameters)
             if args.max_grad_norm > 0:
-                torch.nn.utils.clip_grads_with_norm_(parameters, args.max_grad_norm, norms[name])
+                each = (
+                    False if run.sharded else None
+                )  # one product of many gradients takes no mixture of sharded and whole ones
+                torch.nn.utils.clip_grads_with_norm_(parameters, args.max_grad_norm, norms[name], foreach=each)
     return norms
 
 
@@ -534,7 +541,7 @@ def image_psnr(sample: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | 
 
 
 @torch.no_grad()
-def validate(run: argparse.Namespace, args: argparse.Namespace) -> dict[str, float]:
+def validate(model: AutoencoderDL, run: argparse.Namespace, args: argparse.Namespace) -> dict[str, float]:
     """Figures over the held-out images, which the processes share."""
     perceptual, window, total = run.criterion.perceptual, Window(run.accelerator.num_processes), {}
     starts = range(0, len(run.held_out), args.train_batch_size)
@@ -542,7 +549,8 @@ def validate(run: argparse.Namespace, args: argparse.Namespace) -> dict[str, flo
         indices = range(start, min(start + args.train_batch_size, len(run.held_out)))
         images = run.held_out.__getitems__(indices)["pixel_values"].to(run.accelerator.device)
         inputs, mask = run.degrade(images, torch.Generator().manual_seed(start))
-        output = run.model(inputs)
+        with run.accelerator.autocast():
+            output = model(inputs)
         sums = {"psnr": image_psnr(output.sample, images).double().sum()}
         if mask is not None:
             sums["masked_psnr"] = image_psnr(output.sample, images, mask).double().sum()
@@ -559,7 +567,7 @@ def validate(run: argparse.Namespace, args: argparse.Namespace) -> dict[str, flo
 
 
 @torch.no_grad()
-def draw(run: argparse.Namespace, args: argparse.Namespace) -> Image.Image:
+def draw(model: AutoencoderDL, run: argparse.Namespace, args: argparse.Namespace) -> Image.Image:
     """A picture: originals, with a task what is given, and reconstructions, one above the other."""
     count = args.num_validation_images
     if run.held_out is not None or not args.streaming:
@@ -572,7 +580,9 @@ def draw(run: argparse.Namespace, args: argparse.Namespace) -> Image.Image:
     images = images.to(run.accelerator.device)
     inputs, _ = run.degrade(images, torch.Generator().manual_seed(0))
     given = [] if args.task == "reconstruction" else [inputs]
-    rows = torch.cat([images, *given, run.model(inputs).sample.float()], dim=2)  # (n, 3, 2 H or 3 H, W)
+    with run.accelerator.autocast():
+        sample = model(inputs).sample
+    rows = torch.cat([images, *given, sample.float()], dim=2)  # (n, 3, 2 H or 3 H, W)
     pixels = torch.cat(list(rows), dim=2).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
@@ -590,6 +600,7 @@ def describe(args: argparse.Namespace, run: argparse.Namespace) -> dict[str, Any
         "samples_per_epoch": None if args.streaming else len(run.dataset),
         "total_batch_size": run.batch_size,
         "processes": run.accelerator.num_processes,
+        "sharded": bool(run.sharded),
         "mixed_precision": run.accelerator.mixed_precision,
         "threads": torch.get_num_threads(),
         "steps": run.steps,
@@ -651,15 +662,30 @@ def plain(accelerator: Accelerator, model: torch.nn.Module) -> AutoencoderDL:
     return accelerator.unwrap_model(model, keep_torch_compile=False)
 
 
+def shard(run: argparse.Namespace, reshard_after_forward: bool) -> None:
+    """Shards both networks; the bottleneck, which the upkeep writes to, and the layer at which λ is taken stay whole."""
+    keep = {"model": [*run.model.bottleneck.parameters(), run.model.last_layer], "discriminator": []}
+    for name, network in (("model", run.model), ("discriminator", run.discriminator)):
+        if network is not None:
+            network.to(run.accelerator.device)
+            run.sharded[type(network)] = FullySharded(network, keep[name], reshard_after_forward)
+
+
+def whole(run: argparse.Namespace, model: torch.nn.Module) -> torch.nn.Module:
+    """The model itself, or, if it is sharded, a copy with all weights; all processes have to call it."""
+    return run.sharded[type(model)].whole() if type(model) in run.sharded else model
+
+
 FOLDERS = {AutoencoderDL: "autoencoder", PatchDiscriminator: "discriminator"}
 
 
-def register_hooks(accelerator: Accelerator) -> None:
+def register_hooks(run: argparse.Namespace) -> None:
     """Checkpoints hold the weights once, as model folders."""
+    accelerator = run.accelerator
 
     def save_model_hook(models, weights, output_dir):
-        if accelerator.is_main_process:
-            for model in (plain(accelerator, model) for model in models):
+        for model in (whole(run, plain(accelerator, model)) for model in models):
+            if accelerator.is_main_process:
                 model.save_pretrained(os.path.join(output_dir, FOLDERS[type(model)]))
         weights.clear()
 
@@ -667,7 +693,7 @@ def register_hooks(accelerator: Accelerator) -> None:
         while models:
             model = plain(accelerator, models.pop())
             saved = type(model).from_pretrained(input_dir, subfolder=FOLDERS[type(model)])
-            model.load_state_dict(saved.state_dict())
+            run.sharded.get(type(model), model).load_state_dict(saved.state_dict())
 
     accelerator.register_save_state_pre_hook(save_model_hook)
     accelerator.register_load_state_pre_hook(load_model_hook)
@@ -757,9 +783,9 @@ class Recorder:
         """Figures and a picture of the weights that would be saved now."""
         run, args = self.run, self.args
         with run.average.applied(run.model) if run.average is not None else nullcontext():
-            run.model.eval()
-            figures = validate(run, args) if run.held_out is not None else {}
-            picture = draw(run, args) if self.accelerator.is_main_process else None
+            model = whole(run, run.model).eval()
+            figures = validate(model, run, args) if run.held_out is not None else {}
+            picture = draw(model, run, args) if self.accelerator.is_main_process else None
             run.model.train()
         if figures:
             self.results = {**figures, "validation_images": len(run.held_out)}
@@ -772,15 +798,18 @@ class Recorder:
         self.accelerator.wait_for_everyone()
 
     def finish(self) -> None:
-        if self.accelerator.is_main_process:
-            model = self.run.model.eval()
-            with self.run.average.applied(model) if self.run.average is not None else nullcontext():
+        run = self.run
+        with run.average.applied(run.model) if run.average is not None else nullcontext():
+            model = whole(run, run.model).eval()
+            if self.accelerator.is_main_process:
                 model.save_pretrained(str(self.folder))
                 if self.args.task != "reconstruction":
                     pipeline = DLRestorationPipeline(model, task=self.args.task, scale=self.args.scale)
                     pipeline.save_pretrained(str(self.folder / "pipeline"))
-            if self.run.discriminator is not None:
-                self.run.discriminator.save_pretrained(str(self.folder / "discriminator"))
+        discriminator = None if run.discriminator is None else whole(run, run.discriminator)
+        if self.accelerator.is_main_process:
+            if discriminator is not None:
+                discriminator.save_pretrained(str(self.folder / "discriminator"))
             results = {"step": self.state.step, "unreadable": self.state.unreadable, **self.results}
             sections = card_sections(self.settings, results, self.picture)
             write_model_card(self.folder, type(model).__name__, license=self.args.license, sections=sections)
@@ -807,9 +836,39 @@ def log_picture(tracker: GeneralTracker, picture: Image.Image, step: int) -> Non
         tracker.log({"validation": trackio.Image(np.asarray(picture))}, step=step)
 
 
+def launched_fsdp() -> bool | None:
+    """Whether the launch asks for FSDP, and then whether units give up the parts of others after the forward pass; `None`: it does not.
+
+    The script shards by itself and tells accelerate nothing of it: accelerate's FSDP takes one model, and does not exist on a CPU.
+    """
+    for name, flag in (("DeepSpeed", "DEEPSPEED"), ("Megatron-LM", "MEGATRON_LM")):
+        if parse_flag_from_env(f"ACCELERATE_USE_{flag}"):
+            raise ValueError(
+                f"This script trains in one process, data-parallel or with FSDP, got {name}: the upkeep of the dictionary writes to "
+                "parameters of which it keeps copies."
+            )
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return None
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ValueError(f"`fsdp_version` must be 2, got {version}.")
+    for name, instead in (
+        ("FSDP_OFFLOAD_PARAMS", "it is not supported"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "give --gradient_checkpointing"),
+    ):
+        if parse_flag_from_env(name):
+            raise ValueError(f"`{name.lower()}` must be false: {instead}.")
+    reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower()
+    if reshard not in ("true", "false"):
+        raise ValueError(f"`fsdp_reshard_after_forward` must be true or false, got {reshard}.")
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+    return reshard == "true"
+
+
 def prepare(args: argparse.Namespace) -> argparse.Namespace:
     """The parts of a run. Everything that can be wrong with the arguments fails here, before anything is written."""
     run = argparse.Namespace()
+    fsdp = launched_fsdp()
     run.accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
@@ -818,11 +877,12 @@ def prepare(args: argparse.Namespace) -> argparse.Namespace:
             args.output_dir, logging_dir=os.path.join(args.output_dir, args.logging_dir)
         ),
     )
-    if run.accelerator.distributed_type in SHARDED:
+    if fsdp is not None and run.accelerator.mixed_precision == "fp16":
         raise ValueError(
-            f"This script trains in one process or data-parallel, got {run.accelerator.distributed_type.value}: the upkeep of "
-            "the dictionary needs it whole."
+            "FSDP needs --mixed_precision no or bf16, got fp16: its scaler does not take sharded gradients."
         )
+    if fsdp is not None and args.channels_last:
+        raise ValueError("--channels_last cannot be given together with FSDP, which shards contiguous weights only.")
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
     set_seed(args.seed)
@@ -835,6 +895,9 @@ def prepare(args: argparse.Namespace) -> argparse.Namespace:
         raise ValueError("--dictionary_update bcd needs a model with a dictionary.")
     if args.gradient_checkpointing:
         run.model.enable_gradient_checkpointing()
+    run.sharded = {}
+    if fsdp is not None:
+        shard(run, reshard_after_forward=fsdp)
     perceptual = None
     if args.perceptual != "none":
         perceptual = PerceptualSimilarity.from_weights(args.perceptual, args.perceptual_weights)
@@ -848,6 +911,8 @@ def prepare(args: argparse.Namespace) -> argparse.Namespace:
     if args.dictionary_update == "bcd":
         bcd = BlockCoordinateUpdate(run.model.bottleneck, memory=args.bcd_memory or None)
     run.optimizer = build_optimizer(run.model, run.discriminator, args)
+    if run.sharded:
+        save_optimizer_whole(run.optimizer)
     run.lr_scheduler = build_schedule(run.optimizer, args, run.steps)
     run.average = None
     run.upkeep = DictionaryUpkeep(
@@ -880,6 +945,7 @@ def build_adversarial(run: argparse.Namespace, args: argparse.Namespace) -> Adve
         warmup=args.discriminator_warmup_steps,
         lecam=LeCamRegularizer() if args.lecam_weight else None,
         lecam_weight=args.lecam_weight,
+        structure=run.sharded[PatchDiscriminator].structure if run.sharded else None,
     )
 
 
@@ -894,7 +960,8 @@ def set_up(run: argparse.Namespace, args: argparse.Namespace) -> tuple[Any, Any,
     accelerator, model, discriminator = run.accelerator, run.model, run.discriminator
     networks = [network for network in (model, discriminator) if network is not None]
     for network in networks:
-        network.to(accelerator.device)
+        if not run.sharded:
+            network.to(accelerator.device)
         if args.channels_last:
             network.to(memory_format=torch.channels_last)
         network.train()
@@ -905,8 +972,12 @@ def set_up(run: argparse.Namespace, args: argparse.Namespace) -> tuple[Any, Any,
     settings, state = describe(args, run), TrainingState()
     if args.use_ema:
         run.average = ModelAverage(model, args.ema_decay)
-    *wrapped, run.optimizer = accelerator.prepare(*networks, run.optimizer)
-    register_hooks(accelerator)
+    if run.sharded:  # autocast, and no wrapper
+        wrapped = [accelerator.prepare_model(network, evaluation_mode=True) for network in networks]
+        run.optimizer = accelerator.prepare(run.optimizer)
+    else:
+        *wrapped, run.optimizer = accelerator.prepare(*networks, run.optimizer)
+    register_hooks(run)
     kept = [run.lr_scheduler, run.upkeep, state, run.average, run.adversarial and run.adversarial.lecam]
     accelerator.register_for_checkpointing(*(part for part in kept if part is not None))
     if run.checkpoint is not None:

@@ -270,7 +270,7 @@ def test_vq_is_trained_by_the_same_command(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, processes, machines", [("single_gpu", 1, 1), ("multi_gpu", 8, 1), ("multi_node", 16, 2)]
+    "name, processes, machines", [("single_gpu", 1, 1), ("multi_gpu", 8, 1), ("multi_node", 16, 2), ("fsdp", 8, 1)]
 )
 def test_the_launch_configurations_are_accelerates(name, processes, machines):
     from accelerate.commands.config.config_args import load_config_from_file
@@ -667,6 +667,70 @@ def test_two_processes_resume_bitwise(data, tmp_path):
     assert result.returncode == 0, result.stderr
     resumed = load_file(tmp_path / "m" / WEIGHTS)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def launch_fsdp(**flags):
+    """Runs the script in two gloo processes with the configuration file for FSDP."""
+    configuration = SCRIPT.parent / "accelerate_configs" / "fsdp.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(configuration)]
+    command += ["--num_processes", "2", "--main_process_port", "0", str(SCRIPT), *words(**flags)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+
+
+def test_two_processes_with_fsdp_equal_one_with_the_whole_batch(data, tmp_path):
+    flags = {name: value for name, value in {**FLAGS, **COMPARABLE}.items() if name != "gradient_accumulation_steps"}
+    flags.update(data, mixed_precision="no")
+    single = launch(**{**flags, "train_batch_size": 4}, output_dir=tmp_path / "one")
+    double = launch_fsdp(**flags, output_dir=tmp_path / "two")
+    assert single.returncode == double.returncode == 0, single.stderr + double.stderr
+    assert json.loads((tmp_path / "two" / "settings.json").read_text())["sharded"] is True
+    assert_alike(tmp_path / "one", tmp_path / "two", folders=(".", "discriminator"))
+    # a checkpoint is whole: one process without FSDP takes the last steps of the two
+    shutil.copytree(tmp_path / "two", tmp_path / "on")
+    shutil.rmtree(tmp_path / "on" / "checkpoint-6")
+    alone = {**flags, "train_batch_size": 4, "resume_from_checkpoint": "checkpoint-4"}
+    result = launch(**alone, output_dir=tmp_path / "on")
+    assert result.returncode == 0, result.stderr
+    assert_alike(tmp_path / "one", tmp_path / "on", folders=(".", "discriminator"))
+
+
+def test_two_processes_with_fsdp_resume_bitwise(data, tmp_path):
+    # with revival, coefficients of 8 bits, two micro-batches and bfloat16
+    flags = {**data, **FLAGS, "output_dir": tmp_path / "m"}
+    result = launch_fsdp(**flags)
+    assert result.returncode == 0, result.stderr
+    whole = {folder: load_file(tmp_path / "m" / folder / WEIGHTS) for folder in (".", "discriminator")}
+    assert json.loads((tmp_path / "m" / "settings.json").read_text())["mixed_precision"] == "bf16"
+    shutil.rmtree(tmp_path / "m" / "checkpoint-6")
+    result = launch_fsdp(**flags, resume_from_checkpoint="latest")
+    assert result.returncode == 0, result.stderr
+    for folder, weights in whole.items():
+        resumed = load_file(tmp_path / "m" / folder / WEIGHTS)
+        assert all(torch.equal(weights[name], resumed[name]) for name in weights), folder
+
+
+@pytest.mark.parametrize(
+    "environment, flags, sentence",
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "got DeepSpeed"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, {}, "got Megatron-LM"),
+        ({"FSDP_VERSION": "1"}, {}, "`fsdp_version` must be 2, got 1"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "`fsdp_offload_params` must be false"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "give --gradient_checkpointing"),
+        ({"FSDP_RESHARD_AFTER_FORWARD": "FULL_SHARD"}, {}, "`fsdp_reshard_after_forward` must be true or false"),
+        ({}, {"channels_last": None}, "--channels_last cannot be given together with FSDP"),
+        ({}, {"mixed_precision": "fp16"}, "FSDP needs --mixed_precision no or bf16, got fp16"),
+        ({}, {}, "needs a process group"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(value),
+)
+def test_what_cannot_be_sharded(run, monkeypatch, tmp_path, environment, flags, sentence):
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="train_dlgan.py: error: ") as stop:
+        run(**flags)
+    assert sentence in stop.value.code and not (tmp_path / "out").exists()
 
 
 # The options of a run, one by one
