@@ -525,9 +525,8 @@ def clip_gradients(run: argparse.Namespace, args: argparse.Namespace) -> dict[st
         if parameters:
             norms[name] = gradient_norm(parameters)
             if args.max_grad_norm > 0:
-                each = (
-                    False if run.sharded else None
-                )  # one product of many gradients takes no mixture of sharded and whole ones
+                # one product of many gradients takes no mixture of sharded and whole ones
+                each = False if run.sharded else None
                 torch.nn.utils.clip_grads_with_norm_(parameters, args.max_grad_norm, norms[name], foreach=each)
     return norms
 
