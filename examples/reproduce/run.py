@@ -295,8 +295,8 @@ def write_page(configs, args):
     if args.scale == "cpu":
         lines += [
             "",
-            "At cpu scale the networks train for a few minutes. They, and not the codes, limit most of these figures: all codes look alike where the decoder has learned little. Longer "
-            "runs of the same scripts are among the [results](../conceptual/results).",
+            "At cpu scale the networks train for minutes, on small data and without LPIPS in the loss, so that they limit these figures as much as the codes do. Longer runs of the same "
+            "scripts are among the [results](../conceptual/results).",
         ]
     results, used = {}, {}
     for name, config in configs.items():
