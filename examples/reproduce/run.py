@@ -7,7 +7,7 @@
 
 `configs/` has a file for each table or figure: what the paper prints, where our figure comes from, and whether rate, metric and data can be compared. `runs.yaml` has the
 trainings, fits and evaluations behind them, each with the arguments of both scales: `paper` has the paper's sizes and needs its data sets and GPUs, `cpu` is what two cores do in
-two or three hours. The data are expected in DATA as README.md beside this file says.
+about three hours. The data are expected in DATA as README.md beside this file says.
 
 OUTPUT_DIR/runs/NAME is the folder of a run; run.json in it appears when the run has ended well and holds its command, commit, versions and seconds. Started again, the runner
 takes finished runs as they are, and training scripts go on from their last checkpoint. OUTPUT_DIR/page gets results.md, results.json and the pictures; before a page is published
