@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from diffusers_lasers.functional import dictionary_from_signals, omp, synthesize
 from diffusers_lasers.training import load_image_dataset
-from diffusers_lasers.utils import write_text
+from diffusers_lasers.utils import requires, write_text
 from diffusers_lasers.visualization import new_figure, save_figure
 
 
@@ -169,6 +169,7 @@ def markdown(results: dict) -> str:
 
 def draw(results: dict, path: Path) -> None:
     """The figure: objective against seconds, a curve a learner."""
+    requires("matplotlib", "benchmark")
     figure, (axes,) = new_figure(width=8, height=5)
     for name, row in results["learners"].items():
         points = [(s, o) for s, o in zip(medians(row, "seconds"), medians(row, "objective")) if s is not None]

@@ -183,7 +183,7 @@ def draw(results: dict, path: Path) -> None:
         ImportError: If matplotlib is not installed.
     """
     growth = results.get("growth", {})
-    figure = requires("matplotlib.figure", "visualization").Figure(
+    figure = requires("matplotlib.figure", "benchmark").Figure(
         figsize=(13, 8 if growth else 4.5), layout="constrained"
     )
     grid = figure.add_gridspec(2 if growth else 1, max(len(growth), 1))
