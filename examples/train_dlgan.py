@@ -840,12 +840,12 @@ def launched_fsdp() -> bool | None:
 
     The script shards by itself and tells accelerate nothing of it: accelerate's FSDP takes one model, and does not exist on a CPU.
     """
-    for name, flag in (("DeepSpeed", "DEEPSPEED"), ("Megatron-LM", "MEGATRON_LM")):
+    for name, flag, reason in (
+        ("DeepSpeed", "DEEPSPEED", "its copies of the weights undo what the upkeep of the dictionary writes"),
+        ("Megatron-LM", "MEGATRON_LM", "it splits layers of transformers, and there are none"),
+    ):
         if parse_flag_from_env(f"ACCELERATE_USE_{flag}"):
-            raise ValueError(
-                f"This script trains in one process, data-parallel or with FSDP, got {name}: the upkeep of the dictionary writes to "
-                "parameters of which it keeps copies."
-            )
+            raise ValueError(f"This script trains in one process, data-parallel or with FSDP, got {name}: {reason}.")
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
     version = os.environ.get("FSDP_VERSION", "1")

@@ -10,9 +10,11 @@ import io
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -52,6 +54,22 @@ def run_fresh(script: str, folder: Path, **environment: str) -> dict:
 @pytest.fixture(scope="session")
 def fresh():
     return run_fresh
+
+
+def run_ranks(worker: Callable, folder: Path) -> list[dict]:
+    """Runs `worker(rank, port, folder)` in two processes for a gloo group; what rank r saves as `r.pt` in `folder` comes back."""
+    import torch
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.start_processes(worker, args=(port, str(folder)), nprocs=2, start_method="fork")
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.fixture(scope="session")
+def in_two_processes():
+    return run_ranks
 
 
 def run_here(script: Path, *words: object) -> tuple[int, str, str]:

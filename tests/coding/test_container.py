@@ -1,8 +1,9 @@
 """The header of packed codes: what it says comes back, and damage is found."""
 
 import pytest
+import torch
 
-from diffusers_lasers.coding import CodeHeader, pack_container, unpack_container
+from diffusers_lasers.coding import CodeHeader, fingerprint, pack_container, unpack_container
 
 
 HEADER = CodeHeader("sparse", 0xFEDCBA98, 3, (40, 50), (157, 199), 5, 8)
@@ -38,3 +39,18 @@ def test_a_later_version_says_so():
     data[4] = 2
     with pytest.raises(ValueError, match="version 1 of the format, it is of version 2"):
         unpack_container(bytes(data))
+
+
+def test_the_fingerprint_is_of_settings_names_shapes_and_values():
+    tensors = {"a": torch.tensor([[1.0, 0.5]]), "b": torch.tensor([3])}
+    mark = fingerprint(("x", 8), tensors)
+    assert 0 <= mark < 2**32
+    assert mark == fingerprint(("x", 8), {"b": torch.tensor([3.0]), "a": tensors["a"].half()})  # order and dtype
+    others = [
+        fingerprint(("x", 9), tensors),
+        fingerprint(("x", 8), {**tensors, "a": tensors["a"].flip(1)}),
+        fingerprint(("x", 8), {**tensors, "a": tensors["a"].t()}),
+        fingerprint(("x", 8), {"a": tensors["a"], "c": tensors["b"]}),
+        fingerprint(("x", 8), {"a": tensors["a"]}),
+    ]
+    assert len({mark, *others}) == 6

@@ -4,12 +4,10 @@ import copy
 import functools
 import math
 import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
 from diffusers_lasers import AutoencoderDL, PatchDiscriminator
@@ -80,7 +78,7 @@ def cut(network):
 
 
 def generator_term(model, structure=None):
-    """The term, its weight, the sample's gradient, and the discriminator's parameters and buffers after it."""
+    """The term, its weight, the sample's gradient, and the gradients that the discriminator got: none."""
     objective = AdversarialObjective(model, adaptive=True, structure=structure)
     torch.manual_seed(0)
     layer = torch.nn.Conv2d(3, 3, 1)
@@ -141,13 +139,8 @@ def worker(rank, port, folder):
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(worker, args=(port, str(folder)), nprocs=2, start_method="fork")
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+def ranks(tmp_path_factory, in_two_processes):
+    return in_two_processes(worker, tmp_path_factory.mktemp("ranks"))
 
 
 @functools.cache

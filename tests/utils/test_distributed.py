@@ -1,12 +1,10 @@
 """Reductions over ranks, alone and in two gloo processes; bottlenecks whose statistics they reduce."""
 
 import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from diffusers_lasers import DictionaryBottleneck, ResidualVQBottleneck
 from diffusers_lasers.utils import all_gather, all_reduce_max, all_reduce_sum, broadcast, rank_and_world_size
@@ -43,13 +41,8 @@ def worker(rank, port, folder):
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.start_processes(worker, args=(port, str(folder)), nprocs=2, start_method="fork")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+def ranks(tmp_path_factory, in_two_processes):
+    return in_two_processes(worker, tmp_path_factory.mktemp("ranks"))
 
 
 def test_without_a_process_group_nothing_changes():

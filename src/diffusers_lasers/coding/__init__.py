@@ -2,7 +2,7 @@
 
 from .codes import IndexCode, SparseCode
 from .coefficients import coefficient_scale, dequantize_coefficients, quantize_coefficients
-from .container import CodeHeader, pack_container, unpack_container
+from .container import CodeHeader, fingerprint, pack_container, unpack_container
 from .packing import pack_indices, unpack_indices
 from .payloads import pack_levels, pack_sparse, unpack_levels, unpack_sparse
 from .radix import pack_numbers, packed_size, unpack_numbers
@@ -15,6 +15,7 @@ __all__ = [
     "SparseCode",
     "coefficient_scale",
     "dequantize_coefficients",
+    "fingerprint",
     "pack_container",
     "pack_indices",
     "pack_levels",

@@ -13,10 +13,14 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 
-__all__ = ["CodeHeader", "pack_container", "unpack_container"]
+__all__ = ["CodeHeader", "fingerprint", "pack_container", "unpack_container"]
 
 _MAGIC, _VERSION = b"DLBC", 1
 _KINDS = ("sparse", "index")
@@ -46,6 +50,25 @@ class CodeHeader:
     image_size: tuple[int, int] | None
     slots: int
     coefficient_bits: int | None = None
+
+
+def fingerprint(facts: Any, tensors: Mapping[str, torch.Tensor]) -> int:
+    """
+    32 bits that tell a decoder from others, so that it refuses codes that are not its own. They do not depend on the tensors' device, nor on their
+    dtype as long as it holds the same values.
+
+    Args:
+        facts (`Any`): Settings that decoding reads; their `repr` counts.
+        tensors (`Mapping[str, torch.Tensor]`): Weights that decoding reads, by name; the order of the names does not count.
+
+    Returns:
+        `int`: A CRC-32, for [`CodeHeader`].
+    """
+    result = zlib.crc32(repr(facts).encode())
+    for name, value in sorted(tensors.items()):
+        numbers = value.detach().cpu().double().contiguous().numpy()
+        result = zlib.crc32(numbers.tobytes(), zlib.crc32(repr((name, numbers.shape)).encode(), result))
+    return result
 
 
 def pack_container(header: CodeHeader, payload: bytes) -> bytes:

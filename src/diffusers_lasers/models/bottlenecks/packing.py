@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import TYPE_CHECKING
 
-from ...coding import CodeHeader, IndexCode, SparseCode, pack_container, unpack_container
+from ...coding import CodeHeader, IndexCode, SparseCode, fingerprint, pack_container, unpack_container
 from ...functional.patches import patch_grid
 
 
@@ -16,16 +15,12 @@ if TYPE_CHECKING:
 _TRAINING_STATE = ("counts", "sums", "scale_steps")  # buffers that decoding does not read
 
 
-def fingerprint(bottleneck: Bottleneck) -> int:
+def _fingerprint(bottleneck: Bottleneck) -> int:
     """32 bits of all that decoding reads: class, patches, weights."""
     names = ("patch_size", *bottleneck._decoding_config)
     facts = (type(bottleneck).__name__, [bottleneck.config.get(name) for name in names])
-    result = zlib.crc32(repr(facts).encode())
-    for name, value in sorted(bottleneck.state_dict().items()):
-        if name not in _TRAINING_STATE:
-            numbers = value.detach().cpu().double().contiguous().numpy()
-            result = zlib.crc32(numbers.tobytes(), zlib.crc32(repr((name, numbers.shape)).encode(), result))
-    return result
+    state = bottleneck.state_dict()
+    return fingerprint(facts, {name: state[name] for name in state if name not in _TRAINING_STATE})
 
 
 def pack_code(bottleneck: Bottleneck, code: SparseCode | IndexCode) -> bytes:
@@ -40,7 +35,7 @@ def pack_code(bottleneck: Bottleneck, code: SparseCode | IndexCode) -> bytes:
     payload, bits = bottleneck._pack_payload(code)
     header = CodeHeader(
         kind="sparse" if isinstance(code, SparseCode) else "index",
-        fingerprint=fingerprint(bottleneck),
+        fingerprint=_fingerprint(bottleneck),
         batch=code.indices.shape[0],
         latent_size=tuple(code.latent_size),
         image_size=code.image_size,
@@ -53,7 +48,7 @@ def pack_code(bottleneck: Bottleneck, code: SparseCode | IndexCode) -> bytes:
 def unpack_code(bottleneck: Bottleneck, data: bytes) -> SparseCode | IndexCode:
     """See [`Bottleneck.unpack`]."""
     header, payload = unpack_container(data)
-    if header.fingerprint != fingerprint(bottleneck):
+    if header.fingerprint != _fingerprint(bottleneck):
         raise ValueError(
             f"`data` must be packed by this {type(bottleneck).__name__}, it is of one with other weights."
         )

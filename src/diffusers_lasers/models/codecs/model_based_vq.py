@@ -27,6 +27,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
+from ...coding.container import fingerprint
 from ...coding.packing import pack_indices, unpack_indices
 from ...functional.color import rgb_to_ycbcr, ycbcr_to_rgb
 from ...functional.ordering import codebook_order
@@ -509,11 +510,10 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
 
     def _fingerprint(self) -> int:
         """32 bits of all that decoding reads. Weights count in half precision, so that a half-precision copy reads the same files."""
-        result = zlib.crc32(repr((self.notation, self.config.patch_size, self.slot_bits)).encode())
-        for name, value in sorted(self.state_dict().items()):
-            if name != "fitted":
-                result = zlib.crc32(value.detach().cpu().half().contiguous().numpy().tobytes(), result)
-        return result
+        facts = (self.notation, self.config.patch_size, self.slot_bits)
+        return fingerprint(
+            facts, {name: value.half() for name, value in self.state_dict().items() if name != "fitted"}
+        )
 
     def pack(self, codes: torch.Tensor, image_size: tuple[int, int] | None = None) -> bytes:
         """
@@ -555,8 +555,8 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         """
         if len(data) < _HEADER.size or data[: len(_MAGIC)] != _MAGIC:
             raise ValueError("`data` must be packed codes of a ModelBasedVQCodec, it is cut off or something else.")
-        _, fingerprint, batch, height, width, checksum = _HEADER.unpack_from(data)
-        if fingerprint != self._fingerprint():
+        _, found, batch, height, width, checksum = _HEADER.unpack_from(data)
+        if found != self._fingerprint():
             raise ValueError(
                 f"`data` must be packed by this {self.notation} codec of patches of {self.config.patch_size}, it is of another."
             )
