@@ -1,7 +1,7 @@
 # `make demo` trains and compares two autoencoders on photos; `make test` runs the tests. Both install what they need into
 # .venv first, once, and again only when setup.py, the constraints or the kernels' source have changed.
 
-.PHONY: help demo test quality style docs env clean
+.PHONY: help demo test test_cuda quality style docs env clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -13,6 +13,7 @@ check_dirs := src tests examples utils setup.py
 help:
 	@echo "make demo     train a dictionary and a VQ autoencoder on photos and compare them, with their bits"
 	@echo "make test     run the tests (PYTEST_ARGS='-m slow' for the slow ones)"
+	@echo "make test_cuda   run the tests that need a GPU, and no others"
 	@echo "make quality  lint, format, and the repository's own checks"
 	@echo "make style    fix what lint and format can fix"
 	@echo "make docs     build the documentation into build/docs"
@@ -41,6 +42,10 @@ TEST_WORKERS ?= 2
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# On a machine with a GPU and a torch built for it (PYTHON=python3 VENV=... for an environment that has one).
+test_cuda: $(STAMP)
+	DIFFUSERS_LASERS_TEST_CUDA=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) tests/*/test_on_cuda.py $(PYTEST_ARGS)
 
 quality: $(STAMP)
 	$(BIN)/ruff check $(check_dirs)

@@ -21,6 +21,10 @@ from pathlib import Path
 
 # Before anything imports huggingface_hub: no test reaches for the Hub, and a name that is no folder fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests compute on the CPU, also where there is a GPU: they compare with what this process computes, to the bit in places. `make test_cuda`
+# runs those that need one, and they alone see it.
+if not os.environ.get("DIFFUSERS_LASERS_TEST_CUDA"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Before anything imports torch: workers share the cores, in their own processes and in those that they start.
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])

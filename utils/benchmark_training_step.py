@@ -1,12 +1,12 @@
 """Times a whole training step of an autoencoder under several bottlenecks, as a ratio to the step with vector quantisation.
 
-    python utils/benchmark_training_step.py [--batch_size 256] [--rounds 9] [--threads 2] [--profile] [--output_dir DIR]
+    python utils/benchmark_training_step.py [--batch_size 256] [--rounds 9] [--threads 2] [--device cpu] [--profile] [--output_dir DIR]
 
 Same encoder, decoder, images and optimiser; only the bottleneck differs: none, VQ with running means ("vq"), and the dictionary with OMP or OLS
 on the compiled kernels ("fused") and on tensor operations ("torch"). A step is forward, mean squared error, backward, Adam and,
 for a dictionary, its upkeep; "bcd" is OMP with the dictionary updated by block-coordinate descent instead of Adam. The variants take turns, one step each a round, and the ratio is the median over rounds of
 step / VQ step of the same round, so that a drift of the machine's speed cancels. `--profile` also prints the operations on which a step
-with OMP spends its time. With `--output_dir` the result is written to training_step.json there.
+with OMP spends its time. On another device than the CPU the kernels do not apply, and a step is timed from an idle device to an idle device. With `--output_dir` the result is written to training_step.json there.
 """
 
 import argparse
@@ -30,6 +30,7 @@ VARIANTS = {
     "omp, fused": ("dictionary", {}, "fused"),
     "ols, fused": ("dictionary", {"pursuit": "ols"}, "fused"),
     "omp, torch": ("dictionary", {}, "torch"),
+    "ols, torch": ("dictionary", {"pursuit": "ols"}, "torch"),
     "bcd": ("dictionary", {}, "auto"),
 }
 
@@ -45,7 +46,7 @@ class Variant:
             config = {"num_codewords": args.atoms}
         torch.manual_seed(0)
         self.images = images
-        self.model = AutoencoderDL(bottleneck_type=kind, bottleneck_config=config).train()
+        self.model = AutoencoderDL(bottleneck_type=kind, bottleneck_config=config).to(images.device).train()
         with torch.no_grad():
             self.model.bottleneck.initialize(self.model.encode(images).latents)
         update = BlockCoordinateUpdate(self.model.bottleneck) if name == "bcd" else None
@@ -65,20 +66,26 @@ class Variant:
 
 def measure(args: argparse.Namespace) -> dict:
     """Seconds of every step, by variant."""
-    images = torch.rand(args.batch_size, 3, args.resolution, args.resolution) * 2 - 1
+    images = (torch.rand(args.batch_size, 3, args.resolution, args.resolution) * 2 - 1).to(args.device)
+    wait = torch.cuda.synchronize if images.is_cuda else lambda: None
     variants = {name: Variant(name, args, images) for name in args.variants}
     for variant in variants.values():
-        variant.step()
+        for _ in range(3 if images.is_cuda else 1):
+            variant.step()
     seconds = {name: [] for name in variants}
     for _ in range(args.rounds):
         for name, variant in variants.items():
+            wait()
             start = time.perf_counter()
             variant.step()
+            wait()
             seconds[name].append(time.perf_counter() - start)
     if args.profile:
         with torch.profiler.profile() as profile:
-            variants["omp, fused"].step()
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40))
+            variants[args.profiled].step()
+            wait()
+        sort = "self_cuda_time_total" if images.is_cuda else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=sort, row_limit=20, max_name_column_width=40))
     return seconds
 
 
@@ -93,14 +100,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="vq is always measured"
+        "--variants",
+        nargs="+",
+        choices=list(VARIANTS),
+        help="vq is always measured; default: all that run on the device",
     )
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--output_dir", type=Path)
     args = parser.parse_args()
-    args.variants = ["vq", *(name for name in args.variants if name != "vq")]
-    if args.profile and "omp, fused" not in args.variants:
-        parser.error("--profile needs the variant 'omp, fused'")
+    on_cpu = torch.device(args.device).type == "cpu"
+    usable = [name for name in VARIANTS if on_cpu or VARIANTS[name][2] != "fused"]
+    args.variants = ["vq", *(name for name in args.variants or usable if name != "vq")]
+    args.profiled = "omp, fused" if on_cpu else "omp, torch"
+    if not set(args.variants) <= set(usable):
+        parser.error(f"the kernels run on the CPU only; on {args.device} --variants takes {', '.join(usable)}")
+    if args.profile and args.profiled not in args.variants:
+        parser.error(f"--profile needs the variant {args.profiled!r}")
     torch.set_num_threads(args.threads)
     seconds = measure(args)
     rows = {

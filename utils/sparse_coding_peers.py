@@ -74,7 +74,7 @@ def batch_omp(signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int) ->
     gram = dictionary.t() @ dictionary
     initial = signals @ dictionary  # α⁰: (N, K)
     correlation = initial
-    support = torch.empty(len(signals), 0, dtype=torch.long)
+    support = signals.new_empty(len(signals), 0, dtype=torch.long)
     factor = signals.new_ones(len(signals), 1, 1)  # L: the first atom's
     for step in range(sparsity):
         atom = correlation.abs().argmax(dim=1, keepdim=True)  # eq 19

@@ -326,7 +326,7 @@ def test_nothing_in_a_training_step_reads_a_value_on_the_host():
         training_step_calls("cpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: make test_cuda")
 def test_no_synchronisation_on_cuda():
     dictionary = random_dictionary(8, 12, seeded(), device="cuda")  # a CPU generator serves a GPU
     assert torch.equal(dictionary.cpu(), random_dictionary(8, 12, seeded()))

@@ -1,26 +1,39 @@
 /* Inner products of signals with all atoms: a matrix product whose right factor is the packed dictionary. */
 
+/* Signals of a tile: as many as leave registers for two vectors of atoms. */
 #if W == 16
 #define ROWS 8
+#elif W == 8
+#define ROWS 6
 #else
 #define ROWS 4
 #endif
+#define DEPTH 64 /* features at a time: so much of a panel stays in the first cache beside the signals */
+#define AHEAD 32 /* features: how far ahead the first tile on a panel fetches it */
 
-/* out[i][k] = Σ_l signals[i][l] · d_k[l] for ROWS signals and the 2·W atoms from `panel` on. */
-FUNCTION void NAME(tile)(const float *signals, long stride, const float *panel, long features, float *out, long out_stride)
+/* out[i][k] = Σ_l signals[i][l] · d_k[l] over l = from … to − 1, for `rows` ≤ ROWS signals and the 2·W atoms from `panel` on; added to what is
+ * there unless from = 0. With `fetch`, the panel's next lines are asked for. */
+FUNCTION void NAME(tile)(
+    const int rows, const int fetch, const float *signals, long stride, const float *panel, long from, long to, float *out, long out_stride)
 {
     vf c[ROWS][2];
-    for (int i = 0; i < ROWS; i++) c[i][0] = c[i][1] = NAME(splat)(0);
-    for (long l = 0; l < features; l++) {
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+        c[i][0] = from ? NAME(load)(out + i * out_stride) : NAME(splat)(0);
+        c[i][1] = from ? NAME(load)(out + i * out_stride + W) : NAME(splat)(0);
+    }
+    for (long l = from; l < to; l++) {
+        if (fetch) __builtin_prefetch(panel + (l + AHEAD) * PANEL);
         vf d0 = NAME(load)(panel + l * PANEL), d1 = NAME(load)(panel + l * PANEL + W);
 #pragma GCC unroll 8
-        for (int i = 0; i < ROWS; i++) {
+        for (int i = 0; i < rows; i++) {
             vf x = NAME(splat)(signals[i * stride + l]);
             c[i][0] = NAME(fma)(x, d0, c[i][0]);
             c[i][1] = NAME(fma)(x, d1, c[i][1]);
         }
     }
-    for (int i = 0; i < ROWS; i++) {
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
         NAME(store)(out + i * out_stride, c[i][0]);
         NAME(store)(out + i * out_stride + W, c[i][1]);
     }
@@ -31,22 +44,17 @@ TASK void NAME(correlate)(
     const float *signals, long rows, long stride, const float *packed, long features, long first, long last, float *out, long out_stride)
 {
     for (long panel = first; panel < last; panel++)
-        for (long part = 0; part < PANEL; part += 2 * W) {
-            const float *d = packed + panel * features * PANEL + part;
-            long k = panel * PANEL + part, i = 0;
-            for (; i + ROWS <= rows; i += ROWS)
-                NAME(tile)(signals + i * stride, stride, d, features, out + i * out_stride + k, out_stride);
-            for (; i < rows; i++) {
-                vf c0 = NAME(splat)(0), c1 = c0;
-                for (long l = 0; l < features; l++) {
-                    vf x = NAME(splat)(signals[i * stride + l]);
-                    c0 = NAME(fma)(x, NAME(load)(d + l * PANEL), c0);
-                    c1 = NAME(fma)(x, NAME(load)(d + l * PANEL + W), c1);
-                }
-                NAME(store)(out + i * out_stride + k, c0);
-                NAME(store)(out + i * out_stride + k + W, c1);
+        for (long from = 0; from < features; from += DEPTH)
+            for (long part = 0; part < PANEL; part += 2 * W) {
+                const float *d = packed + panel * features * PANEL + part;
+                long to = features - from < DEPTH ? features : from + DEPTH, k = panel * PANEL + part, i = 0;
+                if (rows >= ROWS) NAME(tile)(ROWS, 1, signals, stride, d, from, to, out + k, out_stride), i = ROWS;
+                for (; i + ROWS <= rows; i += ROWS)
+                    NAME(tile)(ROWS, 0, signals + i * stride, stride, d, from, to, out + i * out_stride + k, out_stride);
+                for (; i + ROWS / 2 <= rows; i += ROWS / 2)
+                    NAME(tile)(ROWS / 2, 0, signals + i * stride, stride, d, from, to, out + i * out_stride + k, out_stride);
+                for (; i < rows; i++) NAME(tile)(1, 1, signals + i * stride, stride, d, from, to, out + i * out_stride + k, out_stride);
             }
-        }
 }
 
 /* Task: rows of the Gram matrix of the atoms, from the diagonal on, and their mirror images. */
@@ -57,8 +65,12 @@ TASK void NAME(gram_task)(const void *arguments, void *workspace, long index)
     float *gram = (float *)p->gram, *out = gram + start * width;
     (void)workspace;
     NAME(correlate)(p->atoms + start * p->features, rows, p->features, p->packed, p->features, start / PANEL, p->panels, out, width);
-    /* Eight rows at a time: their lines, a power of two apart, still share the sets of the cache while they are read. */
-    for (long i = 0; i < rows; i += 8)
-        for (long k = start + GRAM_ROWS; k < p->count; k++)
-            for (long j = i; j < i + 8 && j < rows; j++) gram[k * width + start + j] = out[j * width + k];
+    /* Sixteen by sixteen: each line of the cache is read once and written once, as a whole, though all are a power of two apart. */
+    for (long k = start + GRAM_ROWS; k < p->count; k += 16)
+        for (long i = 0; i < rows; i += 16) {
+            float tile[16][16];
+            for (long j = 0; j < 16; j++)
+                for (long l = 0; l < 16; l++) tile[l][j] = out[(i + j) * width + k + l];
+            for (long l = 0; l < 16 && k + l < p->count; l++) memcpy(gram + (k + l) * width + start + i, tile[l], sizeof tile[l]);
+        }
 }

@@ -57,6 +57,8 @@ static const implementation NAME(implementation) = {
 #undef ISA_AVX512
 #undef ISA_AVX2
 #undef ROWS
+#undef DEPTH
+#undef AHEAD
 #undef LANES
 #undef VECTORS
 #undef GROUP

@@ -15,7 +15,7 @@ typedef struct nearest {
 } nearest;
 #endif
 
-#define NEAREST_SIGNALS 64 /* of a task; a multiple of ROWS */
+#define NEAREST_SIGNALS (8 * ROWS) /* of a task */
 
 TASK void NAME(nearest_task)(const void *arguments, void *workspace, long index)
 {

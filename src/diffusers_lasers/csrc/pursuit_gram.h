@@ -9,7 +9,7 @@
  * e_s = (1 + Σ |R_ts| e_t) / R_ss: where that grows, w_s is computed directly, and so is α once the residual has become short.
  */
 
-#define SIGNALS 32           /* of a task */
+#define SIGNALS (4 * ROWS)   /* of a task */
 #define BLOCK (8 * W)        /* atoms at a time; divides the padded number of atoms */
 #define WORST_ROUNDING 16.0f /* e_s that the recursion may reach */
 #define SHORT 0.03f          /* share of the residual's length at the last direct computation of α that asks for the next */

@@ -25,8 +25,13 @@ FUNCTION void NAME(store)(float *x, vf v) { memcpy(x, &v, sizeof v); }
 
 FUNCTION vf NAME(splat)(float x)
 {
-    vf v = {0};
-    return v + x;
+#if ISA_AVX512
+    return (vf)_mm512_set1_ps(x);
+#elif ISA_AVX2
+    return (vf)_mm256_set1_ps(x);
+#else
+    return (vf){x, x, x, x};
+#endif
 }
 
 FUNCTION vi NAME(isplat)(int x)

@@ -132,17 +132,16 @@ class SupportFit:
 
     def code(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Indices and coefficients `(n, s)`: back substitution R γ = Qᵀ y. An unused slot has projection 0, hence coefficient 0."""
-        steps = len(self.slots)
-        solution: list[torch.Tensor] = [torch.empty(0)] * steps
-        for s in reversed(range(steps)):
-            value = self.projections[s]
-            for t in range(s + 1, steps):
-                value = torch.addcmul(value, self.triangle[s, t], solution[t], value=-1.0)
-            solution[s] = torch.where(self.used[s], value / self.triangle[s, s], 0.0)
-        indices = torch.stack([torch.where(u, j, -1) for u, j in zip(self.used, self.slots)], dim=1)
-        scaled = [value * self.scale[slot] * self.unit for value, slot in zip(solution, self.slots)]
+        slots, used = torch.stack(self.slots), torch.stack(self.used)  # (s, n)
+        values = torch.stack(self.projections)
+        for s in reversed(range(len(slots))):
+            values[s].div_(self.triangle[s, s])
+            if s:
+                values[:s].addcmul_(self.triangle[:s, s], values[s], value=-1.0)
+        values = torch.where(used, values * self.scale[slots] * self.unit, 0.0)
         finite = self.finite & torch.isfinite(self.scale).all()
-        return indices, torch.where(finite.unsqueeze(1), torch.stack(scaled, dim=1), float("nan"))
+        values = torch.where(finite, values, float("nan"))
+        return torch.where(used, slots, -1).t().contiguous(), values.t().contiguous()
 
 
 def _code_block(signals, atoms, scale, correlate, sparsity, tolerance, orthogonal):
@@ -225,9 +224,11 @@ def _row_maximum(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Largest value `(n,)` of each row of `values (n, K)` and where it stands, the first on ties; K is a multiple of `_RUN`.
 
-    `max` with indices runs at a tenth of the speed of `amax` on a CPU. So the maximum of each run of `_RUN` values is found by `amax`, and
+    `max` with indices runs at a tenth of the speed of `amax` on a CPU. So there the maximum of each run of `_RUN` values is found by `amax`, and
     only the runs' maxima and the best run are searched with indices.
     """
+    if values.device.type != "cpu":
+        return values.max(dim=1)
     n, atoms = values.shape
     if atoms == _RUN:
         best = values.amax(dim=1)
