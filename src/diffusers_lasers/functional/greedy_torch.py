@@ -86,7 +86,8 @@ class SupportFit:
         self.independence = RELATIVE_INDEPENDENCE[dtype]
         self.finite = torch.isfinite(self.length)
         self.active = self.finite & (self.length > 0)
-        self.residual = torch.where(self.active, self.residual, 0.0)
+        self.zero = signals.new_zeros(())
+        self.residual = torch.where(self.active, self.residual, self.zero)
         self.basis = signals.new_zeros(sparsity, features, n)
         self.triangle = signals.new_zeros(sparsity, sparsity, n)  # [t, s] = R_ts
         self.projections: list[torch.Tensor] = []
@@ -119,8 +120,8 @@ class SupportFit:
         if greedy:
             added = added & (projection.abs() * height > self.smallest)
             self.active = added
-        direction = torch.where(added, direction, 0.0)
-        projection = torch.where(added, projection, 0.0)
+        direction = torch.where(added, direction, self.zero)
+        projection = torch.where(added, projection, self.zero)
         self.residual = torch.addcmul(self.residual, projection, direction, value=-1.0)
         self.basis[s] = direction
         self.triangle[:s, s] = overlaps
