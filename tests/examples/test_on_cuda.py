@@ -59,11 +59,13 @@ def words(**flags):
     return line
 
 
-def finite_log(folder):
+def finite_log(folder, precision="no"):
+    """The log's lines, all finite but for the norms of the steps with which the scaler of float16 finds its scale."""
     lines = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
     assert lines
     for line in lines:
-        assert all(math.isfinite(v) for v in line.values() if isinstance(v, float)), line
+        wrong = {name: v for name, v in line.items() if isinstance(v, float) and not math.isfinite(v)}
+        assert not wrong or (precision == "fp16" and all("norm" in name for name in wrong)), wrong
     return lines
 
 
@@ -72,7 +74,7 @@ def finite_log(folder):
 def test_dlgan_trains_and_resumes(photos, tmp_path, precision, update):
     flags = {**DLGAN, "train_data_dir": photos, "validation_data_dir": photos, "dictionary_update": update}
     launch("train_dlgan.py", words(**flags, output_dir=tmp_path / "model"), *one_gpu(precision))
-    finite_log(tmp_path / "model")
+    finite_log(tmp_path / "model", precision)
     model = AutoencoderDL.from_pretrained(tmp_path / "model")
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
     lengths = model.bottleneck.dictionary.norm(dim=0)
@@ -80,7 +82,7 @@ def test_dlgan_trains_and_resumes(photos, tmp_path, precision, update):
     flags.update(max_train_steps=10, resume_from_checkpoint="latest")
     result = launch("train_dlgan.py", words(**flags, output_dir=tmp_path / "model"), *one_gpu(precision))
     assert "8/10" in result.stderr  # it goes on where the first run ended
-    assert finite_log(tmp_path / "model")[-1]["step"] == 10
+    assert finite_log(tmp_path / "model", precision)[-1]["step"] == 10
 
 
 @pytest.mark.parametrize("config", ["multi_gpu.yaml", "fsdp.yaml"])
@@ -125,7 +127,7 @@ def test_diffusion_on_indices(photos, codec, tmp_path, parameterization, precisi
         "max_train_steps": 6, "report_to": "none",
     }  # fmt: skip
     launch("train_categorical_ddpm.py", words(**flags), *one_gpu(precision))
-    finite_log(out)
+    finite_log(out, precision)
     pipeline = ModelBasedLatentDiffusionPipeline.from_pretrained(out).to("cuda")
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline(num_inference_steps=2, output_type="pt").images.isfinite().all()

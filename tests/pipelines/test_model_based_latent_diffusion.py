@@ -128,7 +128,9 @@ def test_callbacks_see_and_change_and_stop_the_loop():
 def test_half_precision_and_offload_hooks():
     pipeline = make(refiner=True).to(dtype=torch.bfloat16)
     assert pipeline(num_inference_steps=2, output_type="pt").images.isfinite().all()
-    assert pipeline.model_cpu_offload_seq == "unet->codec->refiner"
+    assert pipeline.model_cpu_offload_seq == "unet->refiner" and pipeline._exclude_from_cpu_offload == ["codec"]
+    offloaded = [pipeline.components[name] for name in pipeline.model_cpu_offload_seq.split("->")]
+    assert all(list(model.parameters()) for model in offloaded)  # accelerate's hook looks at the first one
 
 
 def test_parts_that_do_not_fit_are_named():

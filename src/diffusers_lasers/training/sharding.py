@@ -104,7 +104,8 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
 def save_optimizer_whole(optimizer: torch.optim.Optimizer) -> None:
     """
     From now on `optimizer.state_dict()` holds whole tensors, what was sharded in host memory, and `optimizer.load_state_dict` takes them: such a
-    state is that of a run without sharding. All ranks have to call both.
+    state is that of a run without sharding. All ranks have to call both. Groups with both sharded and whole parameters take their steps parameter by
+    parameter: one operation on many, the default on a GPU, takes no mixture.
 
     Args:
         optimizer (`torch.optim.Optimizer`): An optimiser of parameters of which some are sharded.
@@ -129,6 +130,21 @@ def save_optimizer_whole(optimizer: torch.optim.Optimizer) -> None:
                 }
         return {**state, "state": moments}
 
+    asked: list[tuple[dict, dict]] = []  # groups, and how they are stepped otherwise
+
+    def separate(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        for group in optimizer.param_groups:
+            if len({isinstance(parameter, DTensor) for parameter in group["params"]}) == 2:
+                asked.append((group, {name: group[name] for name in ("foreach", "fused") if name in group}))
+                group.update(dict.fromkeys(asked[-1][1], False))
+
+    def restore(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        while asked:
+            group, options = asked.pop()
+            group.update(options)
+
+    optimizer.register_step_pre_hook(separate)
+    optimizer.register_step_post_hook(restore)
     optimizer.register_state_dict_post_hook(gather)
     optimizer.register_load_state_dict_pre_hook(shard)
 

@@ -48,7 +48,8 @@ class LatentDLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionPipelin
         ValueError: If the bottleneck is made for another number of channels than the autoencoder's latents have.
     """
 
-    model_cpu_offload_seq = "text_encoder->image_encoder->unet->bottleneck->vae"
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
+    _exclude_from_cpu_offload = ["bottleneck"]  # small, and some have no parameters, which accelerate's hook asks for
     _optional_components = ["safety_checker", "feature_extractor", "bottleneck", "image_encoder"]
 
     def __init__(

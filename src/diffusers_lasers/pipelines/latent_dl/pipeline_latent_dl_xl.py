@@ -48,7 +48,8 @@ class LatentDLXLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionXLPip
         ValueError: If the bottleneck is made for another number of channels than the autoencoder's latents have.
     """
 
-    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->bottleneck->vae"
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
+    _exclude_from_cpu_offload = ["bottleneck"]  # small, and some have no parameters, which accelerate's hook asks for
     _optional_components = [*StableDiffusionXLPipeline._optional_components, "bottleneck"]
 
     def __init__(

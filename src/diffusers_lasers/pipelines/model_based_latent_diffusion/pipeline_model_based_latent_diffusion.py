@@ -34,8 +34,8 @@ __all__ = ["ModelBasedLatentDiffusionPipeline"]
 
 class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
     r"""
-    Creates a pipeline that samples images by diffusion on a codec's indices. Generators may live on any device, but for `DiscreteDDIMScheduler`, which wants
-    them where the denoiser is.
+    Creates a pipeline that samples images by diffusion on a codec's indices. Generators may live on any device; one on the CPU draws the same wherever the
+    denoiser is.
 
     Args:
         codec ([`ModelBasedVQCodec`] or [`AutoencoderDL`]): What the indices mean; an autoencoder needs VQ or residual VQ.
@@ -47,7 +47,8 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
         ValueError: If the parts do not fit each other.
     """
 
-    model_cpu_offload_seq = "unet->codec->refiner"
+    model_cpu_offload_seq = "unet->refiner"
+    _exclude_from_cpu_offload = ["codec"]  # small, and a codec has no parameters, which accelerate's hook asks for
     _optional_components = ["refiner"]
     _callback_tensor_inputs = ["latents"]
 
@@ -246,13 +247,13 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
         rows = logits.movedim(2, -1).flatten(1, 3)  # (B, c̄ h w, |C|)
         flat = latents.flatten(1)
         temperature = 1.0 if temperature is None else temperature
+
+        def step(row, site, own):  # where the generator is: the scheduler takes no other
+            place = row.device if own is None else own.device
+            arguments = {"temperature": temperature, "generator": own}
+            return self.scheduler.step(row.to(place), timestep, site.to(place), **arguments).prev_sample.to(row.device)
+
         if isinstance(generator, list):
-            steps = [
-                self.scheduler.step(
-                    row[None], timestep, site[None], temperature=temperature, generator=own
-                ).prev_sample
-                for row, site, own in zip(rows, flat, generator)
-            ]
+            steps = [step(row[None], site[None], own) for row, site, own in zip(rows, flat, generator)]
             return torch.cat(steps).view_as(latents), estimate
-        output = self.scheduler.step(rows, timestep, flat, temperature=temperature, generator=generator)
-        return output.prev_sample.view_as(latents), estimate
+        return step(rows, flat, generator).view_as(latents), estimate
