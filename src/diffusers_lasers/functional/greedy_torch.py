@@ -23,6 +23,9 @@ from .arguments import unit_atoms
 
 # Correlations held at a time (signals × atoms): on the CPU what its cache holds, on an accelerator what keeps it busy.
 _BLOCK_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
+# Numbers of the bases held at a time (signals × sparsity × features). OMP keeps no correlations from step to step: its blocks of signals are
+# larger than those of correlations, so that an operation on them is worth its start.
+_BASIS_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
 _RUN = 64  # atoms are padded to a multiple; see `_row_maximum`
 # A step must explain at least this share of a signal's length (squared length: its square); below it lies rounding.
 RELATIVE_CORRELATION = {torch.float32: 1e-6, torch.float64: 1e-13}
@@ -43,16 +46,23 @@ def greedy_pursuit_torch(
     """
     n, count = signals.shape[0], dictionary.shape[1]
     atoms, scale = unit_atoms(dictionary)
-    atoms, scale = F.pad(atoms, (0, -count % _RUN)), F.pad(scale, (0, -count % _RUN))
-    block = _BLOCK_ELEMENTS["cpu" if signals.device.type == "cpu" else "accelerator"]
-    rows = max(1, block // max(atoms.shape[1], sparsity * signals.shape[1]))
-    correlate = _correlator(atoms, min(rows, n))
-    parts = [
-        _code_block(part, atoms, scale, correlate, sparsity, tolerance, orthogonal) for part in signals.split(rows)
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([indices for indices, _ in parts]), torch.cat([coefficients for _, coefficients in parts])
+    if count % _RUN:
+        atoms, scale = F.pad(atoms, (0, -count % _RUN)), F.pad(scale, (0, -count % _RUN))
+    where = "cpu" if signals.device.type == "cpu" else "accelerator"
+    at_once = max(1, _BLOCK_ELEMENTS[where] // atoms.shape[1])
+    rows = max(1, _BASIS_ELEMENTS[where] // (sparsity * signals.shape[1] + 16))  # 16: single numbers a signal
+    if orthogonal:
+        at_once = rows = min(at_once, rows)
+    correlate = _correlator(atoms, min(at_once, rows, n))
+    blocks = signals.split(rows)
+    if len(blocks) == 1:
+        return _code_block(signals, atoms, scale, correlate, at_once, sparsity, tolerance, orthogonal)
+    indices, coefficients = signals.new_empty(n, sparsity, dtype=torch.int64), signals.new_empty(n, sparsity)
+    for part, *places in zip(blocks, indices.split(rows), coefficients.split(rows)):
+        results = _code_block(part, atoms, scale, correlate, at_once, sparsity, tolerance, orthogonal)
+        for place, result in zip(places, results):
+            place.copy_(result)
+    return indices, coefficients
 
 
 class SupportFit:
@@ -145,13 +155,14 @@ class SupportFit:
         return torch.where(used, slots, -1).t().contiguous(), values.t().contiguous()
 
 
-def _code_block(signals, atoms, scale, correlate, sparsity, tolerance, orthogonal):
-    """OMP or OLS of one block: `signals (n, L)`, unit (or zero) `atoms (L, K)`; K a multiple of `_RUN`; `correlate` of `_correlator`."""
+def _code_block(signals, atoms, scale, correlate, at_once, sparsity, tolerance, orthogonal):
+    """OMP or OLS of one block: `signals (n, L)`, unit (or zero) `atoms (L, K)`; K a multiple of `_RUN`; `correlate` of `_correlator`, for
+    `at_once` signals."""
     fit = SupportFit(signals, atoms, scale, sparsity)
     goal = None if tolerance is None else tolerance / fit.unit
-    scores = correlate(fit.residual, not orthogonal)
     if orthogonal:
-        correlations, scores = scores, torch.empty_like(scores)
+        correlations = correlate(fit.residual, False)
+        scores = torch.empty_like(correlations)
         # squared lengths outside the span; a zero atom has none
         lengths = (atoms.square().sum(dim=0) > 0).to(atoms.dtype).expand_as(scores).clone()
     least_score = fit.smallest.square() if orthogonal else fit.smallest
@@ -162,17 +173,23 @@ def _code_block(signals, atoms, scale, correlate, sparsity, tolerance, orthogona
             # an atom that has become dependent gets an infinite length, from which no later step brings it back
             F.threshold_(lengths, LEAST_SQUARED_LENGTH[signals.dtype], math.inf)
             torch.div(correlations, lengths, out=scores).mul_(correlations)
-        best, slot = _row_maximum(scores)
+            best, slot = _row_maximum(scores)
+        else:
+            best, slot = _most_correlated(fit.residual, correlate, at_once)
         direction, projection = fit.add(slot, best > least_score)
-        if step + 1 == sparsity:
-            break
-        if orthogonal:
+        if orthogonal and step + 1 < sparsity:
             new = correlate(direction, False)
             correlations.addcmul_(new, projection.unsqueeze(1), value=-1.0)
             lengths.addcmul_(new, new, value=-1.0)
-        else:
-            scores = correlate(fit.residual, True)
     return fit.code()
+
+
+def _most_correlated(residual, correlate, at_once):
+    """Largest absolute correlation `(n,)` of each column of `residual (L, n)`, and with which atom; `at_once` signals at a time."""
+    if residual.shape[1] <= at_once:
+        return _row_maximum(correlate(residual, True))
+    parts = [_row_maximum(correlate(part, True)) for part in residual.split(at_once, dim=1)]
+    return torch.cat([best for best, _ in parts]), torch.cat([slot for _, slot in parts])
 
 
 def _norm(columns: torch.Tensor) -> torch.Tensor:
