@@ -302,3 +302,22 @@ def test_colors_differ(modules):
         report.COLORS[first] != report.COLORS[second] for first, second in itertools.combinations(report.COLORS, 2)
     )
     assert set(report.COLORS) == {coder.name for coder in report.CODERS}
+
+
+def test_the_benchmark_on_a_gpu_needs_one():
+    process = subprocess.run(
+        [sys.executable, ROOT / "utils/benchmark_sparse_coding_gpu.py", "--cases", "A"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert process.returncode == 2 and "needs a CUDA device" in process.stderr
+
+
+def test_the_step_benchmark_knows_what_runs_on_a_gpu():
+    process = subprocess.run(
+        [sys.executable, ROOT / "utils/benchmark_training_step.py", "--device", "cuda", "--variants", "omp, fused"],
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2 and "the kernels run on the CPU only; on cuda --variants takes vq" in process.stderr
