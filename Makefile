@@ -43,7 +43,7 @@ TEST_WORKERS ?= 2
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-# On a machine with a GPU and a torch built for it (PYTHON=python3 VENV=... for an environment that has one).
+# On a machine with a GPU: where .venv has a torch that is built for it, as the default one on Linux is.
 test_cuda: $(STAMP)
 	DIFFUSERS_LASERS_TEST_CUDA=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) tests/*/test_on_cuda.py $(PYTEST_ARGS)
 

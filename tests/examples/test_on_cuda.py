@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from diffusers_lasers import AutoencoderDL, ModelBasedLatentDiffusionPipeline, ModelBasedVQCodec
 from diffusers_lasers.commands.cli import main
@@ -96,15 +95,14 @@ def test_dlgan_over_nccl(photos, tmp_path, config):
     assert AutoencoderDL.from_pretrained(tmp_path / "model").bottleneck.dictionary.isfinite().all()
 
 
-def test_data_of_the_gpu_and_of_the_cpu_give_the_same_start(photos, tmp_path):
-    """The same seed gives the same first weights and batches on both."""
+def test_runs_on_the_gpu_and_on_the_cpu_start_alike(photos, tmp_path):
+    """The same seed gives the same weights and batches on both: the first loss is the same up to TF32 in convolutions."""
     flags = {**DLGAN, "train_data_dir": photos, "validation_data_dir": photos, "max_train_steps": 1, "log_steps": 1}
     for name, place in (("gpu", ()), ("cpu", ("--cpu",))):
         launch("train_dlgan.py", words(**flags, output_dir=tmp_path / name), *one_gpu("no"), *place)
-    gpu, cpu = (load_file(tmp_path / name / "diffusion_pytorch_model.safetensors") for name in ("gpu", "cpu"))
-    for name, tensor in cpu.items():
-        if name.startswith("encoder.conv_in"):
-            torch.testing.assert_close(gpu[name], tensor, rtol=0, atol=5e-3)
+    gpu, cpu = (finite_log(tmp_path / name)[0] for name in ("gpu", "cpu"))
+    assert gpu["step"] == cpu["step"] == 1
+    assert gpu["mse"] == pytest.approx(cpu["mse"], rel=5e-3)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """examples/train_dlgan.py as a user runs it: `accelerate launch` on a folder of small pictures; and its options in this process."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -735,6 +736,24 @@ def test_what_cannot_be_sharded(run, monkeypatch, tmp_path, environment, flags, 
     with pytest.raises(SystemExit, match="train_dlgan.py: error: ") as stop:
         run(**flags)
     assert sentence in stop.value.code and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name, reshard", [("fsdp", True), ("zero2", False)])
+def test_the_configuration_says_whether_weights_are_given_up_between_the_passes(script, monkeypatch, name, reshard):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(SCRIPT.parent / "accelerate_configs" / f"{name}.yaml")).fsdp_config
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    for key, value in config.items():  # as `accelerate launch` hands it over
+        monkeypatch.setenv(key.upper(), str(value).lower())
+    assert script.launched_fsdp() is reshard
+    given = []
+    monkeypatch.setattr(script, "FullySharded", lambda network, keep, reshard: given.append(reshard))
+    network = AutoencoderDL(bottleneck_config={"num_atoms": 16, "sparsity": 2})
+    accelerator = argparse.Namespace(device=torch.device("cpu"))
+    run = argparse.Namespace(model=network, discriminator=None, accelerator=accelerator, sharded={})
+    script.shard(run, reshard_after_forward=reshard)
+    assert given == [reshard]
 
 
 # The options of a run, one by one

@@ -326,20 +326,6 @@ def test_nothing_in_a_training_step_reads_a_value_on_the_host():
         training_step_calls("cpu")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: make test_cuda")
-def test_no_synchronisation_on_cuda():
-    dictionary = random_dictionary(8, 12, seeded(), device="cuda")  # a CPU generator serves a GPU
-    assert torch.equal(dictionary.cpu(), random_dictionary(8, 12, seeded()))
-    signals, dead = torch.randn(30, 8, device="cuda"), torch.ones(12, dtype=torch.bool, device="cuda")
-    training_step_calls("cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        training_step_calls("cuda")
-        revive_atoms(dictionary, dead, signals, generator=seeded())
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 D, Z = torch.eye(3, 4), torch.ones(5, 3)

@@ -231,15 +231,19 @@ def test_code_does_not_depend_on_the_batch():
         assert (weights[0] - coefficients[n]).abs().max() <= 1e-6 * coefficients[n].abs().max()
 
 
-@pytest.mark.parametrize("block_elements", [1, 64, 1000, 64 * 37])
-def test_code_does_not_depend_on_the_chunks(monkeypatch, block_elements):
+@pytest.mark.parametrize("pursuit", [omp, ols])
+@pytest.mark.parametrize(
+    "block_elements, basis_elements", [(1, 1), (64, 2**20), (2**20, 96 * 7), (1000, 96 * 40), (64 * 37, 96 * 99)]
+)
+def test_code_does_not_depend_on_the_chunks(monkeypatch, pursuit, block_elements, basis_elements):
     signals, dictionary = problem(100, 16, 64)
-    indices, coefficients = omp(signals, dictionary, 5)
+    indices, coefficients = pursuit(signals, dictionary, 5)
     monkeypatch.setitem(greedy_torch._BLOCK_ELEMENTS, "cpu", block_elements)
-    chunked, weights = omp(signals, dictionary, 5)
+    monkeypatch.setitem(greedy_torch._BASIS_ELEMENTS, "cpu", basis_elements)
+    chunked, weights = pursuit(signals, dictionary, 5)
     assert torch.equal(chunked, indices)
     assert ((weights - coefficients).abs() <= 1e-6 * coefficients.abs().amax(dim=1, keepdim=True)).all()
-    assert omp(signals[:0], dictionary, 5)[0].shape == (0, 5)
+    assert pursuit(signals[:0], dictionary, 5)[0].shape == (0, 5)
 
 
 @pytest.mark.parametrize("pursuit", [omp, ols])

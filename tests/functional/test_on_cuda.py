@@ -6,14 +6,20 @@ import pytest
 import torch
 
 from diffusers_lasers.functional import (
+    accumulate_statistics,
+    block_coordinate_update,
     codebook_order,
     dictionary_from_signals,
     get_pursuit,
     gumbel_softmax,
     kmeans,
+    mutual_coherence,
     nearest_codewords,
+    normalize_atoms,
+    project_to_tangent,
     projection_synthesis,
     random_dictionary,
+    revive_atoms,
     sample_categorical,
     synthesize,
 )
@@ -206,6 +212,26 @@ def test_first_atoms_from_a_cpu_generator():
     atoms = dictionary_from_signals(signals.cuda(), 32, generator=torch.Generator().manual_seed(0))
     expected = dictionary_from_signals(signals, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(atoms.cpu(), expected)
+
+
+def test_the_host_never_waits_for_a_dictionary():
+    generator = torch.Generator().manual_seed(0)  # one on the CPU serves a GPU
+    dictionary = random_dictionary(8, 12, generator, device="cuda")
+    assert torch.equal(dictionary.cpu(), random_dictionary(8, 12, torch.Generator().manual_seed(0)))
+    signals, coefficients = torch.randn(30, 8, device="cuda"), torch.randn(30, 3, device="cuda")
+    indices, dead = torch.randint(-1, 12, (30, 3), device="cuda"), torch.arange(12, device="cuda") % 2 == 0
+
+    def step():
+        normalize_atoms(project_to_tangent(torch.ones_like(dictionary), dictionary))
+        mutual_coherence(dictionary)
+        statistics = torch.zeros(12, 12, device="cuda"), torch.zeros(8, 12, device="cuda")
+        statistics = accumulate_statistics(*statistics, signals, indices, coefficients, 0.5)
+        block_coordinate_update(dictionary, *statistics)
+        revive_atoms(dictionary, dead, signals, generator=generator)
+
+    step()
+    with never_waiting():
+        step()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -344,6 +344,9 @@ def test_offload_order_names_every_model_and_calls_can_be_interrupted(load, stab
         models = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
         order = set(pipeline.model_cpu_offload_seq.split("->"))
         assert models <= order | set(pipeline._exclude_from_cpu_offload) and "bottleneck" not in order
+        # what Stable Diffusion keeps on its device stays there
+        parent = StableDiffusionXLPipeline if pipeline is xl else StableDiffusionPipeline
+        assert set(parent._exclude_from_cpu_offload) <= set(pipeline._exclude_from_cpu_offload)
         # accelerate's hook looks at a model's first parameter, and a bottleneck may have none
         assert all(list(pipeline.components[name].parameters()) for name in models & order)
     steps = []

@@ -8,7 +8,7 @@ and multiplies *it* with the codebook (Alg. 1 multiplies the raw logits). Sampli
 smooths a gradient, γ a distribution; as γ → 0, the most likely codeword is taken. An index i stands for the number 2 i / (|C| − 1) − 1, a soft one-hot
 vector for its mean.
 
-All random numbers come from `randn_tensor`, whose generators may live on another device or come one an item: a normal number through its distribution
+All random numbers come from `randn_tensor`, whose generators may live on the CPU or come one an item: a normal number through its distribution
 function is uniform. They are float32 and kept off 0 and 1, where half precision would find infinities.
 """
 
@@ -41,7 +41,7 @@ def uniform_noise(shape: tuple[int, ...], generator: Generators = None, device: 
 
     Args:
         shape (`tuple[int, ...]`): Their shape; the first entry is the batch.
-        generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, of any device.
+        generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, on the CPU or the device of the numbers.
         device (`torch.device`, *optional*): Where the numbers are wanted. Defaults to the CPU.
 
     Returns:
@@ -57,7 +57,7 @@ def gumbel_noise(shape: tuple[int, ...], generator: Generators = None, device: t
 
     Args:
         shape (`tuple[int, ...]`): Their shape; the first entry is the batch.
-        generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, of any device.
+        generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, on the CPU or the device of the numbers.
         device (`torch.device`, *optional*): Where the numbers are wanted. Defaults to the CPU.
 
     Returns:

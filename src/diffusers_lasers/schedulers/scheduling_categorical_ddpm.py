@@ -209,7 +209,7 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
             model_output (`torch.Tensor` of shape `(B, c̄, |C|, h, w)`): Logits.
             timestep (`int` or 0-dim `torch.Tensor`): t.
             sample (`torch.Tensor` of shape `(B, c̄, h, w)`): z_t.
-            generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, of any device.
+            generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, on the CPU or where the sample is.
             temperature (`float`, *optional*): γ. Defaults to the configuration's.
             eta (`float`, *optional*): η in [0, 1]. Defaults to the configuration's.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.

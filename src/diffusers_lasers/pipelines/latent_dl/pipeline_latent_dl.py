@@ -49,7 +49,8 @@ class LatentDLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionPipelin
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
-    _exclude_from_cpu_offload = ["bottleneck"]  # small, and some have no parameters, which accelerate's hook asks for
+    # a bottleneck is small, and some have no parameters, which accelerate's hook asks for
+    _exclude_from_cpu_offload = [*StableDiffusionPipeline._exclude_from_cpu_offload, "bottleneck"]
     _optional_components = ["safety_checker", "feature_extractor", "bottleneck", "image_encoder"]
 
     def __init__(

@@ -49,7 +49,8 @@ class LatentDLXLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionXLPip
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
-    _exclude_from_cpu_offload = ["bottleneck"]  # small, and some have no parameters, which accelerate's hook asks for
+    # a bottleneck is small, and some have no parameters, which accelerate's hook asks for
+    _exclude_from_cpu_offload = [*StableDiffusionXLPipeline._exclude_from_cpu_offload, "bottleneck"]
     _optional_components = [*StableDiffusionXLPipeline._optional_components, "bottleneck"]
 
     def __init__(

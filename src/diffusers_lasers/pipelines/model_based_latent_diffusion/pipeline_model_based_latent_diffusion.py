@@ -34,8 +34,8 @@ __all__ = ["ModelBasedLatentDiffusionPipeline"]
 
 class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
     r"""
-    Creates a pipeline that samples images by diffusion on a codec's indices. Generators may live on any device; one on the CPU draws the same wherever the
-    denoiser is.
+    Creates a pipeline that samples images by diffusion on a codec's indices. Generators live on the CPU, and then draw the same wherever the denoiser is,
+    or where it is.
 
     Args:
         codec ([`ModelBasedVQCodec`] or [`AutoencoderDL`]): What the indices mean; an autoencoder needs VQ or residual VQ.
@@ -48,7 +48,7 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet->refiner"
-    _exclude_from_cpu_offload = ["codec"]  # small, and a codec has no parameters, which accelerate's hook asks for
+    _exclude_from_cpu_offload = ["codec"]  # a patch codec has no parameters, which accelerate's hook asks for
     _optional_components = ["refiner"]
     _callback_tensor_inputs = ["latents"]
 
@@ -166,7 +166,7 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
             width (`int`, *optional*): Pixels across.
             temperature (`float`, *optional*): γ of eq 25, for logits; 0 takes the most likely codeword. Defaults to the scheduler's, or 1.
             eta (`float`, *optional*): η of [`CategoricalDDPMScheduler`]. Defaults to the scheduler's.
-            generator (`torch.Generator` or a list of them, *optional*): One, or one an image, of any device.
+            generator (`torch.Generator` or a list of them, *optional*): One, or one an image, on the CPU or where the denoiser is.
             latents (`torch.Tensor` of shape `(B, c̄, h, w)`, *optional*): A start of one's own, z_T.
             use_refiner (`bool`, defaults to `True`): Whether the refiner, where there is one, repairs the images.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, or `"latent"`: the codes.
