@@ -76,6 +76,23 @@ def in_two_processes():
     return run_ranks
 
 
+@contextlib.contextmanager
+def refuse_waiting():
+    """Any read of a GPU's value on the host raises."""
+    import torch
+
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture(scope="session")
+def never_waiting():
+    return refuse_waiting
+
+
 def run_here(script: Path, *words: object) -> tuple[int, str, str]:
     """Runs a script as `python SCRIPT WORDS…` does, but in this process, which has imported torch already: code, stdout, stderr."""
     out, err, code = io.StringIO(), io.StringIO(), 0

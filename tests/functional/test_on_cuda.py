@@ -1,7 +1,5 @@
 """Pursuits, synthesis and codewords on a GPU: the results of the CPU in float64, no wait of the host, one compiled graph. Skipped without a GPU."""
 
-import contextlib
-
 import pytest
 import torch
 
@@ -27,16 +25,6 @@ from diffusers_lasers.functional import (
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: make test_cuda")
 PURSUITS = ["omp", "ols", "iht", "fista"]
-
-
-@contextlib.contextmanager
-def never_waiting():
-    """Any read of a value on the host raises."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def problem(n=2000, features=16, atoms=200, dtype=torch.float64):
@@ -82,7 +70,7 @@ def test_float32_leaves_the_residuals_of_float64(name, tf32):
 
 
 @pytest.mark.parametrize("name", PURSUITS)
-def test_the_host_never_waits(name):
+def test_the_host_never_waits(name, never_waiting):
     signals, dictionary = (part.cuda() for part in problem(dtype=torch.float32))
     dictionary.requires_grad_()
 
@@ -214,7 +202,7 @@ def test_first_atoms_from_a_cpu_generator():
     torch.testing.assert_close(atoms.cpu(), expected)
 
 
-def test_the_host_never_waits_for_a_dictionary():
+def test_the_host_never_waits_for_a_dictionary(never_waiting):
     generator = torch.Generator().manual_seed(0)  # one on the CPU serves a GPU
     dictionary = random_dictionary(8, 12, generator, device="cuda")
     assert torch.equal(dictionary.cpu(), random_dictionary(8, 12, torch.Generator().manual_seed(0)))

@@ -1,7 +1,5 @@
 """Models on a GPU: the codes of the CPU, half precision, no wait of the host in a training step. Skipped without a GPU."""
 
-import contextlib
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -32,16 +30,6 @@ BOTTLENECKS = {
     "fsq": lambda: FSQBottleneck(6, levels=(5,) * 6),
 }
 MODELS = {"dictionary": {"num_atoms": 32, "sparsity": 3}, "vq": {"num_codewords": 32}, "fsq": {"levels": (5,) * 8}}
-
-
-@contextlib.contextmanager
-def never_waiting():
-    """Any read of a value on the host raises."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def latents(batch=16, size=8, channels=6):
@@ -84,7 +72,7 @@ def test_first_symbols_are_those_of_the_cpu(bottleneck):
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
-def test_the_host_never_waits_in_training(bottleneck, dtype):
+def test_the_host_never_waits_in_training(bottleneck, dtype, never_waiting):
     bottleneck.cuda().train()
     z = latents().cuda().requires_grad_()
 
@@ -132,7 +120,7 @@ def test_half_precision_models(name, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("block_coordinate", [False, True])
-def test_a_whole_adversarial_step_without_waiting(block_coordinate):
+def test_a_whole_adversarial_step_without_waiting(block_coordinate, never_waiting):
     torch.manual_seed(0)
     model = AutoencoderDL(bottleneck_config={"num_atoms": 32, "sparsity": 3}, latent_channels=8).cuda().train()
     judge = PatchDiscriminator(base_channels=8, num_layers=2, norm_type="batch").cuda().train()
