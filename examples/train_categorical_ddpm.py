@@ -60,7 +60,7 @@ from diffusers_lasers.training import (
     load_image_dataset,
     save_checkpoint,
 )
-from diffusers_lasers.utils import hide_token, push_folder, save_image, write_json, write_model_card
+from diffusers_lasers.utils import hide_token, push_folder, save_image, settle, write_json, write_model_card
 
 
 logger = get_logger(__name__)
@@ -520,6 +520,7 @@ def main(args):
             log.write({"step": run.state.step, **figures})
         finish(run, args, settings, figures, picture)
     run.accelerator.wait_for_everyone()
+    settle()
     run.accelerator.end_training()
 
 

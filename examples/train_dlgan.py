@@ -75,7 +75,7 @@ from diffusers_lasers.training import (
     take_batch,
     verify_checkpoint,
 )
-from diffusers_lasers.utils import hide_token, push_folder, write_json, write_model_card
+from diffusers_lasers.utils import hide_token, push_folder, settle, write_json, write_model_card
 from diffusers_lasers.utils.image_sources import to_rgb
 
 
@@ -820,6 +820,8 @@ class Recorder:
                     "End of training",
                     ["checkpoint-*", f"{self.args.logging_dir}/*"],
                 )
+        self.accelerator.wait_for_everyone()
+        settle()
         self.accelerator.end_training()
 
 

@@ -7,7 +7,14 @@ import torch
 import torch.distributed as dist
 
 from diffusers_lasers import DictionaryBottleneck, ResidualVQBottleneck
-from diffusers_lasers.utils import all_gather, all_reduce_max, all_reduce_sum, broadcast, rank_and_world_size
+from diffusers_lasers.utils import (
+    all_gather,
+    all_reduce_max,
+    all_reduce_sum,
+    broadcast,
+    distributed,
+    rank_and_world_size,
+)
 
 
 def latents(seed):
@@ -81,3 +88,13 @@ def test_the_coefficient_scale_is_that_of_both_batches(ranks):
     alone.train()(torch.cat([latents(seed=0), latents(seed=1)]))
     assert torch.equal(alone.coefficient_scale, ranks[0]["dictionary"]["coefficient_scale"])
     assert not torch.equal(alone.coefficient_scale, ranks[0]["dictionary initial"]["coefficient_scale"])
+
+
+def test_settling_lets_other_threads_run_and_costs_one_process_nothing(monkeypatch):
+    slept = []
+    monkeypatch.setattr(distributed.time, "sleep", slept.append)
+    distributed.settle(0.3)
+    assert slept == []
+    monkeypatch.setattr(distributed, "_active", lambda: True)
+    distributed.settle(0.3)
+    assert slept == [0.3]

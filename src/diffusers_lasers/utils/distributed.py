@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 import torch.distributed as dist
 
 
-__all__ = ["all_gather", "all_reduce_max", "all_reduce_sum", "broadcast", "rank_and_world_size"]
+__all__ = ["all_gather", "all_reduce_max", "all_reduce_sum", "broadcast", "rank_and_world_size", "settle"]
 
 
 def _active() -> bool:
@@ -21,6 +23,19 @@ def rank_and_world_size() -> tuple[int, int]:
         `tuple[int, int]`: The rank, from 0, and the number of ranks; 0 and 1 without an initialised process group.
     """
     return (dist.get_rank(), dist.get_world_size()) if _active() else (0, 1)
+
+
+def settle(seconds: float = 0.2) -> None:
+    """
+    Waits a moment after the last collective operation of a run, before its process group goes. The threads of gloo let go of that operation's
+    tensors after it has ended, and need the interpreter for it; torch 2.13 joins them while it holds the interpreter, when a wrapper for data
+    parallelism drops the last reference to the group. Both would then wait for ever.
+
+    Args:
+        seconds (`float`, defaults to 0.2): How long; not at all without other ranks.
+    """
+    if _active():
+        time.sleep(seconds)
 
 
 def all_gather(tensor: torch.Tensor) -> torch.Tensor:
