@@ -23,8 +23,8 @@ from .arguments import unit_atoms
 
 # Correlations held at a time (signals × atoms): on the CPU what its cache holds, on an accelerator what keeps it busy.
 _BLOCK_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
-# Numbers of a basis, or of a triangle, held at a time (signals × sparsity × features or sparsity). OMP keeps no correlations from step to step: its blocks of signals are
-# larger than those of correlations, so that an operation on them is worth its start.
+# Numbers of a basis, or of a triangle, held at a time (signals × sparsity × features or sparsity). OMP keeps no correlations from step to step:
+# its blocks of signals are larger than those of correlations, so that an operation on them is worth its start.
 _BASIS_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
 _RUN = 64  # atoms are padded to a multiple; see `_row_maximum`
 # A step must explain at least this share of a signal's length (squared length: its square); below it lies rounding.
@@ -50,9 +50,8 @@ def greedy_pursuit_torch(
         atoms, scale = F.pad(atoms, (0, -count % _RUN)), F.pad(scale, (0, -count % _RUN))
     where = "cpu" if signals.device.type == "cpu" else "accelerator"
     at_once = max(1, _BLOCK_ELEMENTS[where] // atoms.shape[1])
-    rows = max(
-        1, _BASIS_ELEMENTS[where] // (sparsity * max(signals.shape[1], sparsity) + 16)
-    )  # 16: single numbers a signal
+    numbers = sparsity * max(signals.shape[1], sparsity) + 16  # of a signal: basis or triangle, and single ones
+    rows = max(1, _BASIS_ELEMENTS[where] // numbers)
     if orthogonal:
         at_once = rows = min(at_once, rows)
     correlate = _correlator(atoms, min(at_once, rows, n))

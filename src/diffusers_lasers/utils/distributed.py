@@ -1,4 +1,4 @@
-"""Reductions over the ranks of `torch.distributed`; without an initialised process group each is the identity."""
+"""Reductions over the ranks of `torch.distributed`, each the identity without an initialised process group, and the end of such a run."""
 
 from __future__ import annotations
 
