@@ -9,15 +9,16 @@ import torch
 from sklearn.linear_model import orthogonal_mp_gram
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_lasers.functional import greedy_torch, kernels, ols, omp, set_backend
+from diffusers_lasers.functional import correlations, greedy_torch, kernels, ols, omp, set_backend
 
 
-@pytest.fixture(params=["torch", "fused"], autouse=True)
-def backend(request):
-    """Every test of this file runs on tensor operations and on the compiled kernels."""
+@pytest.fixture(params=["torch", "gram", "fused"], autouse=True)
+def backend(request, monkeypatch):
+    """Every test of this file runs on tensor operations, by products and by the Gram matrix, and on the compiled kernels."""
     if request.param == "fused" and kernels._kernels is None:
         pytest.skip("the compiled kernels were not built")
-    set_backend(request.param)
+    monkeypatch.setattr(correlations, "_gram_is_faster", lambda *sizes: request.param == "gram")
+    set_backend("torch" if request.param == "gram" else request.param)
     yield request.param
     set_backend("auto")
 
@@ -238,25 +239,12 @@ def test_code_does_not_depend_on_the_batch():
 def test_code_does_not_depend_on_the_chunks(monkeypatch, pursuit, block_elements, basis_elements):
     signals, dictionary = problem(100, 16, 64)
     indices, coefficients = pursuit(signals, dictionary, 5)
-    monkeypatch.setitem(greedy_torch._BLOCK_ELEMENTS, "cpu", block_elements)
+    monkeypatch.setitem(greedy_torch.BLOCK_ELEMENTS, "cpu", block_elements)
     monkeypatch.setitem(greedy_torch._BASIS_ELEMENTS, "cpu", basis_elements)
     chunked, weights = pursuit(signals, dictionary, 5)
     assert torch.equal(chunked, indices)
     assert ((weights - coefficients).abs() <= 1e-6 * coefficients.abs().amax(dim=1, keepdim=True)).all()
     assert pursuit(signals[:0], dictionary, 5)[0].shape == (0, 5)
-
-
-@pytest.mark.parametrize("pursuit", [omp, ols])
-def test_code_does_not_depend_on_the_product(monkeypatch, pursuit):
-    # oneDNN's where this torch has it, the plain one elsewhere
-    signals, dictionary = problem(300, 24, 200)
-    set_backend("torch")
-    indices, coefficients = pursuit(signals, dictionary, 6)
-    monkeypatch.setattr(greedy_torch, "_has_onednn", lambda: False)
-    others, weights = pursuit(signals, dictionary, 6)
-    assert (indices == others).all(dim=1).float().mean() > 0.99  # nearly equal atoms may change places
-    same = (indices == others).all(dim=1)
-    torch.testing.assert_close(coefficients[same], weights[same], rtol=1e-4, atol=1e-5)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -279,11 +267,11 @@ class LargestTensor(TorchDispatchMode):
         self.given = {tensor.untyped_storage().data_ptr() for tensor in given}
 
 
-def test_memory_does_not_grow_with_signals_times_atoms(monkeypatch):
-    for limit in (greedy_torch._BLOCK_ELEMENTS, greedy_torch._BASIS_ELEMENTS):
+def test_memory_does_not_grow_with_signals_times_atoms(monkeypatch, backend):
+    for limit in (greedy_torch.BLOCK_ELEMENTS, greedy_torch._BASIS_ELEMENTS, greedy_torch._STATE_ELEMENTS):
         assert limit["cpu"] * 4 <= 16 * 2**20
         monkeypatch.setitem(limit, "cpu", 2**14)
-    greedy_torch._has_onednn()  # asks for a large block of memory, once, and does not touch it
+    correlations._has_onednn()  # asks for a large block of memory, once, and does not touch it
     largest = {}
     for n in (400, 1600):
         signals, dictionary = problem(n, 8, 512)
@@ -291,7 +279,8 @@ def test_memory_does_not_grow_with_signals_times_atoms(monkeypatch):
             omp(signals, dictionary, 3)
             ols(signals, dictionary, 3)
         largest[n] = record.elements
-    assert largest[400] <= 2**14 and largest[1600] <= 2**14  # N × K is 50 times that
+    gram = 512**2 if backend == "gram" else 0  # with correlations of the signals at hand below it
+    assert largest[400] <= gram + 2**14 and largest[1600] <= gram + 2**14  # N × K is 50 times that
 
 
 def test_scale_sign_and_order():

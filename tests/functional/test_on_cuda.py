@@ -137,7 +137,7 @@ def test_several_blocks_are_one(name, monkeypatch):
 
     signals, dictionary = (part.cuda() for part in problem(dtype=torch.float32))
     expected = get_pursuit(name)(signals, dictionary, 4)
-    monkeypatch.setitem(greedy_torch._BLOCK_ELEMENTS, "accelerator", 256 * 300)
+    monkeypatch.setitem(greedy_torch.BLOCK_ELEMENTS, "accelerator", 256 * 300)
     monkeypatch.setitem(greedy_torch._BASIS_ELEMENTS, "accelerator", 70000)
     got = get_pursuit(name)(signals, dictionary, 4)
     assert (got[0] == expected[0]).all(dim=1).float().mean() > 0.995

@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from diffusers_lasers.functional import (
     PURSUITS,
+    correlations,
     fista,
     get_pursuit,
     iht,
@@ -28,8 +29,10 @@ CODERS = [
     pytest.param((pursuit, backend), id=f"{pursuit}-{backend}", marks=[needs_kernels] if backend == "fused" else [])
     for pursuit, backend in [
         ("omp", "torch"),
+        ("omp", "gram"),
         ("omp", "fused"),
         ("ols", "torch"),
+        ("ols", "gram"),
         ("ols", "fused"),
         ("iht", "auto"),
         ("fista", "auto"),
@@ -42,8 +45,11 @@ GREEDY = (omp, ols)
 def pursuit(request):
     """A pursuit, with its backend chosen."""
     name, backend = request.param
-    set_backend(backend)
-    yield PURSUITS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        # "gram": tensor operations through the Gram matrix, "torch": by products
+        patch.setattr(correlations, "_gram_is_faster", lambda *sizes: backend == "gram")
+        set_backend("torch" if backend == "gram" else backend)
+        yield PURSUITS[name]
     set_backend("auto")
 
 
