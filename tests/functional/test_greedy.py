@@ -389,15 +389,16 @@ def test_tolerance_is_in_the_units_of_the_signals(scale):
 # --- compilation ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("compiler", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("tolerance", [None, 1.0])
-def test_compiles_to_one_graph(backend, tolerance):
+@pytest.mark.parametrize("pursuit", [omp, ols])
+def test_compiles_to_one_graph(pursuit, compiler, tolerance):
     torch._dynamo.reset()
     signals, dictionary = problem(50, 12, 40)
     signals[:5] = 0
-    compiled = torch.compile(omp, fullgraph=True, backend=backend)
+    compiled = torch.compile(pursuit, fullgraph=True, backend=compiler)
     indices, coefficients = compiled(signals, dictionary, 4, tolerance=tolerance)
-    expected = omp(signals, dictionary, 4, tolerance=tolerance)
+    expected = pursuit(signals, dictionary, 4, tolerance=tolerance)
     assert torch.equal(indices, expected[0])
     torch.testing.assert_close(coefficients, expected[1])
     signals[7, 3] = math.nan  # the check is in the graph

@@ -159,13 +159,8 @@ def _product(atoms: torch.Tensor, rows: int):
     For float32 on the CPU it is the product that `torch.compile` takes for linear layers there (oneDNN): on processors whose BLAS is not
     tuned for them it has twice the speed, and absolute values cost nothing as the slope −1 of a leaky ReLU.
     """
-    if (
-        atoms.device.type == "cpu"
-        and atoms.dtype == torch.float32
-        and _has_onednn()
-        and atoms.shape[0] >= _FEW_FEATURES
-        and not torch.compiler.is_compiling()
-    ):
+    eager = atoms.device.type == "cpu" and not torch.compiler.is_compiling()
+    if eager and atoms.dtype == torch.float32 and _has_onednn() and atoms.shape[0] >= _FEW_FEATURES:
         product = torch.ops.mkldnn._linear_pointwise
         packed = torch.ops.mkldnn._reorder_linear_weight(atoms.t().contiguous(), rows)
 

@@ -27,7 +27,7 @@ from .correlations import BLOCK_ELEMENTS, RUN, GramForm, faster_form, row_maximu
 # correlations, so that an operation on them is worth its start.
 _BASIS_ELEMENTS = {"cpu": 2**21, "accelerator": 2**26}
 # Correlations that are kept from step to step (signals × atoms): OLS, and the Gram form.
-_STATE_ELEMENTS = {"cpu": 2**21, "accelerator": 2**26}
+_STATE_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
 # A step must explain at least this share of a signal's length (squared length: its square); below it lies rounding.
 RELATIVE_CORRELATION = {torch.float32: 1e-6, torch.float64: 1e-13}
 # An atom whose part outside the span of the chosen ones is shorter than this share of it counts as dependent.
@@ -51,7 +51,9 @@ def greedy_pursuit_torch(
         atoms, scale = F.pad(atoms, (0, -count % RUN)), F.pad(scale, (0, -count % RUN))
     form = faster_form(atoms, n, sparsity)
     where = "cpu" if signals.device.type == "cpu" else "accelerator"
-    numbers = sparsity * max(signals.shape[1], sparsity) + 16  # of a signal: basis or triangle, and what is held once
+    numbers = (sparsity + 4) * max(
+        signals.shape[1], sparsity
+    ) + 16  # of a signal: basis or triangle, and what is held once
     rows, at_once = _BASIS_ELEMENTS[where] // numbers, BLOCK_ELEMENTS[where] // atoms.shape[1]
     if orthogonal or form is GramForm:
         rows = min(rows, _STATE_ELEMENTS[where] // atoms.shape[1])
@@ -105,6 +107,7 @@ class SupportFit:
         self.on_host = signals.device.type == "cpu" and not torch.compiler.is_compiling()
         self.residual = torch.where(self.active, self.residual, self.zero)
         self.basis = signals.new_zeros(sparsity, features, n)
+        self.products = torch.empty_like(self.basis)  # memory for those of directions with others
         self.triangle = signals.new_zeros(sparsity, sparsity, n)  # [t, s] = R_ts
         self.projections: list[torch.Tensor] = []
         self.slots: list[torch.Tensor] = []
@@ -120,12 +123,13 @@ class SupportFit:
         basis, overlaps = self.basis[:s], self.triangle[:s, s]
         atom = self.atoms.index_select(0, slot).t().contiguous()  # (features, n)
         if s:  # classical Gram–Schmidt, twice is enough, and once where it cancelled little
-            overlaps.copy_((basis * atom).sum(dim=1))
-            atom.sub_((basis * overlaps.unsqueeze(1)).sum(dim=0))
+            products = self.products[:s]
+            overlaps.copy_(torch.mul(basis, atom, out=products).sum(dim=1))
+            atom.sub_(torch.mul(basis, overlaps.unsqueeze(1), out=products).sum(dim=0))
             if not self.on_host or (overlaps.square().sum(dim=0) > 0.5).any():
-                rest = (basis * atom).sum(dim=1)
+                rest = torch.mul(basis, atom, out=products).sum(dim=1)
                 overlaps.add_(rest)
-                atom.sub_((basis * rest.unsqueeze(1)).sum(dim=0))
+                atom.sub_(torch.mul(basis, rest.unsqueeze(1), out=products).sum(dim=0))
         height = _norm(atom)
         inverse = height.clamp_min(1e-30).reciprocal_()
         projection = (atom * self.residual).sum(dim=0).mul_(inverse)
@@ -197,11 +201,10 @@ class _OrthogonalScores:
         new = correlations.with_direction(fit, part)
         current.addcmul_(new, fit.projections[-1][part].unsqueeze(1), value=-1.0)
         torch.addcmul(lengths if len(fit.slots) > 1 else self.whole, new, new, value=-1.0, out=lengths)
-        del new  # whose memory the scores take
         correlations.correct(fit, part, current)
         # an atom that has become dependent gets an infinite length, from which no later step brings it back
         F.threshold_(lengths, self.least, math.inf)
-        return torch.div(current, lengths).mul_(current)
+        return torch.div(current, lengths, out=new).mul_(current)
 
 
 def _norm(columns: torch.Tensor) -> torch.Tensor:
