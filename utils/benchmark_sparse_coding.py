@@ -248,10 +248,12 @@ def memory_in_child(coder: Coder, case: Case, threads: int) -> dict | None:
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def available_coders() -> list[Coder]:
-    """The implementations that are there; a line for each other one says what is missing."""
+def available_coders(names: list[str] | None = None) -> list[Coder]:
+    """Those of the implementations, or of the named ones, that are there; a line for each other one says what is missing."""
     found = []
     for coder in CODERS:
+        if names is not None and coder.name not in names:
+            continue
         try:
             coder.require()
             found.append(coder)
@@ -300,6 +302,13 @@ def parse_arguments() -> argparse.Namespace:
         default=1.0,
         help="Factor on the numbers of signals and atoms, for a quick look. Default: 1.",
     )
+    add(
+        "--coders",
+        nargs="+",
+        metavar="NAME",
+        choices=[coder.name for coder in CODERS],
+        help=f"Only these of {', '.join(repr(coder.name) for coder in CODERS)}. Default: all.",
+    )
     add("--skip", nargs="*", choices=PARTS, default=[], help="Parts to leave out.")
     add("--memory_request", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -329,6 +338,7 @@ def command(args: argparse.Namespace) -> str:
     words = ["python", f"utils/{Path(__file__).name}", "--cases", *args.cases]
     if args.signals:
         words += ["--signals", Path(args.signals).name, "--sparsity", str(args.sparsity), "--atoms", str(args.atoms)]
+    words += ["--coders", *args.coders] if args.coders else []
     words += ["--rounds", str(args.rounds), "--threads", str(args.threads), "--scale", f"{args.scale:g}"]
     return shlex.join(words + (["--skip", *args.skip] if args.skip else []))
 
@@ -343,7 +353,7 @@ def main() -> int:
         print(json.dumps(measure_memory(coder, Case(**request["case"]), request["threads"])))
         return 0
 
-    coders, cases = available_coders(), selected_cases(args)
+    coders, cases = available_coders(args.coders), selected_cases(args)
     if "memory" not in args.skip and not MEMORY_RESET.exists():
         print("Skipping memory: it is measured on Linux only.")
         args.skip.append("memory")

@@ -131,7 +131,31 @@ def test_missing_peers_are_skipped_with_the_extra_that_brings_them(tmp_path):
     assert "SPAMS" not in rows and rows["omp, torch"]["ratio_to_spams"] is None
 
 
-@pytest.mark.parametrize("arguments", [("--rounds", "0"), ("--scale", "2"), ("--skip", "all"), ("--cases", "E")])
+def test_only_the_named_implementations_run(tmp_path):
+    parts = ("floors", "memory", "synthesis", "growth", "figure")
+    arguments = (
+        "--cases",
+        "D",
+        "--scale",
+        0.001,
+        "--rounds",
+        1,
+        "--output_dir",
+        tmp_path,
+        "--coders",
+        "ols, torch",
+        "omp, torch",
+    )
+    code, output = run(*arguments, "--skip", *parts, **ONE_THREAD)
+    assert code == 0, output
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert set(written["cases"]["D"]["rows"]) == {"omp, torch", "ols, torch"}
+    assert "--coders 'ols, torch' 'omp, torch'" in written["command"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--rounds", "0"), ("--scale", "2"), ("--skip", "all"), ("--cases", "E"), ("--coders", "omp")]
+)
 def test_arguments_out_of_range(modules, monkeypatch, capsys, arguments):
     monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
     with pytest.raises(SystemExit, match="2"):

@@ -27,7 +27,7 @@ from .correlations import BLOCK_ELEMENTS, RUN, GramForm, faster_form, row_maximu
 # correlations, so that an operation on them is worth its start.
 _BASIS_ELEMENTS = {"cpu": 2**21, "accelerator": 2**26}
 # Correlations that are kept from step to step (signals × atoms): OLS, and the Gram form.
-_STATE_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
+_STATE_ELEMENTS = {"cpu": 2**22, "accelerator": 2**26}
 # A step must explain at least this share of a signal's length (squared length: its square); below it lies rounding.
 RELATIVE_CORRELATION = {torch.float32: 1e-6, torch.float64: 1e-13}
 # An atom whose part outside the span of the chosen ones is shorter than this share of it counts as dependent.
@@ -51,9 +51,8 @@ def greedy_pursuit_torch(
         atoms, scale = F.pad(atoms, (0, -count % RUN)), F.pad(scale, (0, -count % RUN))
     form = faster_form(atoms, n, sparsity)
     where = "cpu" if signals.device.type == "cpu" else "accelerator"
-    numbers = (sparsity + 4) * max(
-        signals.shape[1], sparsity
-    ) + 16  # of a signal: basis or triangle, and what is held once
+    # of a signal: basis, its products, triangle, and what is held once
+    numbers = (2 * sparsity + 4) * max(signals.shape[1], sparsity) + 16
     rows, at_once = _BASIS_ELEMENTS[where] // numbers, BLOCK_ELEMENTS[where] // atoms.shape[1]
     if orthogonal or form is GramForm:
         rows = min(rows, _STATE_ELEMENTS[where] // atoms.shape[1])
