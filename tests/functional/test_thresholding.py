@@ -256,7 +256,7 @@ def test_tolerance_is_in_the_units_of_the_signals(pursuit, scale):
 
 def test_fit_of_a_support_keeps_what_helps_only_together():
     signal, atoms = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.6], [1.0, -1.0, 0.8], [0.0, 0.0, 0.0]])
-    fit = SupportFit(signal, atoms.t().contiguous(), torch.ones(3), 3)
+    fit = SupportFit(signal, atoms, torch.ones(3), 3)
     for slot in range(3):  # the first is orthogonal to the signal, the second depends on it
         fit.add(torch.tensor([slot]), torch.tensor([True]), greedy=False)
     indices, coefficients = fit.code()

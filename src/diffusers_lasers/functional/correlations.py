@@ -59,7 +59,8 @@ class ResidualForm:
     """
 
     def __init__(self, atoms: torch.Tensor, rows: int, sparsity: int, orthogonal: bool):
-        self.atoms, self.rows = atoms, atoms.t().contiguous()
+        self.atoms = atoms
+        self.rows = atoms.t().contiguous() if atoms.device.type == "cpu" else None
         self.sparsity, self.orthogonal = sparsity, orthogonal
         self.product = _product(atoms, rows)
 

@@ -79,9 +79,10 @@ class SupportFit:
 
     Args:
         signals (`torch.Tensor` of shape `(n, features)`): Signals y.
-        atoms (`torch.Tensor` of shape `(K, features)`): Atoms of unit norm, or zero, as rows.
+        atoms (`torch.Tensor` of shape `(features, K)`): Atoms of unit norm, or zero.
         scale (`torch.Tensor` of shape `(K,)`): Factors from coefficients of these atoms to the caller's; see `unit_atoms`.
         sparsity (`int`): Largest size of a support.
+        rows (`torch.Tensor` of shape `(K, features)`, *optional*): The atoms once more, as rows: a CPU gathers them faster.
 
     Attributes:
         residual (`torch.Tensor` of shape `(features, n)`): y − QQᵀy, in units of each signal's largest entry.
@@ -90,9 +91,16 @@ class SupportFit:
         active (`torch.Tensor` of shape `(n,)`): Which signals may still take an atom.
     """
 
-    def __init__(self, signals: torch.Tensor, atoms: torch.Tensor, scale: torch.Tensor, sparsity: int):
+    def __init__(
+        self,
+        signals: torch.Tensor,
+        atoms: torch.Tensor,
+        scale: torch.Tensor,
+        sparsity: int,
+        rows: torch.Tensor | None = None,
+    ):
         n, features = signals.shape
-        self.atoms, self.scale, dtype = atoms, scale, signals.dtype
+        self.atoms, self.rows, self.scale, dtype = atoms, rows, scale, signals.dtype
         columns = signals.t().contiguous()
         peak = columns.abs().amax(dim=0)
         self.unit = torch.where(peak > 0, peak, torch.ones_like(peak))
@@ -120,7 +128,10 @@ class SupportFit:
         """
         s = len(self.slots)
         basis, overlaps = self.basis[:s], self.triangle[:s, s]
-        atom = self.atoms.index_select(0, slot).t().contiguous()  # (features, n)
+        if self.rows is None:
+            atom = self.atoms.index_select(1, slot)  # (features, n)
+        else:
+            atom = self.rows.index_select(0, slot).t().contiguous()
         if s:  # classical Gram–Schmidt, twice is enough, and once where it cancelled little
             products = self.products[:s]
             overlaps.copy_(torch.mul(basis, atom, out=products).sum(dim=1))
@@ -160,7 +171,7 @@ class SupportFit:
 
 def _code_block(signals, scale, correlations, at_once, tolerance):
     """OMP or OLS of one block: `signals (n, L)`, of which `at_once` meet all atoms at a time."""
-    fit = SupportFit(signals, correlations.rows, scale, correlations.sparsity)
+    fit = SupportFit(signals, correlations.atoms, scale, correlations.sparsity, correlations.rows)
     goal = None if tolerance is None else tolerance / fit.unit
     correlations.begin(fit)
     parts = [slice(start, start + at_once) for start in range(0, max(1, len(signals)), at_once)]

@@ -157,7 +157,7 @@ def _code(signals, dictionary, sparsity, tolerance, check_finite, select: _Selec
 
 def _code_block(signals, atoms, scale, sparsity, tolerance, select: _Selection):
     """Least squares on the chosen support, which grows by falling magnitude until the residual is within `tolerance`."""
-    fit = SupportFit(signals, atoms.t().contiguous(), scale, sparsity)
+    fit = SupportFit(signals, atoms, scale, sparsity)
     fit.independence = _RELATIVE_INDEPENDENCE[signals.dtype]
     slots, values = select(fit.residual.t().contiguous(), atoms, sparsity)
     goal = fit.smallest if tolerance is None else torch.maximum(fit.smallest, tolerance / fit.unit)
