@@ -56,8 +56,8 @@ def greedy_pursuit_torch(
     rows, at_once = _BASIS_ELEMENTS[where] // numbers, BLOCK_ELEMENTS[where] // atoms.shape[1]
     if orthogonal or form is GramForm:
         rows = min(rows, _STATE_ELEMENTS[where] // atoms.shape[1])
-    if orthogonal and where == "cpu":
-        at_once //= 2  # OLS goes over more arrays of a block
+    if where == "cpu" and (orthogonal or form is GramForm):
+        at_once //= 2  # OLS goes over more arrays of a block; large sums of rows leave holes in memory
     rows = max(1, min(n, rows))
     at_once = max(1, min(rows, at_once))
     correlations = form(atoms, rows, sparsity, orthogonal)
