@@ -241,6 +241,7 @@ def test_code_does_not_depend_on_the_chunks(monkeypatch, pursuit, block_elements
     indices, coefficients = pursuit(signals, dictionary, 5)
     monkeypatch.setitem(greedy_torch.BLOCK_ELEMENTS, "cpu", block_elements)
     monkeypatch.setitem(greedy_torch._BASIS_ELEMENTS, "cpu", basis_elements)
+    monkeypatch.setitem(greedy_torch._STATE_ELEMENTS, "cpu", 3 * block_elements)
     chunked, weights = pursuit(signals, dictionary, 5)
     assert torch.equal(chunked, indices)
     assert ((weights - coefficients).abs() <= 1e-6 * coefficients.abs().amax(dim=1, keepdim=True)).all()

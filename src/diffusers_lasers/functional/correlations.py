@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 # Correlations held at a time (signals × atoms): on the CPU what its cache holds, on an accelerator what keeps it busy.
 BLOCK_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
 RUN = 64  # atoms are padded to a multiple; see `row_maximum`
-_GRAM_FROM, _GRAM_FEATURES_AN_ATOM = (
-    128,
-    8,
-)  # features, and those for each atom of a code, from which the Gram form is the faster
-_MAX_GRAM_ATOMS = 8192
+# The Gram form is the faster from so many features, and so many for each atom of a code.
+_GRAM_FROM = 128
+_GRAM_FROM_AN_ATOM = 8
+_MAX_GRAM_ATOMS = 8192  # whose Gram matrix takes 256 MiB
 _FEW_FEATURES = 32  # below it torch's BLAS is the faster
 _WORST_ROUNDING = 32.0  # (‖y‖ + Σ |γ_j|) / ‖r‖, and Σ |W_j|, which the Gram form may reach
 
@@ -43,7 +42,7 @@ def faster_form(atoms: torch.Tensor, signals: int, sparsity: int) -> type[Residu
 
 
 def _gram_is_faster(features: int, atoms: int, signals: int, sparsity: int) -> bool:
-    many_features = features >= max(_GRAM_FROM, _GRAM_FEATURES_AN_ATOM * sparsity) and sparsity > 1
+    many_features = features >= max(_GRAM_FROM, _GRAM_FROM_AN_ATOM * sparsity) and sparsity > 1
     return many_features and signals >= atoms // 2 and atoms <= _MAX_GRAM_ATOMS
 
 
@@ -60,9 +59,11 @@ class ResidualForm:
 
     def __init__(self, atoms: torch.Tensor, rows: int, sparsity: int, orthogonal: bool):
         self.atoms = atoms
-        self.rows = atoms.t().contiguous() if atoms.device.type == "cpu" else None
+        self.rows = (
+            atoms.t().contiguous() if atoms.device.type == "cpu" else None
+        )  # a CPU gathers atoms faster by rows
         self.sparsity, self.orthogonal = sparsity, orthogonal
-        self.product = _product(atoms, rows)
+        self.product = _product(atoms, self.rows, rows)
 
     def begin(self, fit: SupportFit) -> None:
         """Takes a new block of signals, before its first atom."""
@@ -99,12 +100,14 @@ class GramForm(ResidualForm):
     def begin(self, fit: SupportFit) -> None:
         n, count = len(fit.length), self.atoms.shape[1]
         self.inverse = fit.residual.new_zeros(self.sparsity, self.sparsity, n)  # R⁻¹, [s, j]: W_j of direction s
-        self.coefficients = fit.residual.new_zeros(self.sparsity + 1, n)  # −1, then γ: the weights of −Dᵀr
-        self.coefficients[0] = -1.0
-        self.places = torch.arange(count, count + n)
-        self.whole = self.table[count : count + n]  # Dᵀy
         self.left = fit.length.square()  # ‖r‖²
-        self.rounding = fit.length  # ‖y‖ + Σ ‖p_s W_s‖₁
+        if self.orthogonal:
+            self.rounding = fit.length  # ‖y‖ + Σ ‖p_s W_s‖₁
+        else:
+            self.whole = self.table[count : count + n]  # Dᵀy
+            self.places = torch.arange(count, count + n)
+            self.coefficients = fit.residual.new_zeros(self.sparsity + 1, n)  # −1, then γ: the weights of −Dᵀr
+            self.coefficients[0] = -1.0
 
     def advance(self, fit: SupportFit) -> None:
         s, projection = len(fit.slots) - 1, fit.projections[-1]
@@ -123,7 +126,7 @@ class GramForm(ResidualForm):
         else:
             coefficients = self.coefficients[: s + 2]
             coefficients[1:].addcmul_(weights, projection)
-            self.rounding = fit.length + coefficients[1:].abs().sum(dim=0)
+            self.rounding = fit.length + coefficients[1:].abs().sum(dim=0)  # ‖y‖ + ‖γ‖₁
             self.members = torch.stack([self.places, *fit.slots], dim=1)
             self.weights = coefficients.t().contiguous()
         self.inexact = fit.active & (self.rounding.square() > _WORST_ROUNDING**2 * self.left)
@@ -153,9 +156,10 @@ class GramForm(ResidualForm):
         return values.index_copy_(0, rows, self.product(columns.index_select(1, rows), False)) if len(rows) else values
 
 
-def _product(atoms: torch.Tensor, rows: int):
+def _product(atoms: torch.Tensor, transposed: torch.Tensor | None, rows: int):
     """
-    The function that multiplies columns `(L, n)` with `atoms (L, K)`: `(n, K)`, or the absolute values of it.
+    The function that multiplies columns `(L, n)`, mostly `rows` of them, with `atoms (L, K)`, which the CPU has `transposed (K, L)` too: `(n, K)`, or
+    the absolute values of it.
 
     For float32 on the CPU it is the product that `torch.compile` takes for linear layers there (oneDNN): on processors whose BLAS is not
     tuned for them it has twice the speed, and absolute values cost nothing as the slope −1 of a leaky ReLU.
@@ -163,7 +167,7 @@ def _product(atoms: torch.Tensor, rows: int):
     eager = atoms.device.type == "cpu" and not torch.compiler.is_compiling()
     if eager and atoms.dtype == torch.float32 and _has_onednn() and atoms.shape[0] >= _FEW_FEATURES:
         product = torch.ops.mkldnn._linear_pointwise
-        packed = torch.ops.mkldnn._reorder_linear_weight(atoms.t().contiguous(), rows)
+        packed = torch.ops.mkldnn._reorder_linear_weight(transposed, rows)
 
         def correlate(columns, magnitude, out=None):
             operation = ("leaky_relu", [-1.0], "") if magnitude else ("none", [], "")
@@ -217,4 +221,5 @@ def _position(values: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
     columns = torch.arange(0, -RUN, -1, dtype=values.dtype)
     values.sub_(best.unsqueeze(1))
     torch.add(columns, values, alpha=1e38, out=values)
-    return values.amax(dim=1).neg_().nan_to_num_(0.0).clamp_(0, RUN - 1).long()
+    first = values.amax(dim=1).neg_()
+    return torch.where(first < RUN, first, 0.0).long()

@@ -132,12 +132,15 @@ class SupportFit:
             atom = self.atoms.index_select(1, slot)  # (features, n)
         else:
             atom = self.rows.index_select(0, slot).t().contiguous()
-        if s:  # classical Gram–Schmidt, twice is enough, and once where it cancelled little
+        if s:  # classical Gram–Schmidt; twice is enough, and on the host once where little was cancelled
             products = self.products[:s]
             overlaps.copy_(torch.mul(basis, atom, out=products).sum(dim=1))
             atom.sub_(torch.mul(basis, overlaps.unsqueeze(1), out=products).sum(dim=0))
-            if not self.on_host or (overlaps.square().sum(dim=0) > 0.5).any():
+            again = overlaps.square().sum(dim=0) > 0.5 if self.on_host else None
+            if again is None or again.any():
                 rest = torch.mul(basis, atom, out=products).sum(dim=1)
+                if again is not None:
+                    rest.mul_(again)
                 overlaps.add_(rest)
                 atom.sub_(torch.mul(basis, rest.unsqueeze(1), out=products).sum(dim=0))
         height = _norm(atom)
