@@ -23,6 +23,7 @@ from diffusers_lasers.functional import (
     set_backend,
     synthesize,
 )
+from diffusers_lasers.functional.threads import openmp_entry
 
 
 ROOT = Path(__file__).parents[2]
@@ -423,7 +424,7 @@ def test_results_are_the_same_with_and_without_the_threads_of_torch(team):
     signals, dictionary = problem(3000, 16, 256)
     expected = omp(signals, dictionary, 5)
     try:
-        kernels._kernels.use_team(kernels._openmp_entry() if team else 0)
+        kernels._kernels.use_team(openmp_entry() if team else 0)
         torch.set_num_threads(2)
         for ours, reference in zip(omp(signals, dictionary, 5), expected):
             assert torch.equal(ours, reference)
@@ -431,4 +432,4 @@ def test_results_are_the_same_with_and_without_the_threads_of_torch(team):
             found = list(pool.map(lambda _: nearest_codewords(signals, dictionary.t().contiguous()), range(8)))
         assert all(torch.equal(one, found[0]) for one in found)
     finally:
-        kernels._kernels.use_team(kernels._openmp_entry())
+        kernels._kernels.use_team(openmp_entry())

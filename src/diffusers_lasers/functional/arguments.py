@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
+
+from .operands import as_tensor
 
 
 def computation_dtype(signals: torch.Tensor) -> torch.dtype:
@@ -30,11 +34,24 @@ def unit_atoms(dictionary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return unit, torch.where(torch.isfinite(peak), scale, float("nan"))
 
 
+def pursuit_arguments(
+    signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None, check_finite: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`signals` and `dictionary` as tensors in the precision of the computation; a `ValueError` names the argument of a pursuit that does not fit."""
+    signals, dictionary = as_tensor("signals", signals), as_tensor("dictionary", dictionary)
+    check_pursuit_arguments(signals, dictionary, sparsity, tolerance)
+    dtype = computation_dtype(signals)
+    signals, dictionary = signals.to(dtype), dictionary.to(dtype)
+    if check_finite:
+        check_finite_values(signals=signals, dictionary=dictionary)
+    return signals, dictionary
+
+
 def check_pursuit_arguments(
     signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None
 ) -> None:
     """Raises a `ValueError` naming the argument of a pursuit that does not fit."""
-    if signals.ndim != 2 or not signals.is_floating_point():
+    if signals.ndim != 2 or not signals.is_floating_point() or signals.shape[1] == 0:
         raise ValueError(
             f"`signals` must be a floating-point tensor of shape (N, features), got {signals.dtype} of shape "
             f"{tuple(signals.shape)}."
@@ -44,12 +61,20 @@ def check_pursuit_arguments(
             f"`dictionary` must be a floating-point tensor of shape (features, atoms) with features = "
             f"{signals.shape[1]} as in `signals`, got {dictionary.dtype} of shape {tuple(dictionary.shape)}."
         )
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int) or not 1 <= sparsity <= dictionary.shape[1]:
+    if dictionary.device != signals.device or not dictionary.layout == signals.layout == torch.strided:
         raise ValueError(
-            f"`sparsity` must be an integer from 1 to the number of atoms ({dictionary.shape[1]}), got {sparsity!r}."
+            f"`dictionary` must be on the device of `signals` ({signals.device}) and both dense, got {dictionary.device}, "
+            f"{signals.layout} and {dictionary.layout}."
         )
-    if tolerance is not None and not tolerance >= 0:
+    check_sparsity(sparsity, dictionary.shape[1])
+    if tolerance is not None and not (isinstance(tolerance, Real) and tolerance >= 0):
         raise ValueError(f"`tolerance` must be a non-negative residual norm or None, got {tolerance!r}.")
+
+
+def check_sparsity(sparsity: int, atoms: int) -> None:
+    """Refuses what is no number of atoms that a code may have."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int) or not 1 <= sparsity <= atoms:
+        raise ValueError(f"`sparsity` must be an integer from 1 to the number of atoms ({atoms}), got {sparsity!r}.")
 
 
 def check_finite_values(**tensors: torch.Tensor) -> None:
