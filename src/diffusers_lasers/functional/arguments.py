@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from numbers import Real
 
+import numpy as np
 import torch
 
 from .operands import as_tensor
@@ -35,22 +37,14 @@ def unit_atoms(dictionary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def pursuit_arguments(
-    signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None, check_finite: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`signals` and `dictionary` as tensors in the precision of the computation; a `ValueError` names the argument of a pursuit that does not fit."""
+    signals: torch.Tensor | np.ndarray,
+    dictionary: torch.Tensor | np.ndarray,
+    sparsity: int,
+    tolerance: float | None,
+    check_finite: bool,
+) -> tuple[torch.Tensor, torch.Tensor, float | None]:
+    """`signals` and `dictionary` as tensors in the precision of the computation, and `tolerance`; a `ValueError` names what does not fit."""
     signals, dictionary = as_tensor("signals", signals), as_tensor("dictionary", dictionary)
-    check_pursuit_arguments(signals, dictionary, sparsity, tolerance)
-    dtype = computation_dtype(signals)
-    signals, dictionary = signals.to(dtype), dictionary.to(dtype)
-    if check_finite:
-        check_finite_values(signals=signals, dictionary=dictionary)
-    return signals, dictionary
-
-
-def check_pursuit_arguments(
-    signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None
-) -> None:
-    """Raises a `ValueError` naming the argument of a pursuit that does not fit."""
     if signals.ndim != 2 or not signals.is_floating_point() or signals.shape[1] == 0:
         raise ValueError(
             f"`signals` must be a floating-point tensor of shape (N, features), got {signals.dtype} of shape "
@@ -67,8 +61,15 @@ def check_pursuit_arguments(
             f"{signals.layout} and {dictionary.layout}."
         )
     check_sparsity(sparsity, dictionary.shape[1])
-    if tolerance is not None and not (isinstance(tolerance, Real) and tolerance >= 0):
-        raise ValueError(f"`tolerance` must be a non-negative residual norm or None, got {tolerance!r}.")
+    if tolerance is not None:
+        if not isinstance(tolerance, Real) or not tolerance >= 0:
+            raise ValueError(f"`tolerance` must be a non-negative residual norm or None, got {tolerance!r}.")
+        tolerance = float(min(tolerance, sys.float_info.max))
+    dtype = computation_dtype(signals)
+    signals, dictionary = signals.to(dtype), dictionary.to(dtype)
+    if check_finite:
+        check_finite_values(signals=signals, dictionary=dictionary)
+    return signals, dictionary, tolerance
 
 
 def check_sparsity(sparsity: int, atoms: int) -> None:

@@ -65,14 +65,15 @@ def codeword_statistics(
         ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no codeword.
     """
     check_operands(signals=(signals, "N features"))
-    if isinstance(codewords, bool) or not isinstance(codewords, int) or codewords < 1:
-        raise ValueError(f"`codewords` must be an integer of at least 1, got {codewords!r}.")
+    if isinstance(codewords, bool) or not isinstance(codewords, int) or not 1 <= codewords < 2**31:
+        raise ValueError(f"`codewords` must be an integer from 1 to 2³¹ less one, got {codewords!r}.")
+    check_indices("indices", indices, codewords, of="codewords")
     if indices.shape != signals.shape[:1] or indices.device != signals.device:
         raise ValueError(
             f"`indices` must have shape ({signals.shape[0]},) on {signals.device}, got {tuple(indices.shape)} on "
             f"{indices.device}."
         )
-    check_indices("indices", indices, codewords, of="codewords")
+    indices = indices.long()
     counts = signals.new_zeros(codewords).index_add_(0, indices, signals.new_ones(signals.shape[0]))
     sums = signals.new_zeros(codewords, signals.shape[1]).index_add_(0, indices, signals)
     return counts, sums

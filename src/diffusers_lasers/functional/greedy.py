@@ -109,7 +109,7 @@ def ols(
 
 def _greedy_pursuit(signals, dictionary, sparsity, tolerance, check_finite, orthogonal):
     # outside no_grad: a compiled refusal that raised inside would leave autograd off
-    signals, dictionary = pursuit_arguments(signals, dictionary, sparsity, tolerance, check_finite)
+    signals, dictionary, tolerance = pursuit_arguments(signals, dictionary, sparsity, tolerance, check_finite)
     with torch.no_grad(), torch.autocast(signals.device.type, enabled=False):
         if uses_fused(signals):
             return fused_greedy_pursuit(signals, dictionary, sparsity, tolerance, orthogonal)

@@ -44,13 +44,14 @@ def as_tensor(name: str, values: torch.Tensor | np.ndarray) -> torch.Tensor:
 
 
 def check_operands(
-    dtype: torch.dtype | None = None, *, device: str | None = None, **operands: Operand
+    dtype: torch.dtype | None = None, *, device: str | None = None, mixed: bool = False, **operands: Operand
 ) -> dict[str, int]:
     """
     Refuses tensors that do not fit each other.
 
     Args:
         dtype (`torch.dtype`, *optional*): What all have to be of. Defaults to `None`: of one floating-point type.
+        mixed (`bool`, defaults to `False`): Whether floating-point types may differ.
         device (`str`, *optional*): Type of the device where all have to be. Defaults to `None`: on one device.
         operands (`tuple[torch.Tensor, str]`): Tensors by name, each with its shape, e.g. `"N features"`. All sizes but N and sparsity are at least 1.
 
@@ -75,8 +76,9 @@ def check_operands(
                 raise ValueError(f"{wanted} with {size} = {sizes[size]}, got shape {tuple(tensor.shape)}.")
             if size not in _MAY_BE_ZERO and not 1 <= length < _LARGEST:
                 raise ValueError(f"{wanted} with {size} from 1 to {_LARGEST - 1}, got shape {tuple(tensor.shape)}.")
-        if tensor.dtype != dtype if dtype else tensor.dtype != first.dtype or not tensor.is_floating_point():
-            kind = dtype or (first.dtype if first.is_floating_point() else "floating point")
+        wrong = tensor.dtype != dtype if dtype else not (mixed or tensor.dtype == first.dtype)
+        if wrong or not tensor.is_floating_point():
+            kind = dtype or (first.dtype if first.is_floating_point() and not mixed else "floating point")
             raise ValueError(f"`{name}` must be of {kind}, got {tensor.dtype}.")
         if tensor.device.type != device if device else tensor.device != first.device:
             raise ValueError(f"`{name}` must be on {device or first.device}, got {tensor.device}.")
@@ -87,7 +89,13 @@ def check_operands(
 
 def is_integer(tensor: torch.Tensor) -> bool:
     """Whether a tensor may hold indices."""
-    return tensor.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    return isinstance(tensor, torch.Tensor) and tensor.dtype in (
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+    )
 
 
 def check_slots(indices: torch.Tensor, slots: int, dtype: torch.dtype | None = None, n: int | None = None) -> None:
@@ -116,7 +124,11 @@ def check_indices(name: str, indices: torch.Tensor, count: int, least: int = 0, 
         ValueError: If a type or a value does not fit.
     """
     if not is_integer(indices):
-        raise ValueError(f"`{name}` must be integers, got {indices.dtype}.")
+        raise ValueError(
+            f"`{name}` must be a tensor of integers, got {getattr(indices, 'dtype', type(indices).__name__)}."
+        )
+    if indices.layout != torch.strided:
+        raise ValueError(f"`{name}` must be a dense tensor, got layout {indices.layout}.")
     if indices.device.type != "cpu" or torch.compiler.is_compiling() or not indices.numel():
         return
     low, high = (int(end) for end in indices.aminmax())

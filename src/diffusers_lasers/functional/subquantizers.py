@@ -35,13 +35,13 @@ def _flat_indices(indices: torch.Tensor, codebooks: torch.Tensor, all_slots: boo
     """Rows `(N, m)` of the codebooks one below the other. A wrong index would name another slot's codeword."""
     sizes = check_operands(codebooks=(codebooks, "m codewords d"))
     slots, codewords = sizes["m"], sizes["codewords"]
+    check_indices("indices", indices, codewords, of="codewords")
     fitting = indices.ndim == 2 and (indices.shape[1] == slots if all_slots else 1 <= indices.shape[1] <= slots)
     if not fitting or indices.device != codebooks.device:
         raise ValueError(
             f"`indices` must have shape (N, {'' if all_slots else '1 to '}{slots}) on {codebooks.device}, got "
             f"{tuple(indices.shape)} on {indices.device}."
         )
-    check_indices("indices", indices, codewords, of="codewords")
     return indices + codewords * torch.arange(indices.shape[1], device=indices.device)
 
 
@@ -163,19 +163,19 @@ def decode_channels(indices: torch.Tensor, codebooks: list[torch.Tensor], width:
     Raises:
         ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no codeword.
     """
-    if not codebooks:
-        raise ValueError("`codebooks` must hold at least one channel's, got none.")
+    if not isinstance(codebooks, (list, tuple)) or not codebooks:
+        raise ValueError(f"`codebooks` must be a list of at least one channel's, got {codebooks!r}.")
     for book in codebooks:
         check_operands(codebooks=(book, "m codewords d"))
-        if width not in (book.shape[2], book.shape[0] * book.shape[2]):
+        if not isinstance(width, int) or width not in (book.shape[2], book.shape[0] * book.shape[2]):
             raise ValueError(
                 f"`codebooks` must make signals of {width} features, got one of shape {tuple(book.shape)}."
             )
     sizes = [book.shape[0] for book in codebooks]
-    if indices.ndim != 2 or indices.shape[1] != sum(sizes) or not is_integer(indices):
+    if not is_integer(indices) or indices.ndim != 2 or indices.shape[1] != sum(sizes):
         raise ValueError(
-            f"`indices` must have shape (N, {sum(sizes)}) and be integers, got {indices.dtype} of shape "
-            f"{tuple(indices.shape)}."
+            f"`indices` must have shape (N, {sum(sizes)}) and be integers, got "
+            f"{getattr(indices, 'dtype', type(indices).__name__)} of shape {tuple(getattr(indices, 'shape', ()))}."
         )
     differentiable = torch.is_grad_enabled() and any(book.requires_grad for book in codebooks)
     if indices.dtype == torch.int64 and not differentiable and all(map(uses_fused, codebooks)):

@@ -162,6 +162,8 @@ def projection_synthesis(
     Raises:
         ValueError: As in [`synthesize`], or if `signals` does not fit.
     """
+    signals, dictionary = as_tensor("signals", signals), as_tensor("dictionary", dictionary)
+    indices, coefficients = as_tensor("indices", indices), as_tensor("coefficients", coefficients)
     _check_codes(indices, coefficients, dictionary)
     shape = (len(indices), dictionary.shape[0])
     if signals.shape != shape or not signals.is_floating_point() or signals.device != dictionary.device:

@@ -142,7 +142,7 @@ def _check_iterations(iterations: int) -> None:
 def _code(signals, dictionary, sparsity, tolerance, check_finite, select: _Selection):
     """Codes blocks of signals: `select` chooses the supports, which are then fitted."""
     # outside no_grad: a compiled refusal that raised inside would leave autograd off
-    signals, dictionary = pursuit_arguments(signals, dictionary, sparsity, tolerance, check_finite)
+    signals, dictionary, tolerance = pursuit_arguments(signals, dictionary, sparsity, tolerance, check_finite)
     with torch.no_grad(), torch.autocast(signals.device.type, enabled=False):
         atoms, scale = unit_atoms(dictionary)
         features, count = atoms.shape
