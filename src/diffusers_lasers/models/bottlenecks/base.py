@@ -224,7 +224,8 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
             `bytes`: What [`unpack`] reads, with the same weights.
 
         Raises:
-            ValueError: If the code is of another bottleneck or damaged, has no such indices or a coefficient that is not finite, or the bottleneck makes none.
+            ValueError: If the code is of another bottleneck or damaged, has no such indices or a coefficient that is
+                not finite, or the bottleneck makes none.
         """
         return pack_code(self, code)
 
@@ -234,14 +235,17 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
         back by falling magnitude of their coefficients: cut such a code to fewer atoms before packing it.
 
         Args:
-            data (`bytes`): What [`pack`] gave. It may come from anybody: sizes are held against its length before memory is taken.
-            max_sites (`int`, defaults to 2²⁴): Most sites of all images together; images of 16384 × 16384 pixels where a site has 4 × 4 of them.
+            data (`bytes`): What [`pack`] gave. It may come from anybody: sizes are held against its length before
+                memory is taken.
+            max_sites (`int`, defaults to 2²⁴): Most sites of all images together; images of 16384 × 16384 pixels where
+                a site has 4 × 4 of them.
 
         Returns:
             [`SparseCode`] or [`IndexCode`]: The code, on the bottleneck's device.
 
         Raises:
-            ValueError: If the bytes are cut off, changed, something else, packed by a bottleneck with other weights, no code of this one, or have more sites.
+            ValueError: If the bytes are cut off, changed, something else, packed by a bottleneck with other weights,
+                no code of this one, or have more sites.
         """
         return unpack_code(self, data, max_sites)
 

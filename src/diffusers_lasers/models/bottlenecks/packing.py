@@ -1,4 +1,4 @@
-"""Packed codes of a bottleneck: header, payload, the fingerprint that ties them to the weights that decode them, and what is refused."""
+"""Packed codes of a bottleneck: header, payload, fingerprint of the weights that decode them, and what is refused."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _fingerprint(bottleneck: Bottleneck) -> int:
 
 def check_code(bottleneck: Bottleneck, code: SparseCode | IndexCode) -> None:
     """
-    Raises a `ValueError` where `code` is none of this bottleneck's. Values are looked at on the CPU only, where nothing has to wait for them, and not in a
-    compiled graph.
+    Raises a `ValueError` where `code` is none of this bottleneck's. Values are looked at on the CPU only, where
+    nothing has to wait for them, and not in a compiled graph.
     """
     bottleneck._check_kind(code)
     grid = patch_grid(*code.latent_size, bottleneck.patch_size)
@@ -45,7 +45,8 @@ def check_code(bottleneck: Bottleneck, code: SparseCode | IndexCode) -> None:
     if bool(((code.indices < low) | (code.indices >= limits)).any()):
         found = (int(code.indices.min()), int(code.indices.max()))
         raise ValueError(
-            f"`code` must have indices from {low} to below its {bottleneck.num_symbols} symbols, got {found[0]} to {found[1]}."
+            f"`code` must have indices from {low} to below its {bottleneck.num_symbols} symbols, got {found[0]} to "
+            f"{found[1]}."
         )
     if isinstance(code, SparseCode) and not bool(torch.isfinite(code.coefficients).all()):
         raise ValueError("`code` must have finite coefficients, got NaN or infinity.")
