@@ -75,7 +75,7 @@ def undecoded(table: Any, column: str) -> Any:
         ValueError: If there is no such column, or its type is none of an image: image, binary, path, or `{bytes, path}`.
     """
     datasets = requires("datasets", "training")
-    names = table.column_names if table.column_names is not None else list(next(iter(table)))
+    names = table.column_names if table.column_names is not None else list(next(iter(table), {}))
     if column not in names:
         raise ValueError(f"`image_column` must be one of {names}, got {column!r}.")
     table = table.select_columns([column])
