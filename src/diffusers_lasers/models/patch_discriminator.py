@@ -11,6 +11,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from ..utils import config_checks as checks
 from ..utils.hub import LasersHubMixin
 
 
@@ -38,6 +39,13 @@ class PatchDiscriminator(LasersHubMixin, ModelMixin, ConfigMixin):
     """
 
     _no_split_modules: list[str] = []
+    _config_fields = {
+        "in_channels": checks.CHANNELS,
+        "base_channels": checks.Integer(1, 2**13),
+        "num_layers": checks.Integer(1, 16),
+        "norm_type": checks.Word("batch", "group", "none"),
+        "norm_num_groups": checks.CHANNELS,
+    }
 
     @register_to_config
     def __init__(
@@ -49,19 +57,11 @@ class PatchDiscriminator(LasersHubMixin, ModelMixin, ConfigMixin):
         norm_num_groups: int = 32,
     ):
         super().__init__()
-        for name, value in (
-            ("in_channels", in_channels),
-            ("base_channels", base_channels),
-            ("num_layers", num_layers),
-            ("norm_num_groups", norm_num_groups),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-        if norm_type not in ("batch", "group", "none"):
-            raise ValueError(f"`norm_type` must be 'batch', 'group' or 'none', got {norm_type!r}.")
         widths = [base_channels * min(2**depth, _WIDEST) for depth in range(num_layers + 1)]
         if norm_type == "group" and any(width % norm_num_groups for width in widths[1:]):
             raise ValueError(f"`norm_num_groups` must divide the channels {widths[1:]}, got {norm_num_groups!r}.")
+        weights = [_KERNEL**2 * a * b for a, b in zip([in_channels, *widths], [*widths, 1])]
+        checks.check_size(*weights, in_channels=in_channels, base_channels=base_channels, num_layers=num_layers)
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], _KERNEL, 2, 1), nn.LeakyReLU(_SLOPE)]
         for depth in range(1, num_layers + 1):
             stride = 2 if depth < num_layers else 1

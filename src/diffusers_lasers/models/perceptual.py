@@ -23,6 +23,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import load_file
 from torch import nn
 
+from ..utils.config_checks import Word
 from ..utils.hub import LasersHubMixin
 
 
@@ -170,12 +171,11 @@ class PerceptualSimilarity(LasersHubMixin, ModelMixin, ConfigMixin):
 
     _no_split_modules: list[str] = []
     _keep_in_fp32_modules = ["features", "heads"]
+    _config_fields = {"network": Word(*NETWORKS)}
 
     @register_to_config
     def __init__(self, network: str = "squeeze"):
         super().__init__()
-        if network not in NETWORKS:
-            raise ValueError(f"`network` must be one of {list(NETWORKS)}, got {network!r}.")
         self.features = FEATURES[network]()
         self.heads = nn.ModuleList(Conv2d(channels, 1, 1, bias=False) for channels in NETWORKS[network][2])
         for head in self.heads:

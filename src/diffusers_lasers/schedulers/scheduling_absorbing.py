@@ -18,6 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
 from ..functional.categorical import absorb, sample_categorical, uniform_noise
+from ..utils import config_checks as checks
 from ..utils.hub import LasersHubMixin
 
 
@@ -53,17 +54,15 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
     order = 1
     _compatibles: list[str] = []
+    _config_fields = {
+        "num_train_timesteps": checks.Integer(1, 2**20),
+        "num_codewords": checks.Integer(2, 2**24),
+        "temperature": checks.WEIGHT,
+    }
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, num_codewords: int = 256, temperature: float = 1.0):
-        for name, value, least in (
-            ("num_train_timesteps", num_train_timesteps, 1),
-            ("num_codewords", num_codewords, 2),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
-        if not temperature >= 0:
-            raise ValueError(f"`temperature` must be zero or positive, got {temperature!r}.")
+        self.init_noise_sigma = 1.0  # pipelines ask; a start of masks is not scaled
         self.num_inference_steps = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self._following: dict[int, int] = {}

@@ -17,7 +17,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..functional.categorical import index_to_number, sample_categorical
-from ..functional.diffusion import add_gaussian_noise, make_betas, posterior_mean_variance
+from ..functional.diffusion import BETA_SCHEDULES, add_gaussian_noise, make_betas, posterior_mean_variance
+from ..utils import config_checks as checks
 from ..utils.hub import LasersHubMixin
 
 
@@ -64,6 +65,18 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
     order = 1
     _compatibles: list[str] = []
+    _config_fields = {
+        "num_train_timesteps": checks.Integer(1, 2**20),
+        "beta_start": checks.Number(0.0, 1.0, above=True, below=True),
+        "beta_end": checks.Number(0.0, 1.0, above=True, below=True),
+        "beta_schedule": checks.Word(*BETA_SCHEDULES),
+        "trained_betas": checks.Optional(checks.Sequence(checks.Number(0.0, 1.0, above=True, below=True), most=2**20)),
+        "num_codewords": checks.Integer(2, 2**24),
+        "temperature": checks.WEIGHT,
+        "eta": checks.Number(0.0, 1.0),
+        "timestep_spacing": checks.Word(*_SPACINGS),
+        "steps_offset": checks.Integer(0, 2**20),
+    }
 
     @register_to_config
     def __init__(
@@ -79,20 +92,10 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         timestep_spacing: str = "leading",
         steps_offset: int = 0,
     ):
-        if isinstance(num_codewords, bool) or not isinstance(num_codewords, int) or num_codewords < 2:
-            raise ValueError(f"`num_codewords` must be an integer of at least 2, got {num_codewords!r}.")
-        if not temperature >= 0:
-            raise ValueError(f"`temperature` must be zero or positive, got {temperature!r}.")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"`eta` must lie in [0, 1], got {eta!r}.")
-        if timestep_spacing not in _SPACINGS:
-            raise ValueError(f"`timestep_spacing` must be one of {_SPACINGS}, got {timestep_spacing!r}.")
         if trained_betas is None:
             betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
         else:
-            betas = torch.tensor(np.asarray(trained_betas), dtype=torch.float64)
-            if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
-                raise ValueError(f"`trained_betas` must hold numbers between 0 and 1, got {trained_betas!r}.")
+            betas = torch.tensor(trained_betas, dtype=torch.float64)
             num_train_timesteps = len(betas)
             self.register_to_config(num_train_timesteps=num_train_timesteps)
         self.betas = betas.float()

@@ -12,6 +12,7 @@ from diffusers.utils import BaseOutput
 
 from ...coding import CodeHeader, IndexCode, SparseCode, pack_levels, unpack_levels
 from ...functional.patches import latents_to_signals, patch_grid, signals_to_latents
+from ...utils.config_checks import CHANNELS
 from ...utils.hub import LasersHubMixin
 from .packing import pack_code, unpack_code
 
@@ -60,13 +61,13 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
         *("latent_shift", "latent_scale", "dictionary", "coefficient_scale", "codebook", "counts", "sums"),
         *("quantizer", "mean", "basis", "low", "steps", "points"),
     ]
+    _config_fields = {"latent_channels": CHANNELS}
     num_symbols: int = 0
     _decoding_config: tuple[str, ...] = ()  # what decoding reads beside the weights and the patch size
 
     def __init__(self):
         super().__init__()
         channels = self.config.latent_channels
-        check_positive(latent_channels=channels)
         self.register_buffer("latent_shift", torch.zeros(channels))
         self.register_buffer("latent_scale", torch.ones(channels))
 

@@ -36,12 +36,13 @@ from ...coding import (
 )
 from ...functional.dictionary import dictionary_from_signals
 from ...functional.patches import patch_grid
-from ...functional.pursuits import get_pursuit
+from ...functional.pursuits import PURSUITS, get_pursuit
 from ...functional.rates import support_bits
 from ...functional.synthesis import projection_synthesis, synthesize
 from ...learning import OnlineDictionaryLearner
+from ...utils import config_checks as checks
 from ...utils.distributed import all_gather, broadcast, rank_and_world_size
-from .base import Bottleneck, BottleneckOutput, check_positive
+from .base import Bottleneck, BottleneckOutput
 
 
 __all__ = ["DictionaryBottleneck"]
@@ -80,6 +81,19 @@ class DictionaryBottleneck(Bottleneck):
     """
 
     _decoding_config = ("coefficient_scaling",)
+    _config_fields = {
+        "latent_channels": checks.CHANNELS,
+        "num_atoms": checks.Integer(1, 2**24),
+        "sparsity": checks.Integer(1, 2**16),
+        "patch_size": checks.Integer(1, 2**10),
+        "gradient": checks.Word("straight_through", "projection"),
+        "dictionary_weight": checks.WEIGHT,
+        "commitment_weight": checks.WEIGHT,
+        "coefficient_bits": checks.Optional(checks.Integer(1, 16)),
+        "coefficient_scaling": checks.Word("depth", "shared"),
+        "tolerance": checks.Optional(checks.WEIGHT),
+        "pursuit": checks.Word(*PURSUITS),
+    }
 
     @register_to_config
     def __init__(
@@ -97,16 +111,12 @@ class DictionaryBottleneck(Bottleneck):
         pursuit: str = "omp",
     ):
         super().__init__()
-        check_positive(latent_channels=latent_channels, num_atoms=num_atoms, sparsity=sparsity, patch_size=patch_size)
         if sparsity > num_atoms:
             raise ValueError(f"`sparsity` must be at most `num_atoms` ({num_atoms}), got {sparsity}.")
-        if gradient not in ("straight_through", "projection"):
-            raise ValueError(f"`gradient` must be 'straight_through' or 'projection', got {gradient!r}.")
-        if coefficient_scaling not in ("depth", "shared"):
-            raise ValueError(f"`coefficient_scaling` must be 'depth' or 'shared', got {coefficient_scaling!r}.")
-        _check_bits(coefficient_bits)
-        get_pursuit(pursuit)
         features = patch_size * patch_size * latent_channels
+        checks.check_size(
+            features * num_atoms, num_atoms=num_atoms, latent_channels=latent_channels, patch_size=patch_size
+        )
         self.dictionary = nn.Parameter(F.normalize(torch.randn(features, num_atoms), dim=0))
         self.register_buffer("coefficient_scale", torch.ones(sparsity))
         self.register_buffer("scale_steps", torch.zeros((), dtype=torch.int64))
@@ -149,7 +159,6 @@ class DictionaryBottleneck(Bottleneck):
         Raises:
             ValueError: If `bits` is out of range.
         """
-        _check_bits(bits)
         self.register_to_config(coefficient_bits=bits)
 
     @torch.no_grad()
@@ -404,8 +413,3 @@ class _Signals:
     def __iter__(self) -> Iterator[torch.Tensor]:
         device = self.bottleneck.dictionary.device
         return (self.bottleneck.signals(item.to(device)) for item in self.latents)
-
-
-def _check_bits(bits: int | None) -> None:
-    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16):
-        raise ValueError(f"`coefficient_bits` must be an integer from 1 to 16 or None, got {bits!r}.")

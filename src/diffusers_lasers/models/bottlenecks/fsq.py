@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ...coding import IndexCode
 from ...functional.patches import patch_grid
+from ...utils import config_checks as checks
 from ...utils.import_utils import requires
 from .base import Bottleneck, BottleneckOutput, check_positive, sample_signals
 
@@ -38,16 +39,22 @@ class FSQBottleneck(Bottleneck):
         ImportError: Without `vector-quantize-pytorch` (extra `training`).
     """
 
+    _config_fields = {
+        "latent_channels": checks.CHANNELS,
+        "levels": checks.Sequence(checks.Integer(3, 2**16), most=2**14),
+        "patch_size": checks.Integer(1, 2**10),
+    }
+
     @register_to_config
     def __init__(self, latent_channels: int = 16, levels: tuple[int, ...] = (7,) * 16, patch_size: int = 1):
         super().__init__()
-        check_positive(latent_channels=latent_channels, patch_size=patch_size)
-        if not levels or any(isinstance(n, bool) or not isinstance(n, int) or n < 3 for n in levels):
-            raise ValueError(f"`levels` must be one or more integers of at least 3, got {levels!r}.")
+        features = patch_size * patch_size * latent_channels
+        checks.check_size(
+            2 * features * len(levels), latent_channels=latent_channels, levels=levels, patch_size=patch_size
+        )
         requires("vector_quantize_pytorch", extra="training")
         from vector_quantize_pytorch import FSQ
 
-        features = patch_size * patch_size * latent_channels
         self.quantizer = FSQ(levels=list(levels), dim=features, return_indices=False)
         self.register_buffer("half_widths", torch.tensor([n // 2 for n in levels]))
 

@@ -19,7 +19,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from ...coding import IndexCode
 from ...functional.patches import patch_grid
-from .base import Bottleneck, BottleneckOutput, check_positive, sample_signals
+from ...utils import config_checks as checks
+from .base import Bottleneck, BottleneckOutput, sample_signals
 
 
 __all__ = ["ScalarQuantizerBottleneck"]
@@ -46,6 +47,14 @@ class ScalarQuantizerBottleneck(Bottleneck):
         points (`torch.Tensor` of shape `(p²·L, 2ⁿ)`): What each cell is decoded as.
     """
 
+    _config_fields = {
+        "latent_channels": checks.CHANNELS,
+        "bits": checks.Integer(1, 12),
+        "patch_size": checks.Integer(1, 2**10),
+        "transform": checks.Optional(checks.Word("klt")),
+        "step": checks.Optional(checks.Number(low=0.0, above=True)),
+    }
+
     @register_to_config
     def __init__(
         self,
@@ -56,14 +65,10 @@ class ScalarQuantizerBottleneck(Bottleneck):
         step: float | None = None,
     ):
         super().__init__()
-        check_positive(bits=bits, patch_size=patch_size)
-        if bits > 12:
-            raise ValueError(f"`bits` must be at most 12, got {bits!r}.")
-        if transform not in (None, "klt"):
-            raise ValueError(f"`transform` must be 'klt' or None, got {transform!r}.")
-        if step is not None and not 0 < step < float("inf"):
-            raise ValueError(f"`step` must be a positive number or None, got {step!r}.")
         self.depth = patch_size * patch_size * latent_channels
+        checks.check_size(
+            self.depth * (self.depth + 2**bits), latent_channels=latent_channels, patch_size=patch_size, bits=bits
+        )
         self.register_buffer("mean", torch.zeros(self.depth))
         self.register_buffer("basis", torch.eye(self.depth))
         self.register_buffer("low", torch.zeros(self.depth))

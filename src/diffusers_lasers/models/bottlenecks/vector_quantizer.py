@@ -24,13 +24,22 @@ from ...functional.codebook import codeword_statistics, kmeans, nearest_codeword
 from ...functional.patches import patch_grid
 from ...functional.subquantizers import encode_residual
 from ...learning.quantizers import fit_quantizer
+from ...utils import config_checks as checks
 from ...utils.distributed import all_reduce_sum, broadcast
-from .base import Bottleneck, BottleneckOutput, check_positive, sample_signals
+from .base import Bottleneck, BottleneckOutput, sample_signals
 
 
 __all__ = ["ResidualVQBottleneck", "VectorQuantizerBottleneck"]
 
 _INITIAL_SIGNALS = 65536  # signals that initialisation looks at
+_FIELDS = {
+    "latent_channels": checks.CHANNELS,
+    "num_codewords": checks.Integer(1, 2**24),
+    "patch_size": checks.Integer(1, 2**10),
+    "decay": checks.Number(0.0, 1.0, below=True),
+    "commitment_weight": checks.WEIGHT,
+    "revive_threshold": checks.Number(0.0, 1.0, below=True),
+}
 
 
 class _RunningMeanQuantizer(Bottleneck):
@@ -44,18 +53,10 @@ class _RunningMeanQuantizer(Bottleneck):
     """
 
     def _build(self, depth: int, config: dict) -> None:
-        check_positive(
-            depth=depth,
-            latent_channels=config["latent_channels"],
-            num_codewords=config["num_codewords"],
-            patch_size=config["patch_size"],
-        )
-        if not 0 <= config["decay"] < 1:
-            raise ValueError(f"`decay` must be in [0, 1), got {config['decay']!r}.")
-        if not 0 <= config["revive_threshold"] < 1:
-            raise ValueError(f"`revive_threshold` must be in [0, 1), got {config['revive_threshold']!r}.")
-        self.depth = depth
         features = config["patch_size"] ** 2 * config["latent_channels"]
+        deciding = {name: config[name] for name in ("num_codewords", "latent_channels", "patch_size")}
+        checks.check_size(2 * depth * config["num_codewords"] * features, **deciding, depth=depth)
+        self.depth = depth
         codebook = torch.randn(depth, config["num_codewords"], features) / features**0.5
         self.register_buffer("codebook", codebook)
         self.register_buffer("counts", torch.ones(depth, config["num_codewords"]))
@@ -263,6 +264,8 @@ class VectorQuantizerBottleneck(_RunningMeanQuantizer):
             signal; 0 disables that.
     """
 
+    _config_fields = _FIELDS
+
     @register_to_config
     def __init__(
         self,
@@ -293,6 +296,8 @@ class ResidualVQBottleneck(_RunningMeanQuantizer):
         beam_size (`int`, defaults to 1): Partial sums that coding keeps after each stage; 1 takes the nearest codeword each time.
     """
 
+    _config_fields = _FIELDS | {"depth": checks.Integer(1, 4096), "beam_size": checks.Integer(1, 2**16)}
+
     @register_to_config
     def __init__(
         self,
@@ -306,5 +311,4 @@ class ResidualVQBottleneck(_RunningMeanQuantizer):
         beam_size: int = 1,
     ):
         super().__init__()
-        check_positive(beam_size=beam_size)
         self._build(depth, self.config)

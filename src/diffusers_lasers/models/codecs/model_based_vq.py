@@ -36,6 +36,7 @@ from ...functional.rates import entropy
 from ...functional.subquantizers import decode_channels, encode_product, encode_residual
 from ...learning.patches import sample_patches
 from ...learning.quantizers import QUANTIZERS, fit_quantizer
+from ...utils import config_checks as checks
 from ...utils.hub import LasersHubMixin
 from ...utils.image_sources import load_image_dataset, to_rgb
 from ...utils.import_utils import requires
@@ -81,6 +82,13 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
 
     _supports_group_offloading = False
     _no_split_modules: list[str] = []
+    _config_fields = {
+        "quantizer": checks.Word(*QUANTIZERS),
+        "bits": checks.Sequence(checks.Integer(1, 2**14), least=3, most=3),
+        "patch_size": checks.Integer(1, 2**10),
+        "codebook_bits": checks.Integer(1, 12),
+        "beam": checks.Integer(1, 2**16),
+    }
 
     @register_to_config
     def __init__(
@@ -92,15 +100,6 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         beam: int = 8,
     ):
         super().__init__()
-        if quantizer not in QUANTIZERS:
-            raise ValueError(f"`quantizer` must be one of {QUANTIZERS}, got {quantizer!r}.")
-        if len(bits) != 3 or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in bits):
-            raise ValueError(f"`bits` must be three positive integers, of Y, Cb and Cr, got {bits!r}.")
-        for name, value in (("patch_size", patch_size), ("beam", beam)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-        if not isinstance(codebook_bits, int) or not 1 <= codebook_bits <= 12:
-            raise ValueError(f"`codebook_bits` must be an integer from 1 to 12, got {codebook_bits!r}.")
         features = patch_size * patch_size
         for channel, wanted in zip(_CHANNELS, bits):
             if quantizer == "VQ":
@@ -120,6 +119,9 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
                         f"`bits` / `codebook_bits` must divide the {features} pixels of a patch for {quantizer}, got {slots} of {channel}."
                     )
             width = features if quantizer == "RQ" else features // slots
+            turned = features**2 if quantizer == "OPQ" and slots > 1 else 0
+            deciding = {"bits": bits, "patch_size": patch_size, "codebook_bits": codebook_bits}
+            checks.check_size(3 * (slots * 2**size * width + turned), **deciding)
             self.register_buffer(f"codebooks_{channel}", torch.zeros(slots, 2**size, width))
             if quantizer == "OPQ" and slots > 1:
                 self.register_buffer(f"rotation_{channel}", torch.eye(features))

@@ -19,6 +19,7 @@ from PIL import Image
 from ...coding import IndexCode, SparseCode
 from ...functional.degradations import hide, upscale_bicubic
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
+from ...utils import config_checks as checks
 from ...utils.hub import LasersHubMixin
 
 
@@ -55,15 +56,12 @@ class DLRestorationPipeline(LasersHubMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "vae"
+    _config_fields = {"task": checks.Word(*TASKS), "scale": checks.Integer(1, 64)}
 
     def __init__(self, vae: AutoencoderDL, task: str = "reconstruction", scale: int = 4):
         super().__init__()
-        if task not in TASKS:
-            raise ValueError(f"`task` must be one of {TASKS}, got {task!r}.")
-        if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
-            raise ValueError(f"`scale` must be a positive integer, got {scale!r}.")
-        self.register_modules(vae=vae)
         self.register_to_config(task=task, scale=scale)
+        self.register_modules(vae=vae)
         self.image_processor = VaeImageProcessor(do_resize=False)
         self.mask_processor = VaeImageProcessor(
             do_resize=False, do_normalize=False, do_binarize=True, do_convert_grayscale=True
