@@ -111,9 +111,10 @@ class CategoricalUNet2DModel(LasersHubMixin, ModelMixin, ConfigMixin):
         dropout: float = 0.0,
     ):
         super().__init__()
-        if any(channels % norm_num_groups for channels in block_out_channels):
+        checks.check_groups(norm_num_groups, block_out_channels)
+        if attention_head_dim > block_out_channels[-1]:
             raise ValueError(
-                f"`norm_num_groups` must divide all `block_out_channels`, got {norm_num_groups} and {tuple(block_out_channels)}."
+                f"`attention_head_dim` must be at most the last of `block_out_channels`, {block_out_channels[-1]}, got {attention_head_dim}."
             )
         inputs = num_slots * (embedding_dim if parameterization == "discrete" else 1) + num_slots * self_conditioning
         outputs = num_slots * (1 if parameterization == "continuous" else num_codewords)

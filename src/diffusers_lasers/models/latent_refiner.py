@@ -53,10 +53,7 @@ class LatentRefiner(LasersHubMixin, ModelMixin, ConfigMixin):
         norm_num_groups: int = 16,
     ):
         super().__init__()
-        if any(channels % norm_num_groups for channels in block_out_channels):
-            raise ValueError(
-                f"`norm_num_groups` must divide all `block_out_channels`, got {norm_num_groups} and {tuple(block_out_channels)}."
-            )
+        checks.check_groups(norm_num_groups, block_out_channels)
         checks.check_size(
             checks.unet_values(block_out_channels, layers_per_block, in_channels, in_channels),
             in_channels=in_channels,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 
-__all__ = ["MAX_VALUES", "check_fields", "check_size"]
+__all__ = ["MAX_VALUES", "check_fields", "check_groups", "check_size"]
 
 #: Values that the tensors of one model may have in all, 4 GiB in float32. Whoever needs more sets it: `config_checks.MAX_VALUES = …`.
 MAX_VALUES = 2**30
@@ -240,6 +240,23 @@ def check_size(*counts: int, **arguments: Any) -> None:
         given = " and ".join(shown(value) for value in arguments.values())
         raise ValueError(
             f"{names} must give a model of at most {MAX_VALUES} values (`utils.config_checks.MAX_VALUES`), got {given}, which give {total}."
+        )
+
+
+def check_groups(norm_num_groups: int, block_out_channels: tuple[int, ...]) -> None:
+    """
+    Refuses groups of a normalisation that do not divide its channels.
+
+    Args:
+        norm_num_groups (`int`): Groups.
+        block_out_channels (`tuple[int, ...]`): Channels of the stages.
+
+    Raises:
+        ValueError: If one of them is no multiple.
+    """
+    if any(channels % norm_num_groups for channels in block_out_channels):
+        raise ValueError(
+            f"`norm_num_groups` must divide all `block_out_channels`, got {norm_num_groups} and {shown(block_out_channels)}."
         )
 
 

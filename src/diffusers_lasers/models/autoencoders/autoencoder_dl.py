@@ -189,6 +189,9 @@ class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
             self.encoder = LightEncoder(in_channels, latent_channels, *shape)
             self.decoder = LightDecoder(latent_channels, out_channels, *shape)
         else:
+            checks.check_groups(norm_num_groups, block_out_channels)
+            if layers_per_block < 1:
+                raise ValueError("`layers_per_block` must be at least 1 for the backbone 'diffusers', got 0.")
             shared = {
                 "block_out_channels": tuple(block_out_channels),
                 "act_fn": act_fn,
