@@ -22,7 +22,7 @@ from torch import nn
 
 from ..functional.categorical import index_to_number
 from ..utils import config_checks as checks
-from ..utils.hub import LasersHubMixin
+from ..utils.model_loading import LasersModelMixin
 
 
 __all__ = ["CategoricalUNet2DModel", "CategoricalUNet2DOutput"]
@@ -55,7 +55,7 @@ class CategoricalUNet2DOutput(BaseOutput):
     sample: torch.Tensor
 
 
-class CategoricalUNet2DModel(LasersHubMixin, ModelMixin, ConfigMixin):
+class CategoricalUNet2DModel(LasersModelMixin, ModelMixin, ConfigMixin):
     r"""
     Creates a denoiser of indices.
 

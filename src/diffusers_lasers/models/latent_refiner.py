@@ -14,14 +14,14 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 
 from ..utils import config_checks as checks
-from ..utils.hub import LasersHubMixin
+from ..utils.model_loading import LasersModelMixin
 from .categorical_unet import UNET_BLOCKS
 
 
 __all__ = ["LatentRefiner"]
 
 
-class LatentRefiner(LasersHubMixin, ModelMixin, ConfigMixin):
+class LatentRefiner(LasersModelMixin, ModelMixin, ConfigMixin):
     r"""
     Creates a refiner of about 1.7 million parameters. It adds a correction, at first nothing, to the image.
 

@@ -12,7 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ..utils import config_checks as checks
-from ..utils.hub import LasersHubMixin
+from ..utils.model_loading import LasersModelMixin
 
 
 __all__ = ["PatchDiscriminator"]
@@ -22,7 +22,7 @@ _WIDEST = 8  # the channels double with each layer up to this multiple of `base_
 _SLOPE = 0.2
 
 
-class PatchDiscriminator(LasersHubMixin, ModelMixin, ConfigMixin):
+class PatchDiscriminator(LasersModelMixin, ModelMixin, ConfigMixin):
     r"""
     Creates a PatchGAN discriminator. Weights start as N(0, 0.02²), the scales of a normalisation as N(1, 0.02²).
 

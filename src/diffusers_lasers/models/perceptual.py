@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..utils.config_checks import Word
-from ..utils.hub import LasersHubMixin
+from ..utils.model_loading import LasersModelMixin
 
 
 __all__ = ["PerceptualSimilarity"]
@@ -151,7 +151,7 @@ def _head_weights(network: str, folder: Path | None) -> dict[str, torch.Tensor]:
     return _read(file)
 
 
-class PerceptualSimilarity(LasersHubMixin, ModelMixin, ConfigMixin):
+class PerceptualSimilarity(LasersModelMixin, ModelMixin, ConfigMixin):
     r"""
     Creates an LPIPS 0.1 distance: a frozen classifier and calibrated heads, in fp32, in evaluation mode.
 

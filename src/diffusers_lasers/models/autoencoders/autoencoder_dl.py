@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from ...coding import IndexCode, SparseCode
 from ...utils import config_checks as checks
-from ...utils.hub import LasersHubMixin
+from ...utils.model_loading import LasersModelMixin
 from ..bottlenecks import (
     DictionaryBottleneck,
     FSQBottleneck,
@@ -90,7 +90,7 @@ class AutoencoderDLOutput(BaseOutput):
     code: SparseCode | IndexCode | None = None
 
 
-class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderDL(LasersModelMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""
     An autoencoder whose latents are coded by a learned dictionary (DL-VAE of LASERS, 2024) or by a baseline bottleneck.
 
@@ -122,7 +122,11 @@ class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False
-    _no_split_modules = ["ResidualBlock", "ResnetBlock2D"]
+    _no_split_modules = [
+        "ResidualBlock",
+        "ResnetBlock2D",
+        *(bottleneck.__name__ for bottleneck in BOTTLENECKS.values()),
+    ]
     _keep_in_fp32_modules = ["bottleneck"]
     _skip_layerwise_casting_patterns = ["bottleneck"]
     _config_fields = {

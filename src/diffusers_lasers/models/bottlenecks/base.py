@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from ...coding import CodeHeader, IndexCode, SparseCode, pack_levels, unpack_levels
 from ...functional.patches import latents_to_signals, patch_grid, signals_to_latents
 from ...utils.config_checks import CHANNELS
-from ...utils.hub import LasersHubMixin
+from ...utils.model_loading import LasersModelMixin
 from .packing import pack_code, unpack_code
 
 
@@ -42,7 +42,7 @@ class BottleneckOutput(BaseOutput):
     code: SparseCode | IndexCode | None = None
 
 
-class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
+class Bottleneck(LasersModelMixin, ModelMixin, ConfigMixin):
     """
     Base of the bottlenecks. A subclass defines `encode`, `decode`, `forward`, `bits_per_site` and `num_symbols`, `initialize` where it
     learns from the first latents of a training, and `fit` where it can learn from fixed ones.
@@ -56,6 +56,7 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
     """
 
     _supports_group_offloading = False
+    _no_split_modules: list[str] = []
     # buffers and parameters of all subclasses: coding is in float32, also of a model that is loaded in half precision
     _keep_in_fp32_modules = [
         *("latent_shift", "latent_scale", "dictionary", "coefficient_scale", "codebook", "counts", "sums"),

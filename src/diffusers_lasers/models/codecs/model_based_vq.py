@@ -37,9 +37,9 @@ from ...functional.subquantizers import decode_channels, encode_product, encode_
 from ...learning.patches import sample_patches
 from ...learning.quantizers import QUANTIZERS, fit_quantizer
 from ...utils import config_checks as checks
-from ...utils.hub import LasersHubMixin
 from ...utils.image_sources import load_image_dataset, to_rgb
 from ...utils.import_utils import requires
+from ...utils.model_loading import LasersModelMixin
 
 
 __all__ = ["ModelBasedVQCodec", "ModelBasedVQCodecOutput"]
@@ -64,7 +64,7 @@ class ModelBasedVQCodecOutput(BaseOutput):
     image_size: tuple[int, int] | None = None
 
 
-class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
+class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
     r"""
     Codes images by fitted codebooks of YCbCr patches (Scribano et al., 2023).
 
