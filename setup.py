@@ -18,6 +18,7 @@ _deps = [
     "datasets>=3.0",
     "diffusers>=0.42,<0.43",  # LOADABLE_CLASSES is not public API, see utils/registration.py
     "faiss-cpu>=1.8",
+    "filelock>=3.13",
     "flip-evaluator>=1.4",
     "gradio>=6.0",
     "hf-doc-builder>=0.5.0",
@@ -124,7 +125,7 @@ setup(
     python_requires=">=3.10.0",
     # accelerate: without it diffusers loads no model that keeps modules in float32, as ours do
     install_requires=deps_list(
-        "torch", "diffusers", "accelerate", "huggingface_hub", "safetensors", "numpy", "Pillow"
+        "torch", "diffusers", "accelerate", "filelock", "huggingface_hub", "safetensors", "numpy", "Pillow"
     ),
     extras_require=extras,
     classifiers=[

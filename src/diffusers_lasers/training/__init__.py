@@ -24,6 +24,7 @@ from .index_diffusion import IndexDiffusionObjective
 from .losses import ReconstructionLoss, ReconstructionTerms
 from .records import TrainingLog, Window
 from .retrofit import collect_latents, fit_bottleneck, fit_to_latents
+from .run_folder import RunFolder, run_identity
 from .sampling import StreamSampler
 from .sharding import FullySharded, gradient_norm, local_part, save_optimizer_whole, whole_tensor, write_whole
 from .streaming import ImageStream
@@ -44,6 +45,7 @@ __all__ = [
     "ModelAverage",
     "ReconstructionLoss",
     "ReconstructionTerms",
+    "RunFolder",
     "StreamSampler",
     "TrainingLog",
     "TrainingState",
@@ -63,6 +65,7 @@ __all__ = [
     "load_image_dataset",
     "local_part",
     "open_image_stream",
+    "run_identity",
     "save_checkpoint",
     "save_optimizer_whole",
     "take_batch",
