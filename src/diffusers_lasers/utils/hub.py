@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config_checks import Field, check_fields
-
 from .files import write_text
 
 

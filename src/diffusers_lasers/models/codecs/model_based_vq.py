@@ -26,6 +26,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from PIL import Image
 
 from ...coding.container import fingerprint
 from ...coding.packing import pack_indices, unpack_indices
@@ -37,6 +38,7 @@ from ...functional.subquantizers import decode_channels, encode_product, encode_
 from ...learning.patches import sample_patches
 from ...learning.quantizers import QUANTIZERS, fit_quantizer
 from ...utils import config_checks as checks
+from ...utils.image_inputs import preprocess_images
 from ...utils.image_sources import load_image_dataset, to_rgb
 from ...utils.import_utils import requires
 from ...utils.model_loading import LasersModelMixin
@@ -45,6 +47,7 @@ from ...utils.model_loading import LasersModelMixin
 __all__ = ["ModelBasedVQCodec", "ModelBasedVQCodecOutput"]
 
 _CHANNELS = ("y", "cb", "cr")
+_LARGEST = 1.01  # magnitude of a colour, with what resampling and half precision may add
 _NOTATION = re.compile(r"(VQ|PQ|OPQ|RQ)-\{(\d+)-(\d+)-(\d+)\}")
 _MAGIC = b"MBVQ1"
 _HEADER = struct.Struct("<5sI4I")  # magic, fingerprint, batch, height, width, CRC of the indices
@@ -225,7 +228,8 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
 
         Args:
             images (`str`, `datasets.Dataset`, `torch.Tensor` or iterable): A folder, file or pattern as in [`load_image_dataset`]; a data set; images
-                `(B, 3, H, W)` in [-1, 1]; or any iterable of such tensors `(3, H, W)`, of `PIL.Image`s or of uint8 arrays.
+                `(B, 3, H, W)` in [-1, 1] or of uint8; or any iterable of such tensors `(3, H, W)`, of pictures of any mode, or of arrays `(H, W, 3)` of uint8 or
+                in [0, 1]. Floating-point tensors are what `encode` takes: that one without negative values were in [0, 1] is not guessed from image to image.
             stride (`int`, defaults to 1): Pixels between patches.
             max_patches (`int`, defaults to 524288): Patches in the sample; its memory is 3 · 4 · s² bytes each, and about as much three times over for a while.
             flip (`bool`, defaults to `True`): Whether each image is also read upside down, as in the paper.
@@ -239,7 +243,7 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
             [`ModelBasedVQCodec`]: This codec.
 
         Raises:
-            ValueError: If there are no images, or fewer patches than codewords. ImportError: If faiss is missing (`pip install
+            ValueError: If there are no images, they are out of range, or there are fewer patches than codewords. ImportError: If faiss is missing (`pip install
             diffusers_lasers[codec]`).
         """
         tqdm = requires("tqdm.auto", "codec").tqdm
@@ -338,7 +342,7 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
             )
         if pixel_values.device.type == "cpu" and pixel_values.numel():
             low, high = pixel_values.aminmax()
-            if not (low >= -1.01 and high <= 1.01):
+            if not (low >= -_LARGEST and high <= _LARGEST):
                 raise ValueError(f"`pixel_values` must lie in [-1, 1], got {low.item():.4g} to {high.item():.4g}.")
         size, side = tuple(pixel_values.shape[-2:]), self.config.patch_size
         rows, columns = patch_grid(*size, side)
@@ -573,7 +577,9 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
 
 def _images(images: Any, column: str) -> Iterable[torch.Tensor]:
     """Images `(3, H, W)` in [-1, 1] from whatever `fit` takes."""
-    if isinstance(images, str) or hasattr(images, "__fspath__"):
+    if isinstance(images, Image.Image):
+        images = [images]
+    elif isinstance(images, str) or hasattr(images, "__fspath__"):
         images = load_image_dataset(train_data_dir=str(images), image_column=column)
     elif hasattr(images, "column_names"):
         images = (row[column] for row in images)
@@ -581,12 +587,17 @@ def _images(images: Any, column: str) -> Iterable[torch.Tensor]:
     def convert() -> Iterator[torch.Tensor]:
         for index, image in enumerate(images):
             if not torch.is_tensor(image):
-                pixels = np.array(to_rgb(image, f"image {index}"))
-                image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
-            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+                image = image if isinstance(image, np.ndarray) else to_rgb(image, f"image {index}")
+                image = preprocess_images(image, name="images", signed=False)[0]
+            elif image.dtype == torch.uint8:
+                image = preprocess_images(image, name="images")[0]
+            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point() or not image.numel():
                 raise ValueError(
                     f"`images` must hold tensors (3, H, W) in [-1, 1], got {image.dtype} of shape {tuple(image.shape)}."
                 )
+            low, high = image.aminmax()
+            if not (low >= -_LARGEST and high <= _LARGEST):
+                raise ValueError(f"`images` must lie in [-1, 1], got {low.item():.4g} to {high.item():.4g}.")
             yield image.cpu()
 
     return convert()

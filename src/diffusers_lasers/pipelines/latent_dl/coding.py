@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput
 from torch.nn import functional as F
 
 from ...coding import IndexCode, SparseCode
@@ -29,6 +29,7 @@ from ...models.bottlenecks import (
     ScalarQuantizerBottleneck,
     VectorQuantizerBottleneck,
 )
+from ...utils.image_inputs import preprocess_images
 from .pipeline_output import LatentDLPipelineOutput
 
 
@@ -76,14 +77,14 @@ class LatentCodingMixin:
         The code of images, without a prompt. Sides that the autoencoder does not divide are padded by repeating the edge.
 
         Args:
-            image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, as diffusers takes them: arrays `(B, H, W, 3)` and
-                tensors `(B, 3, H, W)` in [0, 1].
+            image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, as diffusers takes them: pictures of any mode; arrays
+                `(B, H, W, 3)` and tensors `(B, 3, H, W)` of uint8 or in [0, 1], or in [-1, 1] where a value is negative.
 
         Returns:
             [`SparseCode`] or [`IndexCode`]: The code, with the images' size.
 
         Raises:
-            ValueError: If the pipeline has no bottleneck.
+            ValueError: If the pipeline has no bottleneck, or the images are no such.
         """
         self._check_bottleneck()
         code = self._encode(image)
@@ -172,7 +173,7 @@ class LatentCodingMixin:
 
     def _latents(self, image: PipelineImageInput) -> tuple[torch.Tensor, tuple[int, int]]:
         """Latents of images, which are padded to what the autoencoder divides, and the images' size before."""
-        pixel_values = VaeImageProcessor(do_resize=False).preprocess(image)
+        pixel_values = preprocess_images(image, self.vae.config.get("in_channels", 3))
         height, width = pixel_values.shape[-2:]
         factor = self.vae_scale_factor
         padded = F.pad(pixel_values, (0, -width % factor, 0, -height % factor), mode="replicate")
