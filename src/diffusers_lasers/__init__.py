@@ -31,8 +31,8 @@ _import_structure = {
     "models.categorical_unet": ["CategoricalUNet2DModel", "CategoricalUNet2DOutput"],
     "models.codecs.model_based_vq": ["ModelBasedVQCodec", "ModelBasedVQCodecOutput"],
     "models.latent_refiner": ["LatentRefiner"],
-    "models.patch_discriminator": ["PatchDiscriminator"],
-    "models.perceptual": ["PerceptualSimilarity"],
+    "models.patch_discriminator": ["PatchDiscriminator", "PatchDiscriminatorOutput"],
+    "models.perceptual": ["PerceptualSimilarity", "PerceptualSimilarityOutput"],
     "pipelines.latent_dl": ["LatentDLPipeline", "LatentDLPipelineOutput", "LatentDLXLPipeline"],
     "pipelines.model_based_latent_diffusion": ["ModelBasedLatentDiffusionPipeline", "ModelBasedLatentDiffusionOutput"],
     "pipelines.restoration": ["DLRestorationPipeline", "DLRestorationPipelineOutput"],
@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     from .models.categorical_unet import CategoricalUNet2DModel, CategoricalUNet2DOutput
     from .models.codecs.model_based_vq import ModelBasedVQCodec, ModelBasedVQCodecOutput
     from .models.latent_refiner import LatentRefiner
-    from .models.patch_discriminator import PatchDiscriminator
-    from .models.perceptual import PerceptualSimilarity
+    from .models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorOutput
+    from .models.perceptual import PerceptualSimilarity, PerceptualSimilarityOutput
     from .pipelines.latent_dl import LatentDLPipeline, LatentDLPipelineOutput, LatentDLXLPipeline
     from .pipelines.model_based_latent_diffusion import (
         ModelBasedLatentDiffusionOutput,

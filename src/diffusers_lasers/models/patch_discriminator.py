@@ -6,20 +6,35 @@ LASERS (2024), section 3.4, takes it over from VQ-GAN. Each logit judges one pat
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..utils import config_checks as checks
 from ..utils.model_loading import LasersModelMixin
 
 
-__all__ = ["PatchDiscriminator"]
+__all__ = ["PatchDiscriminator", "PatchDiscriminatorOutput"]
 
 _KERNEL = 4
 _WIDEST = 8  # the channels double with each layer up to this multiple of `base_channels`
 _SLOPE = 0.2
+
+
+@dataclass
+class PatchDiscriminatorOutput(BaseOutput):
+    """
+    Output of [`PatchDiscriminator`].
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, 1, h, w)`): One a patch, large for real.
+    """
+
+    logits: torch.Tensor
 
 
 class PatchDiscriminator(LasersModelMixin, ModelMixin, ConfigMixin):
@@ -98,15 +113,18 @@ class PatchDiscriminator(LasersModelMixin, ModelMixin, ConfigMixin):
         """Least side in pixels of an image: below it there is no logit left."""
         return 3 * 2**self.config.num_layers
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, images: torch.Tensor, return_dict: bool = True
+    ) -> PatchDiscriminatorOutput | tuple[torch.Tensor]:
         """
         Judges images.
 
         Args:
             images (`torch.Tensor` of shape `(B, in_channels, H, W)`): Images in [-1, 1].
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            `torch.Tensor` of shape `(B, 1, h, w)`: Logits, large for real; `h = ⌊H / 2ⁿ⌋ − 2` with n = `num_layers`.
+            [`PatchDiscriminatorOutput`] or `tuple`: Logits `(B, 1, h, w)`; `h = ⌊H / 2ⁿ⌋ − 2` with n = `num_layers`.
 
         Raises:
             ValueError: If the images have another number of channels or are too small.
@@ -116,4 +134,5 @@ class PatchDiscriminator(LasersModelMixin, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"`images` must have shape (batch, {channels}, height, width) with sides of at least {least}, got {tuple(images.shape)}."
             )
-        return self.layers(images)
+        logits = self.layers(images)
+        return PatchDiscriminatorOutput(logits=logits) if return_dict else (logits,)

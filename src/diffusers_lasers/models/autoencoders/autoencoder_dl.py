@@ -379,7 +379,7 @@ class AutoencoderDL(LasersModelMixin, ModelMixin, AutoencoderMixin, ConfigMixin)
             quantized_latents=bottleneck.latents,
             code=code,
         )
-        return output if return_dict else tuple(output.values())
+        return output if return_dict else output.to_tuple()
 
     def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
         """Saves the configuration, with that of the bottleneck as it is now. See `ConfigMixin.save_config`."""

@@ -326,15 +326,16 @@ class DictionaryBottleneck(Bottleneck):
             header.image_size,
         )
 
-    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
         """
         Codes and decodes latents, with gradients and losses (LASERS, 2024, eqs 7 and 13).
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`BottleneckOutput`]: Latents in the dtype of the input, losses in float32, and the [`SparseCode`].
+            [`BottleneckOutput`] or `tuple`: Latents in the dtype of the input, losses in float32, and the [`SparseCode`].
         """
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)
@@ -352,13 +353,14 @@ class DictionaryBottleneck(Bottleneck):
             else:
                 passed = signals + (coded - signals).detach()
             loss = self.config.dictionary_weight * codebook_loss + self.config.commitment_weight * commitment_loss
-            return BottleneckOutput(
+            output = BottleneckOutput(
                 latents=self.latents(passed, latents.shape[-2:], latents.dtype),
                 loss=loss,
                 commitment_loss=commitment_loss.detach(),
                 codebook_loss=codebook_loss.detach(),
                 code=self._code(indices, coefficients, latents),
             )
+        return output if return_dict else output.to_tuple()
 
     def _pursue(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes of signals. The check for non-finite values synchronises, so that only the CPU has it."""

@@ -169,28 +169,30 @@ class FSQBottleneck(Bottleneck):
             signals = self._project(self.quantizer.project_out, values)
         return self.latents(signals, code.latent_size, torch.float32)
 
-    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
         """
         Rounds latents, with gradients straight through.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`BottleneckOutput`]: Latents in the dtype of the input, zero losses, and the [`IndexCode`].
+            [`BottleneckOutput`] or `tuple`: Latents in the dtype of the input, zero losses, and the [`IndexCode`].
         """
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)
             values = self._round(signals)
             passed = self._project(self.quantizer.project_out, values)
             zero = signals.new_zeros(())
-            return BottleneckOutput(
+            output = BottleneckOutput(
                 latents=self.latents(passed, latents.shape[-2:], latents.dtype),
                 loss=zero,
                 commitment_loss=zero,
                 codebook_loss=zero,
                 code=self._code(values.detach(), latents),
             )
+        return output if return_dict else output.to_tuple()
 
     def _round(self, signals: torch.Tensor) -> torch.Tensor:
         """Quantised values in [−1, 1], `(N, channels)`, differentiable straight through."""

@@ -206,28 +206,30 @@ class ScalarQuantizerBottleneck(Bottleneck):
         with torch.autocast(code.indices.device.type, enabled=False):
             return self.latents(self._dequantize(code.indices.flatten(0, 2)), code.latent_size, torch.float32)
 
-    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
         """
         Rounds latents, with gradients straight through.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`BottleneckOutput`]: Latents in the dtype of the input, zero losses, and the [`IndexCode`].
+            [`BottleneckOutput`] or `tuple`: Latents in the dtype of the input, zero losses, and the [`IndexCode`].
         """
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)
             indices = self._quantize(signals.detach())
             passed = signals + (self._dequantize(indices) - signals).detach()
             zero = signals.new_zeros(())
-            return BottleneckOutput(
+            output = BottleneckOutput(
                 latents=self.latents(passed, latents.shape[-2:], latents.dtype),
                 loss=zero,
                 commitment_loss=zero,
                 codebook_loss=zero,
                 code=self._code(indices, latents),
             )
+        return output if return_dict else output.to_tuple()
 
     def _code(self, indices: torch.Tensor, latents: torch.Tensor) -> IndexCode:
         height, width = latents.shape[-2:]

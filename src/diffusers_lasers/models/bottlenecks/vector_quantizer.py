@@ -186,15 +186,16 @@ class _RunningMeanQuantizer(Bottleneck):
         signals = sum(self.codebook[stage].float()[indices[:, stage]] for stage in range(stages))
         return self.latents(signals, code.latent_size, torch.float32)
 
-    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
         """
         Codes and decodes latents; in training the running means move afterwards, so that this step used the old codebook.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`BottleneckOutput`]: Latents in the dtype of the input, losses in float32, and the [`IndexCode`].
+            [`BottleneckOutput`] or `tuple`: Latents in the dtype of the input, losses in float32, and the [`IndexCode`].
         """
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)
@@ -203,13 +204,14 @@ class _RunningMeanQuantizer(Bottleneck):
                 self._update(indices, inputs)
             commitment_loss = F.mse_loss(signals, quantized)
             passed = signals + (quantized - signals).detach()
-            return BottleneckOutput(
+            output = BottleneckOutput(
                 latents=self.latents(passed, latents.shape[-2:], latents.dtype),
                 loss=self.config.commitment_weight * commitment_loss,
                 commitment_loss=commitment_loss.detach(),
                 codebook_loss=torch.zeros_like(commitment_loss.detach()),
                 code=self._code(indices, latents),
             )
+        return output if return_dict else output.to_tuple()
 
     def _quantize(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Indices `(N, depth)`, the quantised signals, and what each stage was given."""

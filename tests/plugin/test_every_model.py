@@ -1,10 +1,12 @@
-"""All weights or none: what is refused when a model is loaded, by each way of loading; and `device_map`, on CPU and disk."""
+"""What every model class does: `return_dict`, `device_map` on CPU and disk, and all weights or none when it is loaded, by each way of loading."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from diffusers import AutoModel, DiffusionPipeline
+from diffusers.utils import BaseOutput
 from safetensors.torch import load_file, save_file
 
 from diffusers_lasers import (
@@ -82,8 +84,7 @@ def outputs(model, inputs):
     """The tensors that a model gives."""
     with torch.no_grad():
         output = model(*inputs)
-    found = [output] if torch.is_tensor(output) else list(output.values())
-    return [value for value in found if torch.is_tensor(value)]
+    return [value for value in output.values() if torch.is_tensor(value)]
 
 
 def test_all_models_are_here():
@@ -95,6 +96,22 @@ def test_all_models_are_here():
     ours |= {VectorQuantizerBottleneck, ResidualVQBottleneck}
     assert kinds == {cls for cls in ours if not cls.__name__.startswith("_")}
     assert all(isinstance(cls._no_split_modules, list) for cls in kinds)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_return_dict_gives_the_fields_of_the_output_class_in_their_order(name):
+    make, inputs = MODELS[name]
+    model = make().eval()
+    with torch.no_grad():
+        output, plain = model(*inputs), model(*inputs, return_dict=False)
+    assert isinstance(output, BaseOutput) and isinstance(plain, tuple)
+    names = [field.name for field in dataclasses.fields(output) if getattr(output, field.name) is not None]
+    assert list(output) == names and len(plain) == len(names) > 0
+    for name, value in zip(names, plain):
+        if torch.is_tensor(value):
+            torch.testing.assert_close(value, output[name], rtol=0, atol=0)
+        else:
+            assert type(value) is type(output[name])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
