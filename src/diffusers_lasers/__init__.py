@@ -33,7 +33,13 @@ _import_structure = {
     "models.latent_refiner": ["LatentRefiner"],
     "models.patch_discriminator": ["PatchDiscriminator", "PatchDiscriminatorOutput"],
     "models.perceptual": ["PerceptualSimilarity", "PerceptualSimilarityOutput"],
-    "pipelines.latent_dl": ["LatentDLPipeline", "LatentDLPipelineOutput", "LatentDLXLPipeline"],
+    "pipelines.latent_dl": [
+        "LatentDLImg2ImgPipeline",
+        "LatentDLPipeline",
+        "LatentDLPipelineOutput",
+        "LatentDLXLImg2ImgPipeline",
+        "LatentDLXLPipeline",
+    ],
     "pipelines.model_based_latent_diffusion": ["ModelBasedLatentDiffusionPipeline", "ModelBasedLatentDiffusionOutput"],
     "pipelines.restoration": ["DLRestorationPipeline", "DLRestorationPipelineOutput"],
     "schedulers": [
@@ -68,7 +74,13 @@ if TYPE_CHECKING:
     from .models.latent_refiner import LatentRefiner
     from .models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorOutput
     from .models.perceptual import PerceptualSimilarity, PerceptualSimilarityOutput
-    from .pipelines.latent_dl import LatentDLPipeline, LatentDLPipelineOutput, LatentDLXLPipeline
+    from .pipelines.latent_dl import (
+        LatentDLImg2ImgPipeline,
+        LatentDLPipeline,
+        LatentDLPipelineOutput,
+        LatentDLXLImg2ImgPipeline,
+        LatentDLXLPipeline,
+    )
     from .pipelines.model_based_latent_diffusion import (
         ModelBasedLatentDiffusionOutput,
         ModelBasedLatentDiffusionPipeline,
@@ -99,4 +111,8 @@ else:
             if module.split(".")[0] in ("models", "schedulers", "pipelines")
             for name in names
         ],
+        {
+            "TEXT2IMAGE": {"latent-dl": "LatentDLPipeline", "latent-dl-xl": "LatentDLXLPipeline"},
+            "IMAGE2IMAGE": {"latent-dl": "LatentDLImg2ImgPipeline", "latent-dl-xl": "LatentDLXLImg2ImgPipeline"},
+        },
     )

@@ -20,6 +20,7 @@ from diffusers.utils import BaseOutput
 from ..functional.categorical import absorb, sample_categorical, uniform_noise
 from ..utils import config_checks as checks
 from ..utils.hub import LasersHubMixin
+from .timesteps import check_step_numbers, check_timesteps, count_of_steps, timestep_of
 
 
 __all__ = ["AbsorbingD3PMScheduler", "AbsorbingD3PMSchedulerOutput"]
@@ -86,9 +87,7 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
             ValueError: If the number is out of range.
         """
         total = self.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= total:
-            raise ValueError(f"`num_inference_steps` must be from 1 to {total}, got {num_inference_steps!r}.")
-        self.num_inference_steps = num_inference_steps
+        self.num_inference_steps = count_of_steps(num_inference_steps, total)
         times = torch.linspace(total, 0, num_inference_steps + 1, dtype=torch.float64).round().long() - 1
         self.timesteps = times[:-1].to(device)
         self._following = dict(zip(times[:-1].tolist(), times[1:].tolist()))
@@ -134,7 +133,11 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
         Returns:
             `torch.Tensor` of the same shape: Indices; hidden ones are |C|.
+
+        Raises:
+            ValueError: If the timesteps are no integers of this shape or, on the CPU, out of range.
         """
+        check_timesteps(timesteps, len(original_samples), self.config.num_train_timesteps)
         return absorb(original_samples, self.survival(timesteps), self.config.num_codewords, generator)
 
     def step(
@@ -161,12 +164,13 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
             [`AbsorbingD3PMSchedulerOutput`] or `tuple`: Indices at the next timestep (t − 1 off the loop's grid), and the clean ones that were drawn.
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If shapes, timestep or temperature do not fit.
         """
         expected = (*sample.shape[:2], self.config.num_codewords, *sample.shape[2:])
         if model_output.shape != expected:
             raise ValueError(f"`model_output` must have shape {expected}, got {tuple(model_output.shape)}.")
-        timestep = int(timestep)
+        check_step_numbers(temperature=temperature)
+        timestep = timestep_of(timestep, self.config.num_train_timesteps)
         following = self._following.get(timestep, timestep - 1)
         now, then = (1 - (t + 1) / self.config.num_train_timesteps for t in (timestep, following))
         codes = sample_categorical(

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 
 
-__all__ = ["MAX_VALUES", "check_fields", "check_groups", "check_size"]
-
 #: Values that the tensors of one model may have in all, 4 GiB in float32. Whoever needs more sets it: `config_checks.MAX_VALUES = …`.
 MAX_VALUES = 2**30
 _FLOAT32_MAX = 3.4028234663852886e38
@@ -90,6 +88,8 @@ class Number(Field):
 
     def fits(self, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        if isinstance(value, int) and abs(value) >= 2**63:  # no tensor takes it
             return False
         # NaN is in no range
         return self.low <= value <= self.high and not (

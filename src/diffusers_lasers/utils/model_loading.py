@@ -17,7 +17,7 @@ import torch
 from .hub import LasersHubMixin
 
 
-__all__ = ["LasersModelMixin", "check_finite_weights"]
+__all__ = ["LasersModelMixin"]
 
 _SHOWN = 5  # names in a sentence
 

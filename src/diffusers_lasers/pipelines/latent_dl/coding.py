@@ -1,4 +1,4 @@
-r"""What [`LatentDLPipeline`] and [`LatentDLXLPipeline`] share: codes between a denoiser and a decoder.
+r"""What [`LatentDLPipeline`], [`LatentDLXLPipeline`] and their image-to-image variants share: codes between a denoiser and a decoder.
 
     prompt ─ denoiser → z ─ bottleneck.encode → code ─ bottleneck.decode → ẑ ─ decoder → image
 
@@ -181,6 +181,12 @@ class LatentCodingMixin:
             latents = encode_latents(self.vae, padded.to(self._execution_device, self.vae.dtype))
         return latents, (height, width)
 
+    def _start(self, image: PipelineImageInput) -> torch.Tensor:
+        """What an image-to-image loop of diffusers starts from: images in [0, 1], or latents as they are."""
+        if torch.is_tensor(image) and image.ndim == 4 and image.shape[1] == self.vae.config.latent_channels:
+            return image
+        return preprocess_images(image, self.vae.config.get("in_channels", 3)) / 2 + 0.5
+
     def _encode(self, image: PipelineImageInput) -> SparseCode | IndexCode:
         latents, size = self._latents(image)
         return replace(self.bottleneck.encode(latents), image_size=size)
@@ -205,6 +211,8 @@ class LatentCodingMixin:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
         if output_type == "code":
             self._check_bottleneck()
+        if "image" in given:
+            given["image"] = self._start(given["image"])
         latents = call(self, **given, output_type="latent", return_dict=False)[0]
         code, unsafe, images = None, None, latents
         if output_type != "latent" and self._has_codes:
