@@ -26,7 +26,7 @@ from ..utils.files import write_json
 from .checkpoints import latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
 
 
-__all__ = ["RunFolder", "run_identity"]
+__all__ = ["RunFolder", "check_output_folder", "run_identity"]
 
 _RUN = "run.json"
 _STATE = "run_state.safetensors"
@@ -78,6 +78,24 @@ def run_identity(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
     return json.loads(json.dumps({**identity, **more}, default=str))
 
 
+def check_output_folder(folder: str | os.PathLike, overwrite: bool = False) -> None:
+    """
+    That a result can be written into a folder, for scripts that write it once and have no checkpoints. Nothing is made.
+
+    Args:
+        folder (`str` or `os.PathLike`): The output folder; it need not exist.
+        overwrite (`bool`, defaults to `False`): Whether it may hold something.
+
+    Raises:
+        ValueError: If it is a file, cannot be written to, or, without `overwrite`, is not empty.
+    """
+    _check_place(Path(folder))
+    if not overwrite and _contents(Path(folder)):
+        raise ValueError(
+            f"--output_dir {str(folder)!r} is not empty: give another one, or --overwrite_output_dir to write over it."
+        )
+
+
 class RunFolder:
     """
     Creates the claim of a run on its output folder. Making it only reads; [`claim`] writes.
@@ -122,8 +140,8 @@ class RunFolder:
         if self.resume == "latest" and self._unfinished():
             return
         raise ValueError(
-            f"--output_dir {str(self.path)!r} is not empty: give another one, --resume_from_checkpoint latest to go on "
-            "with the run that is in it, or --overwrite_output_dir to delete that run."
+            f"--output_dir {str(self.path)!r} is not empty: give another one, --overwrite_output_dir to delete the run "
+            "that is in it, or --resume_from_checkpoint latest to go on with that run."
         )
 
     def _goes_on(self) -> bool:
