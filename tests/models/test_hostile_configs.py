@@ -1,4 +1,7 @@
-"""Configurations that nobody means: each value of each argument of each class gives a working object or one sentence, at once and in little memory."""
+"""
+Configurations that nobody means: each value of each argument of each class gives a working object or one sentence, at
+once and in little memory.
+"""
 
 import inspect
 import json

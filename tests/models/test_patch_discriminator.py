@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusers_lasers import PatchDiscriminator
+from diffusers_lasers import PatchDiscriminator, PatchDiscriminatorOutput
 
 
 def small(**config):
@@ -18,7 +18,9 @@ def images(side=64, count=2):
 @pytest.mark.parametrize("num_layers, field", [(1, 16), (2, 34), (3, 70)])
 def test_a_logit_sees_its_patch_and_nothing_else(num_layers, field):
     model, image = small(num_layers=num_layers, norm_type="none"), images(160, 1).requires_grad_()
-    logits = model(image).logits
+    output = model(image)
+    assert isinstance(output, PatchDiscriminatorOutput)
+    logits = output.logits
     logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
     rows = (image.grad[0].abs().sum(dim=0) > 0).any(dim=1).nonzero()
     assert rows[-1] - rows[0] + 1 == field == model.receptive_field

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import torchmetrics
 from safetensors.torch import save_file
 
-from diffusers_lasers import PerceptualSimilarity
+from diffusers_lasers import PerceptualSimilarity, PerceptualSimilarityOutput
 
 
 # The feature layers in torchvision's numbering: c convolution (stride, padding), f Fire, r ReLU, p max pooling (side,
@@ -62,7 +62,9 @@ def random_images(size, seed=0, count=2):
 
 
 def distances(model, *images, **arguments):
-    return model(*images, **arguments).distances
+    output = model(*images, **arguments)
+    assert isinstance(output, PerceptualSimilarityOutput)
+    return output.distances
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""diffusers' AutoPipelines know the pipelines with a bottleneck: from files, from each other, whichever package is imported first, and lazily."""
+"""
+diffusers' AutoPipelines know the pipelines with a bottleneck: from files, from each other, whichever package is
+imported first, and lazily.
+"""
 
 import numpy as np
 import pytest
@@ -124,7 +127,8 @@ SCRIPTS = {
 def test_the_tables_are_complete_whichever_package_comes_first(order, fresh, tmp_path):
     lines = [line.strip() for line in SCRIPTS[order].strip().splitlines()]
     tables = "(auto_pipeline.AUTO_TEXT2IMAGE_PIPELINES_MAPPING, auto_pipeline.AUTO_IMAGE2IMAGE_PIPELINES_MAPPING)"
-    result = fresh("\n".join(["import sys", *lines, f"result['names'] = [table[name].__name__ for table in {tables} for name in ('latent-dl', 'latent-dl-xl')]"]), tmp_path)  # fmt: skip
+    names = f"[table[name].__name__ for table in {tables} for name in ('latent-dl', 'latent-dl-xl')]"
+    result = fresh("\n".join(["import sys", *lines, f"result['names'] = {names}"]), tmp_path)
     assert result["lazy"]
     assert result["names"] == [
         "LatentDLPipeline",

@@ -1,4 +1,7 @@
-"""What every model class does: `return_dict`, `device_map` on CPU and disk, and all weights or none when it is loaded, by each way of loading."""
+"""
+What every model class does: `return_dict`, `device_map` on CPU and disk, and all weights or none when it is loaded, by
+each way of loading.
+"""
 
 import dataclasses
 import json
@@ -117,7 +120,9 @@ def test_return_dict_gives_the_fields_of_the_output_class_in_their_order(name):
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("name", MODELS)
 def test_dispatched_to_cpu_and_disk_a_model_gives_the_same(name, share, tmp_path):
-    """0: next to nothing stays in memory; 1/2: half does; 1: everything, which is `device_map="auto"` as most call it."""
+    """
+    0: next to nothing stays in memory; 1/2: half does; 1: everything, which is `device_map="auto"` as most call it.
+    """
     make, inputs = MODELS[name]
     torch.manual_seed(0)
     model = make().eval()

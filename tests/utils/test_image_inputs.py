@@ -1,4 +1,7 @@
-"""Images as people hand them to pipelines: every form of one picture gives one tensor, and what has no known range is refused."""
+"""
+Images as people hand them to pipelines: every form of one picture gives one tensor, and what has no known range is
+refused.
+"""
 
 import numpy as np
 import pytest
@@ -135,7 +138,9 @@ def latent_pipeline():
 
 
 def test_pipelines_take_every_form_alike():
-    """An array of uint8 gave reconstructions of mean error 0.42, and a picture of mode L or RGBA a convolution's error."""
+    """
+    An array of uint8 gave reconstructions of mean error 0.42, and a picture of mode L or RGBA a convolution's error.
+    """
     torch.manual_seed(0)
     vae = AutoencoderDL(
         block_out_channels=(8, 8), residual_channels=4, latent_channels=4, bottleneck_config={"num_atoms": 16}

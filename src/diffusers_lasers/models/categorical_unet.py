@@ -114,7 +114,8 @@ class CategoricalUNet2DModel(LasersModelMixin, ModelMixin, ConfigMixin):
         checks.check_groups(norm_num_groups, block_out_channels)
         if attention_head_dim > block_out_channels[-1]:
             raise ValueError(
-                f"`attention_head_dim` must be at most the last of `block_out_channels`, {block_out_channels[-1]}, got {attention_head_dim}."
+                f"`attention_head_dim` must be at most the last of `block_out_channels`, {block_out_channels[-1]}, "
+                f"got {attention_head_dim}."
             )
         inputs = num_slots * (embedding_dim if parameterization == "discrete" else 1) + num_slots * self_conditioning
         outputs = num_slots * (1 if parameterization == "continuous" else num_codewords)

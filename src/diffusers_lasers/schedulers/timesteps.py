@@ -30,7 +30,8 @@ def count_of_steps(num_inference_steps: Any, total: int) -> int:
     whole = isinstance(num_inference_steps, int) and not isinstance(num_inference_steps, bool)
     if not whole or not 1 <= num_inference_steps <= total:
         raise ValueError(
-            f"`num_inference_steps` must be from 1 to `self.config.num_train_timesteps`, {total}, got {shown(num_inference_steps)}."
+            f"`num_inference_steps` must be from 1 to `self.config.num_train_timesteps`, {total}, "
+            f"got {shown(num_inference_steps)}."
         )
     return num_inference_steps
 
@@ -60,7 +61,8 @@ def timestep_of(timestep: Any, total: int, name: str = "timestep") -> int:
 
 def check_timesteps(timesteps: Any, batch: int, total: int) -> None:
     """
-    Refuses timesteps of the forward process that are none. Values are looked at on the CPU only: elsewhere that would wait for the device.
+    Refuses timesteps of the forward process that are none. Values are looked at on the CPU only: elsewhere that would
+    wait for the device.
 
     Args:
         timesteps (`torch.Tensor` of shape `(B,)` or `()`): What was given.

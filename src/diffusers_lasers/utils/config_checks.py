@@ -1,7 +1,8 @@
 r"""What the arguments in a configuration may be, said once for each class and looked at before anything is built.
 
-A class with a configuration has `_config_fields`: argument → [`Field`], its type, range or words. `LasersHubMixin` checks what is registered in a configuration against
-them, so that a value from a file, from a script and from a later change pass the same gate, before a tensor is allocated. What concerns several arguments stays in `__init__`;
+A class with a configuration has `_config_fields`: argument → [`Field`], its type, range or words. `LasersHubMixin`
+checks what is registered in a configuration against them, so that a value from a file, from a script and from a later
+change pass the same gate, before a tensor is allocated. What concerns several arguments stays in `__init__`;
 [`check_size`] is for their products, which decide how much memory a model takes.
 """
 
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 
 
-#: Values that the tensors of one model may have in all, 4 GiB in float32. Whoever needs more sets it: `config_checks.MAX_VALUES = …`.
+#: Values that the tensors of one model may have in all, 4 GiB in float32. Whoever needs more sets it:
+#: `config_checks.MAX_VALUES = …`.
 MAX_VALUES = 2**30
 _FLOAT32_MAX = 3.4028234663852886e38
 
@@ -32,7 +34,9 @@ def shown(value: Any) -> str:
 
 
 class Field:
-    """What an argument may be: `fits` says whether a value is, `words` and `plural` how a sentence names what is allowed."""
+    """
+    What an argument may be: `fits` says whether a value is, `words` and `plural` how a sentence names what is allowed.
+    """
 
     words = plural = ""
 
@@ -239,7 +243,8 @@ def check_size(*counts: int, **arguments: Any) -> None:
         names = " and ".join(f"`{name}`" for name in arguments)
         given = " and ".join(shown(value) for value in arguments.values())
         raise ValueError(
-            f"{names} must give a model of at most {MAX_VALUES} values (`utils.config_checks.MAX_VALUES`), got {given}, which give {total}."
+            f"{names} must give a model of at most {MAX_VALUES} values (`utils.config_checks.MAX_VALUES`), got {given}, "
+            f"which give {total}."
         )
 
 
@@ -256,7 +261,8 @@ def check_groups(norm_num_groups: int, block_out_channels: tuple[int, ...]) -> N
     """
     if any(channels % norm_num_groups for channels in block_out_channels):
         raise ValueError(
-            f"`norm_num_groups` must divide all `block_out_channels`, got {norm_num_groups} and {shown(block_out_channels)}."
+            f"`norm_num_groups` must divide all `block_out_channels`, got {norm_num_groups} and "
+            f"{shown(block_out_channels)}."
         )
 
 

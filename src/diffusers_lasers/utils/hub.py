@@ -198,10 +198,11 @@ def _save_card(card: ModelCard, path: Path) -> Path:
 
 class LasersHubMixin:
     """
-    Completes the model card on every push to the Hub, and checks configurations; the first base of each model, scheduler and pipeline of this package.
+    Completes the model card on every push to the Hub, and checks configurations; the first base of each model,
+    scheduler and pipeline of this package.
 
-    Class attributes: `_model_card_tags` (`tuple[str, ...]`): tags of the class beside `DEFAULT_TAGS`; `_config_fields` (`dict[str, Field]`): what each argument of the
-    configuration may be, see `config_checks`.
+    Class attributes: `_model_card_tags` (`tuple[str, ...]`): tags of the class beside `DEFAULT_TAGS`; `_config_fields`
+    (`dict[str, Field]`): what each argument of the configuration may be, see `config_checks`.
     """
 
     _model_card_tags: tuple[str, ...] = ()
@@ -209,7 +210,8 @@ class LasersHubMixin:
 
     def register_to_config(self, **kwargs: Any) -> None:
         """
-        As in diffusers, but values that `_config_fields` does not allow are refused. diffusers calls it before the body of `__init__`.
+        As in diffusers, but values that `_config_fields` does not allow are refused. diffusers calls it before the
+        body of `__init__`.
 
         Raises:
             ValueError: If a value does not fit; the sentence names the argument, the value and what is allowed.

@@ -1,11 +1,13 @@
-r"""Images as people hand them to pipelines, as tensors: the conventions of diffusers' `VaeImageProcessor`, in one place.
+r"""Images as people hand them to pipelines, as tensors: the conventions of diffusers' `VaeImageProcessor`.
 
-    picture of Pillow, any mode      as `to_rgb` reads it: 16 bits scaled, transparency on white, upright
-    array, (H, W), (H, W, C), (B, H, W, C)       uint8 over 255, uint16 over 65535, bool, floats in [0, 1]
-    tensor, (H, W), (C, H, W), (B, C, H, W)      uint8 over 255, floats in [0, 1]; in [-1, 1] where one of them is negative
-    a list of such of one size
+    picture of Pillow, any mode                 as `to_rgb` reads it: 16 bits scaled, transparency on white, upright
+    array (H, W), (H, W, C), (B, H, W, C)       uint8 over 255, uint16 over 65535, bool, floats in [0, 1]
+    tensor (H, W), (C, H, W), (B, C, H, W)      uint8 over 255, bool, floats in [0, 1]
+    floats of which one is negative             in [-1, 1]
+    a list                                      of such, of one size
 
-What is in no such range is refused: `VaeImageProcessor` takes an array of uint8 for numbers up to 255, and any mode of a picture for colours.
+What is in no such range is refused: `VaeImageProcessor` takes an array of uint8 for numbers up to 255, and any mode of
+a picture for colours.
 """
 
 from __future__ import annotations
@@ -19,8 +21,6 @@ from PIL import Image
 
 from .image_sources import to_rgb
 
-
-__all__ = ["preprocess_images", "preprocess_masks"]
 
 _TOLERANCE = 0.01  # what resampling and half precision may add to a range
 _ALLOWED = "Pillow pictures, arrays (H, W, C) or (B, H, W, C), or tensors (C, H, W) or (B, C, H, W)"
@@ -87,7 +87,8 @@ def preprocess_images(image: Any, channels: int = 3, name: str = "image", signed
     Images as an autoencoder of diffusers takes them.
 
     Args:
-        image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, see above. Grey ones get all channels.
+        image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, see above.
+            Grey ones get all channels.
         channels (`int`, defaults to 3): Channels of the result.
         name (`str`, defaults to `"image"`): How an error names the argument.
         signed (`bool`, defaults to `True`): Whether values in [-1, 1] are taken where one of them is negative.
@@ -107,7 +108,8 @@ def preprocess_masks(mask: Any, name: str = "mask_image") -> torch.Tensor:
     Masks of zeros and ones.
 
     Args:
-        mask (like `image`): Grey masks of one size, with values in [0, 1]; pictures of Pillow become grey. Three dimensions without a channel are `(B, H, W)`.
+        mask (like `image`): Grey masks of one size, with values in [0, 1]; pictures of Pillow become grey. Three
+            dimensions without a channel are `(B, H, W)`.
         name (`str`, defaults to `"mask_image"`): How an error names the argument.
 
     Returns:

@@ -1,10 +1,12 @@
 """Loading of models: all weights or none.
 
-diffusers warns where a file lacks tensors of a model, or has others, and goes on with random ones; NaN weights load like others. Here such a model is refused, whichever way
-it is loaded: alone, in a pipeline, in shards, in half precision or dispatched to devices.
+diffusers warns where a file lacks tensors of a model, or has others, and goes on with random ones; NaN weights load
+like others. Here such a model is refused, whichever way it is loaded: alone, in a pipeline, in shards, in half
+precision or dispatched to devices.
 
-accelerate's `dispatch_model`, which stands behind `device_map`, moves what hangs on a module before the module runs. Two things it does not move from disk, which would silently
-keep the values of `__init__` or none at all: buffers, and what hangs on the model itself. They stay in memory.
+accelerate's `dispatch_model`, which stands behind `device_map`, moves what hangs on a module before the module runs.
+Two things it does not move from disk, which would silently keep the values of `__init__` or none at all: buffers, and
+what hangs on the model itself. They stay in memory.
 """
 
 from __future__ import annotations
@@ -49,13 +51,18 @@ def check_finite_weights(tensors: Mapping[str, torch.Tensor], where: str) -> Non
 
 
 class LasersModelMixin(LasersHubMixin):
-    """The first base of each model of this package: what [`LasersHubMixin`] does, and checks when weights are loaded."""
+    """
+    The first base of each model of this package: what [`LasersHubMixin`] does, and checks when weights are loaded.
+    """
 
     @classmethod
     def _load_pretrained_model(
         cls, model, state_dict, resolved_model_file, pretrained_model_name_or_path, *args: Any, **kwargs: Any
     ) -> tuple:
-        """As in diffusers, whose `from_pretrained` calls it; raises a `ValueError` where tensors are missing, unknown or not finite."""
+        """
+        As in diffusers, whose `from_pretrained` calls it; raises a `ValueError` where tensors are missing, unknown or
+        not finite.
+        """
         from diffusers.models.model_loading_utils import load_state_dict
 
         where = f"{cls.__name__} at {str(pretrained_model_name_or_path)!r}"

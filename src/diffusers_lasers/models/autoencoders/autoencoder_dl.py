@@ -175,7 +175,8 @@ class AutoencoderDL(LasersModelMixin, ModelMixin, AutoencoderMixin, ConfigMixin)
         ]  # less self, latent_channels
         if not set(arguments) <= set(known):
             raise ValueError(
-                f"`bottleneck_config` must hold arguments of {BOTTLENECKS[bottleneck_type].__name__}, among {known}, got {sorted(arguments)}."
+                f"`bottleneck_config` must hold arguments of {BOTTLENECKS[bottleneck_type].__name__}, among {known}, "
+                f"got {sorted(arguments)}."
             )
         ends = (max(in_channels, latent_channels), max(out_channels, latent_channels))
         checks.check_size(

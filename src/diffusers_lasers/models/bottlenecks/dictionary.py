@@ -335,7 +335,7 @@ class DictionaryBottleneck(Bottleneck):
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`BottleneckOutput`] or `tuple`: Latents in the dtype of the input, losses in float32, and the [`SparseCode`].
+            [`BottleneckOutput`] or `tuple`: Latents in the input's dtype, losses in float32, and the [`SparseCode`].
         """
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)

@@ -195,7 +195,7 @@ class _RunningMeanQuantizer(Bottleneck):
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`BottleneckOutput`] or `tuple`: Latents in the dtype of the input, losses in float32, and the [`IndexCode`].
+            [`BottleneckOutput`] or `tuple`: Latents in the input's dtype, losses in float32, and the [`IndexCode`].
         """
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)

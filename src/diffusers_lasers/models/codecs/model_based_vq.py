@@ -228,8 +228,9 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
 
         Args:
             images (`str`, `datasets.Dataset`, `torch.Tensor` or iterable): A folder, file or pattern as in [`load_image_dataset`]; a data set; images
-                `(B, 3, H, W)` in [-1, 1] or of uint8; or any iterable of such tensors `(3, H, W)`, of pictures of any mode, or of arrays `(H, W, 3)` of uint8 or
-                in [0, 1]. Floating-point tensors are what `encode` takes: that one without negative values were in [0, 1] is not guessed from image to image.
+                `(B, 3, H, W)` in [-1, 1] or of uint8; or any iterable of such tensors `(3, H, W)`, of pictures of any
+                mode, or of arrays `(H, W, 3)` of uint8 or in [0, 1]. Floating-point tensors are what `encode` takes:
+                that one without negative values were in [0, 1] is not guessed from image to image.
             stride (`int`, defaults to 1): Pixels between patches.
             max_patches (`int`, defaults to 524288): Patches in the sample; its memory is 3 · 4 · s² bytes each, and about as much three times over for a while.
             flip (`bool`, defaults to `True`): Whether each image is also read upside down, as in the paper.
@@ -243,8 +244,8 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
             [`ModelBasedVQCodec`]: This codec.
 
         Raises:
-            ValueError: If there are no images, they are out of range, or there are fewer patches than codewords. ImportError: If faiss is missing (`pip install
-            diffusers_lasers[codec]`).
+            ValueError: If there are no images, they are out of range, or there are fewer patches than codewords.
+            ImportError: If faiss is missing (`pip install diffusers_lasers[codec]`).
         """
         tqdm = requires("tqdm.auto", "codec").tqdm
         source = tqdm(_images(images, image_column), desc="Patches", disable=not progress)

@@ -1,4 +1,5 @@
-r"""What [`LatentDLPipeline`], [`LatentDLXLPipeline`] and their image-to-image variants share: codes between a denoiser and a decoder.
+r"""What [`LatentDLPipeline`], [`LatentDLXLPipeline`] and their image-to-image variants share: codes between a denoiser
+and a decoder.
 
     prompt ─ denoiser → z ─ bottleneck.encode → code ─ bottleneck.decode → ẑ ─ decoder → image
 
@@ -77,8 +78,9 @@ class LatentCodingMixin:
         The code of images, without a prompt. Sides that the autoencoder does not divide are padded by repeating the edge.
 
         Args:
-            image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, as diffusers takes them: pictures of any mode; arrays
-                `(B, H, W, 3)` and tensors `(B, 3, H, W)` of uint8 or in [0, 1], or in [-1, 1] where a value is negative.
+            image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, as
+                diffusers takes them: pictures of any mode; arrays `(B, H, W, 3)` and tensors `(B, 3, H, W)` of uint8
+                or in [0, 1], or in [-1, 1] where a value is negative.
 
         Returns:
             [`SparseCode`] or [`IndexCode`]: The code, with the images' size.

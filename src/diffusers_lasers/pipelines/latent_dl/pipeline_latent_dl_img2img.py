@@ -1,6 +1,8 @@
-r"""The image-to-image variants of [`LatentDLPipeline`] and [`LatentDLXLPipeline`]: the loop starts at a noisy image, and its latents pass a bottleneck before they are decoded.
+r"""The image-to-image variants of [`LatentDLPipeline`] and [`LatentDLXLPipeline`]: the loop starts at a noisy image,
+and its latents pass a bottleneck before they are decoded.
 
-They are what `AutoPipelineForImage2Image` makes of a text-to-image pipeline of ours, and of its files; all components stay the same.
+They are what `AutoPipelineForImage2Image` makes of a text-to-image pipeline of ours, and of its files; all components
+stay the same.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ __all__ = ["LatentDLImg2ImgPipeline", "LatentDLXLImg2ImgPipeline"]
 
 class LatentDLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionImg2ImgPipeline):
     r"""
-    Creates an image-to-image pipeline of Stable Diffusion 1.x or 2.x with an optional bottleneck between denoiser and decoder. Arguments are those of
-    [`LatentDLPipeline`].
+    Creates an image-to-image pipeline of Stable Diffusion 1.x or 2.x with an optional bottleneck between denoiser and
+    decoder. Arguments are those of [`LatentDLPipeline`].
 
     Args:
         vae (`AutoencoderKL`, `AutoencoderTiny` or [`AutoencoderDL`]): The autoencoder.
@@ -47,7 +49,8 @@ class LatentDLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusion
         scheduler (`SchedulerMixin`): Any scheduler that the parent takes.
         safety_checker (`StableDiffusionSafetyChecker`, *optional*): Judges images.
         feature_extractor (`CLIPImageProcessor`, *optional*): Prepares them for it.
-        bottleneck ([`Bottleneck`], *optional*): Codes latents on the denoiser's scale. Without it the pipeline is its parent.
+        bottleneck ([`Bottleneck`], *optional*): Codes latents on the denoiser's scale. Without it the pipeline is its
+            parent.
         image_encoder (`CLIPVisionModelWithProjection`, *optional*): For IP-Adapters.
         requires_safety_checker (`bool`, defaults to `True`): Whether to warn where there is no safety checker.
 
@@ -90,7 +93,8 @@ class LatentDLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusion
     @with_signature_of(StableDiffusionImg2ImgPipeline.__call__)
     def __call__(self, *args, **kwargs) -> LatentDLPipelineOutput | tuple:
         """
-        Generates images from images. The arguments are those of `StableDiffusionImg2ImgPipeline`; `image` may be what [`LatentDLPipeline.encode`] takes, or latents.
+        Generates images from images. The arguments are those of `StableDiffusionImg2ImgPipeline`; `image` may be what
+        [`LatentDLPipeline.encode`] takes, or latents.
 
         Args:
             output_type (`str`, defaults to `"pil"`): As in [`LatentDLPipeline`].
@@ -108,7 +112,8 @@ class LatentDLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusion
 
 class LatentDLXLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionXLImg2ImgPipeline):
     r"""
-    Creates an image-to-image pipeline of Stable Diffusion XL with an optional bottleneck between denoiser and decoder. Arguments are those of [`LatentDLXLPipeline`].
+    Creates an image-to-image pipeline of Stable Diffusion XL with an optional bottleneck between denoiser and decoder.
+    Arguments are those of [`LatentDLXLPipeline`].
 
     Args:
         vae (`AutoencoderKL`, `AutoencoderTiny` or [`AutoencoderDL`]): The autoencoder.
@@ -118,12 +123,16 @@ class LatentDLXLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusi
         tokenizer_2 (`CLIPTokenizer`): The second.
         unet (`UNet2DConditionModel`): The denoiser.
         scheduler (`SchedulerMixin`): Any scheduler that the parent takes.
-        bottleneck ([`Bottleneck`], *optional*): Codes latents on the denoiser's scale. Without it the pipeline is its parent.
+        bottleneck ([`Bottleneck`], *optional*): Codes latents on the denoiser's scale. Without it the pipeline is its
+            parent.
         image_encoder (`CLIPVisionModelWithProjection`, *optional*): For IP-Adapters.
         feature_extractor (`CLIPImageProcessor`, *optional*): For it.
-        requires_aesthetics_score (`bool`, defaults to `False`): Whether the denoiser is conditioned on a score, as the refiner is.
-        force_zeros_for_empty_prompt (`bool`, defaults to `True`): Whether an empty negative prompt is embedded as zeros.
-        add_watermarker (`bool`, *optional*): Whether to mark images. Defaults to `None`: where `invisible-watermark` is installed.
+        requires_aesthetics_score (`bool`, defaults to `False`): Whether the denoiser is conditioned on a score, as the
+            refiner is.
+        force_zeros_for_empty_prompt (`bool`, defaults to `True`): Whether an empty negative prompt is embedded as
+            zeros.
+        add_watermarker (`bool`, *optional*): Whether to mark images. Defaults to `None`: where `invisible-watermark`
+            is installed.
 
     Raises:
         ValueError: If the bottleneck is made for another number of channels than the autoencoder's latents have.
@@ -170,8 +179,8 @@ class LatentDLXLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusi
     @with_signature_of(StableDiffusionXLImg2ImgPipeline.__call__)
     def __call__(self, *args, **kwargs) -> LatentDLPipelineOutput | tuple:
         """
-        Generates images from images. The arguments are those of `StableDiffusionXLImg2ImgPipeline`; `image` may be what [`LatentDLXLPipeline.encode`] takes, or
-        latents.
+        Generates images from images. The arguments are those of `StableDiffusionXLImg2ImgPipeline`; `image` may be
+        what [`LatentDLXLPipeline.encode`] takes, or latents.
 
         Args:
             output_type (`str`, defaults to `"pil"`): As in [`LatentDLXLPipeline`].

@@ -172,8 +172,8 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
             generator (`torch.Generator` or a list of them, *optional*): One, or one an image, on the CPU or where the denoiser is.
             latents (`torch.Tensor` of shape `(B, c̄, h, w)`, *optional*): A start of one's own, z_T.
             use_refiner (`bool`, defaults to `True`): Whether the refiner, where there is one, repairs the images.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`; `"latent"`: the loop's last latents, which are numbers, or indices for a discrete
-                denoiser; or `"code"`: the codes.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`; `"latent"`: the loop's last latents,
+                which are numbers, or indices for a discrete denoiser; or `"code"`: the codes.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): Is called with the pipeline, the step, the timestep and a dictionary of tensors, after each step;
                 may return changed ones.

@@ -78,8 +78,9 @@ class DLRestorationPipeline(LasersHubMixin, DiffusionPipeline):
         Restores images.
 
         Args:
-            image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, as diffusers takes them: pictures of any mode; arrays
-                `(B, H, W, 3)` and tensors `(B, 3, H, W)` of uint8 or in [0, 1], or in [-1, 1] where a value is negative. For super-resolution the small ones.
+            image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, as
+                diffusers takes them: pictures of any mode; arrays `(B, H, W, 3)` and tensors `(B, 3, H, W)` of uint8
+                or in [0, 1], or in [-1, 1] where a value is negative. For super-resolution the small ones.
             mask_image (like `image`, *optional*): For inpainting, and only for it: white (above one half) where pixels are to be filled in, of the images' size;
                 one, or one an image.
             paste_known (`bool`, defaults to `True`): Whether inpainting returns the pixels outside the mask exactly as they were given.
