@@ -12,7 +12,6 @@ OUTPUT_DIR gets results.md (also on stdout), results.json (settings, protocol, e
 `--wrapped_uint8` adds the PSNR with the arithmetic fault that explains the printed figures of the paper: squares of uint8 differences modulo 256.
 """
 
-import argparse
 import io
 import math
 import statistics
@@ -28,7 +27,7 @@ from tqdm.auto import tqdm
 
 from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec, PerceptualSimilarity
 from diffusers_lasers.metrics import LPIPS, PSNR, SSIM
-from diffusers_lasers.utils import save_image, write_json, write_text
+from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
 from diffusers_lasers.utils.image_sources import load_image_dataset
 from diffusers_lasers.visualization import rate_distortion, save_figure
 
@@ -56,7 +55,7 @@ COLUMNS = [
 
 
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("models", nargs="+", help="Folders (or Hub names) of ModelBasedVQCodec or AutoencoderDL.")
     add("--data", help="Folder of images (recursive), parquet, or pattern. Default: scikit-image's held-out photos.")

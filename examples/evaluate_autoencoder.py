@@ -11,7 +11,6 @@ alone. A metric whose package or weights are missing is shown as "–" with the 
 images, which are a row of the picture, and the first row of the table is what the degraded images themselves reach.
 """
 
-import argparse
 import math
 import platform
 import statistics
@@ -27,7 +26,7 @@ from diffusers_lasers import AutoencoderDL, PerceptualSimilarity
 from diffusers_lasers.functional.dictionary import mutual_coherence
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, RFID, SSIM, AtomUsage, CodeRate, LatentNMSE, flip_map
 from diffusers_lasers.training import Degradation, ImageDataset, load_image_dataset
-from diffusers_lasers.utils import save_image, write_json, write_text
+from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
 from diffusers_lasers.visualization import image_grid
 
 
@@ -60,7 +59,7 @@ def coefficient_bits(text):
 
 
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("models", nargs="+", help="Folders (or Hub names) of saved AutoencoderDL models.")
     parser.add_argument(
         "--data",

@@ -9,7 +9,6 @@ images shrinks, so that only figures of one table compare. OUTPUT_DIR gets resul
 their nearest training images in the features' space, since a small set is soon known by heart.
 """
 
-import argparse
 import hashlib
 import statistics
 import time
@@ -25,11 +24,11 @@ from diffusers_lasers import ModelBasedLatentDiffusionPipeline
 from diffusers_lasers.metrics.fid import FeatureNetwork
 from diffusers_lasers.models.codecs import decode_indices, encode_indices
 from diffusers_lasers.training import ImageDataset, load_image_dataset
-from diffusers_lasers.utils import save_image, write_json, write_text
+from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
 
 
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("pipelines", nargs="+", help="Folders of ModelBasedLatentDiffusionPipeline.")
     add("--data", required=True, help="Reference images: folder, parquet, or pattern.")

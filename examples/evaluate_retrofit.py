@@ -16,7 +16,6 @@ A configuration is KIND:NAME=VALUE,…, e.g. `dictionary:K=1024,S=3,bits=6,pursu
 `klt:step=0.5`, `float:bits=16`; p is the patch size. Residual quantisers of one K and p share their first stages.
 """
 
-import argparse
 import time
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from diffusers_lasers import (
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, RFID, SSIM, CodeRate, LatentNMSE, flip_map
 from diffusers_lasers.models.autoencoders import decode_latents
 from diffusers_lasers.training import ImageDataset, collect_latents, fit_to_latents, load_image_dataset
-from diffusers_lasers.utils import save_image, write_json, write_text
+from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
 from diffusers_lasers.utils.import_utils import requires
 from diffusers_lasers.visualization import image_grid, new_figure, rate_distortion, save_figure
 
@@ -89,7 +88,7 @@ GRIDS = {"small": SMALL + BASELINES, "paper": PAPER + BASELINES, "none": []}
 
 
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--autoencoder", help="Folder (or Hub name) of an autoencoder of diffusers, or of a pipeline.")
     add("--subfolder", help="Where it is in a pipeline's folder, e.g. vae.")

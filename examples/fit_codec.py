@@ -9,7 +9,6 @@ PSNR of held-out images beside it, and reconstructions.png. Without --train_data
 fitted, and two of them that were not are the held-out ones.
 """
 
-import argparse
 import shlex
 import sys
 import time
@@ -21,12 +20,20 @@ from PIL import Image
 
 import diffusers_lasers
 from diffusers_lasers import ModelBasedVQCodec
-from diffusers_lasers.utils import hide_token, push_folder, save_image, write_json, write_model_card
+from diffusers_lasers.utils import (
+    CommandParser,
+    hide_token,
+    push_folder,
+    recorded_arguments,
+    save_image,
+    write_json,
+    write_model_card,
+)
 from diffusers_lasers.utils.image_sources import load_image_dataset
 
 
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--notation", default="OPQ-{32-8-8}", help="Kind, and bits a patch of Y, Cb and Cr, as in the paper.")
     add("--patch_size", type=int, default=8)
@@ -155,8 +162,8 @@ def main(args):
     seconds, peak = time.perf_counter() - start, peak_memory_gib()
     figures, picture = judge(codec, held_out) if held_out is not None else (None, None)
     settings = {
-        "command": "python " + shlex.join(hide_token(sys.argv)),
-        "arguments": {name: value for name, value in vars(args).items() if name != "hub_token"},
+        "command": "python " + shlex.join(hide_token(sys.argv, args.hub_token)),
+        "arguments": recorded_arguments(args),
         "notation": codec.notation,
         "data": args.dataset_name or args.train_data_dir or "photographs bundled with scikit-image",
         "images": len(train),

@@ -8,7 +8,6 @@ OUTPUT_DIR gets the bottleneck, which `LatentDLPipeline.from_pretrained(stable_d
 images (--validation_data_dir) and the bits that they cost. Without --train_data_dir or --dataset_name the photographs that scikit-image installs are read.
 """
 
-import argparse
 import shlex
 import sys
 import time
@@ -28,11 +27,18 @@ from diffusers_lasers import (
 from diffusers_lasers.metrics import PSNR, CodeRate, LatentNMSE
 from diffusers_lasers.models.autoencoders import decode_latents
 from diffusers_lasers.training import ImageDataset, collect_latents, fit_bottleneck, load_image_dataset
-from diffusers_lasers.utils import hide_token, push_folder, write_json, write_model_card
+from diffusers_lasers.utils import (
+    CommandParser,
+    hide_token,
+    push_folder,
+    recorded_arguments,
+    write_json,
+    write_model_card,
+)
 
 
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--autoencoder", required=True, help="Folder (or Hub name) of an autoencoder of diffusers, or of a pipeline.")
     add("--subfolder", help="Where it is in a pipeline's folder, e.g. vae.")
@@ -196,8 +202,8 @@ def main(args):
     start = time.perf_counter()
     fit_bottleneck(autoencoder, train, bottleneck, args.batch_size, args.normalize, **fit_arguments)
     settings = {
-        "command": "python " + shlex.join(hide_token(sys.argv)),
-        "arguments": {name: value for name, value in vars(args).items() if name != "hub_token"},
+        "command": "python " + shlex.join(hide_token(sys.argv, args.hub_token)),
+        "arguments": recorded_arguments(args),
         "autoencoder": f"{type(autoencoder).__name__} of {args.autoencoder}",
         "data": args.dataset_name or args.train_data_dir or "photographs bundled with scikit-image",
         "images": len(train),

@@ -60,7 +60,16 @@ from diffusers_lasers.training import (
     load_image_dataset,
     save_checkpoint,
 )
-from diffusers_lasers.utils import hide_token, push_folder, save_image, settle, write_json, write_model_card
+from diffusers_lasers.utils import (
+    CommandParser,
+    hide_token,
+    push_folder,
+    recorded_arguments,
+    save_image,
+    settle,
+    write_json,
+    write_model_card,
+)
 
 
 logger = get_logger(__name__)
@@ -73,7 +82,7 @@ NETWORK = {
 
 
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--codec", required=True, help="Folder (or Hub name) of a ModelBasedVQCodec or an AutoencoderDL.")
     add("--train_data_dir", help="Folder of images (recursive), parquet, or pattern. Default: scikit-image's photos.")
@@ -386,8 +395,8 @@ def describe(run, args):
     """What settings.json records: everything that a repetition needs, but no secret."""
     side = args.resolution
     return {
-        "command": "accelerate launch " + shlex.join(hide_token(sys.argv)),
-        "arguments": {name: value for name, value in vars(args).items() if name != "hub_token"},
+        "command": "accelerate launch " + shlex.join(hide_token(sys.argv, args.hub_token)),
+        "arguments": recorded_arguments(args),
         "codes": len(run.dataset),
         "total_batch_size": run.batch_size,
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),

@@ -75,7 +75,15 @@ from diffusers_lasers.training import (
     take_batch,
     verify_checkpoint,
 )
-from diffusers_lasers.utils import hide_token, push_folder, settle, write_json, write_model_card
+from diffusers_lasers.utils import (
+    CommandParser,
+    hide_token,
+    push_folder,
+    recorded_arguments,
+    settle,
+    write_json,
+    write_model_card,
+)
 from diffusers_lasers.utils.image_sources import to_rgb
 
 
@@ -131,10 +139,9 @@ CROPS_PER_BUNDLED_PHOTO = {"train": 256, "validation": 32}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         description="Train an autoencoder with a dictionary, VQ, residual VQ, FSQ or no bottleneck.",
         usage="accelerate launch train_dlgan.py --output_dir FOLDER [flags; --help lists them]",
-        allow_abbrev=False,
     )
     add = parser.add_argument_group("data").add_argument
     add("--dataset_name", help="Data set on the Hub.")
@@ -589,10 +596,10 @@ def draw(model: AutoencoderDL, run: argparse.Namespace, args: argparse.Namespace
 def describe(args: argparse.Namespace, run: argparse.Namespace) -> dict[str, Any]:
     """What `settings.json` records: everything that a repetition needs, but no secret."""
     model, discriminator = run.model, run.discriminator
-    kept = {name: value for name, value in vars(args).items() if name != "hub_token"}
+    kept = recorded_arguments(args)
     side = args.resolution
     return {
-        "command": "accelerate launch " + shlex.join(hide_token(sys.argv)),
+        "command": "accelerate launch " + shlex.join(hide_token(sys.argv, args.hub_token)),
         "arguments": kept,
         "data": args.dataset_name or args.train_data_dir or "photographs bundled with scikit-image",
         "images": None if args.streaming else len(run.dataset.source),

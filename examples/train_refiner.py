@@ -8,7 +8,6 @@ Each image is coded, its indices as numbers in [-1, 1] get Gaussian noise of a s
 original by L1 and 1 − SSIM. OUTPUT_DIR gets the refiner in refiner/, its card and settings.json; with --pipeline the whole pipeline, with this refiner.
 """
 
-import argparse
 import shlex
 import sys
 from pathlib import Path
@@ -26,11 +25,18 @@ from diffusers_lasers import LatentRefiner, ModelBasedLatentDiffusionPipeline, M
 from diffusers_lasers.functional import index_to_number, number_to_index
 from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
 from diffusers_lasers.training import ImageDataset, StreamSampler, TrainingLog, Window, load_image_dataset, take_batch
-from diffusers_lasers.utils import hide_token, push_folder, write_json, write_model_card
+from diffusers_lasers.utils import (
+    CommandParser,
+    hide_token,
+    push_folder,
+    recorded_arguments,
+    write_json,
+    write_model_card,
+)
 
 
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--codec", required=True, help="Folder (or Hub name) of a ModelBasedVQCodec.")
     add("--pipeline", help="Pipeline that gets the refiner.")
@@ -149,12 +155,12 @@ def main(args):
                 log.write({"step": step, **record})
     if accelerator.is_main_process:
         figures = validate(codec, refiner, held_out, args) if held_out is not None else {}
-        command = "accelerate launch " + shlex.join(hide_token(sys.argv))
+        command = "accelerate launch " + shlex.join(hide_token(sys.argv, args.hub_token))
         refiner.save_pretrained(folder / "refiner")
         if pipeline is not None:
             pipeline.register_modules(refiner=refiner)
             pipeline.save_pretrained(folder)
-        arguments = {name: value for name, value in vars(args).items() if name != "hub_token"}
+        arguments = recorded_arguments(args)
         settings = {"command": command, "arguments": arguments, "images": len(dataset), "validation": figures}
         write_json(folder / "settings.json", settings)
         lines = [

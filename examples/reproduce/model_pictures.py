@@ -9,7 +9,6 @@ all images, and the figure that the paper's tables show according to the authors
 The latter is close to K whatever the code is: softmax of K - S zeros and S moderate numbers is nearly uniform.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 from diffusers_lasers import AutoencoderDL, SparseCode
 from diffusers_lasers.metrics import PSNR, AtomUsage, CodeRate, LatentNMSE
 from diffusers_lasers.training import ImageDataset, load_image_dataset
-from diffusers_lasers.utils import save_image, write_json
+from diffusers_lasers.utils import CommandParser, save_image, write_json
 from diffusers_lasers.visualization import (
     atom_map,
     atom_tiles,
@@ -33,7 +32,7 @@ from diffusers_lasers.visualization import (
 
 
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("models", nargs="+", type=Path, help="Output folders of train_dlgan.py.")
     add("--data", required=True, help="Held-out images: folder, parquet, or pattern.")
