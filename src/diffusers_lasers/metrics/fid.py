@@ -22,6 +22,7 @@ from torch import nn
 
 from ..utils.import_utils import requires
 from .image import as_images
+from .states import keep_apart
 
 
 requires("torchmetrics", extra="metrics")
@@ -109,6 +110,7 @@ class RFID(FrechetInceptionDistance):
             wrapped = FeatureNetwork(network, tuple(input_range), resize).eval().requires_grad_(False)
             super().__init__(feature=wrapped, normalize=False, **kwargs)
         self.card = card
+        keep_apart(self)
 
     @staticmethod
     def _load(file: Path) -> nn.Module:
