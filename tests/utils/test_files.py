@@ -3,7 +3,6 @@
 import json
 import os
 import stat
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -142,51 +141,6 @@ def test_a_model_is_saved_over_another_or_not_at_all(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "notes", "unet", "weights"]
 
 
-# Stops a child before and after each of its system calls and kills it at the N-th stop, for every N (or every
-# `stride`-th) until it ends by itself.
-KILLED_EVERYWHERE = """
-import ctypes, os, shutil, signal, sys
-from pathlib import Path
-{imports}
-libc = ctypes.CDLL(None, use_errno=True)
-TRACEME, SYSCALL = 0, 24
-
-def child(folder):
-    libc.ptrace(TRACEME, 0, 0, 0)
-    os.kill(os.getpid(), signal.SIGSTOP)
-    write(folder)
-    os._exit(0)
-
-{write}
-
-kills = 0
-while True:
-    folder = Path("run")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    prepare(folder)
-    pid = os.fork()
-    if pid == 0:
-        child(folder)
-    os.waitpid(pid, 0)
-    ended = False
-    for _ in range(kills + 1):
-        libc.ptrace(SYSCALL, pid, 0, 0)
-        _, status = os.waitpid(pid, 0)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0
-            ended = True
-            break
-    if not ended:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    check(folder, ended)
-    if ended:
-        break
-    kills += {stride}
-result["kills"] = kills // {stride}
-"""
-
 WRITERS = {
     "write_json": (
         "from diffusers_lasers.utils.files import write_json\nimport json",
@@ -228,8 +182,7 @@ def check(folder, ended):
 }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ptrace of Linux")
 @pytest.mark.parametrize(("name", "stride"), [("write_json", 1), ("save_image", 1), ("save_whole", 11)])
-def test_a_kill_at_any_system_call_leaves_the_old_file_or_the_new_one(fresh, tmp_path, name, stride):
+def test_a_kill_at_any_system_call_leaves_the_old_file_or_the_new_one(killed_everywhere, tmp_path, name, stride):
     imports, write = WRITERS[name]
-    assert fresh(KILLED_EVERYWHERE.format(imports=imports, write=write, stride=stride), tmp_path)["kills"] > 10
+    assert killed_everywhere(imports, write, tmp_path, stride) > 10
