@@ -15,7 +15,7 @@ HEADER = CodeHeader("sparse", 0xFEDCBA98, 3, (40, 50), (157, 199), 5, 8)
 )
 def test_round_trip_with_37_bytes(header):
     data = pack_container(header, b"payload")
-    assert len(data) == 37 + 7 and data[:5] == b"DLBC\x01"
+    assert len(data) == 37 + 7 and data[:5] == b"DLBC\x02"
     assert unpack_container(data) == (header, b"payload")
 
 
@@ -36,8 +36,8 @@ def test_every_changed_bit_and_every_cut_is_found():
 
 def test_a_later_version_says_so():
     data = bytearray(pack_container(HEADER, b""))
-    data[4] = 2
-    with pytest.raises(ValueError, match="version 1 of the format, it is of version 2"):
+    data[4] = 3
+    with pytest.raises(ValueError, match="version 1 or 2 of the format, it is of version 3"):
         unpack_container(bytes(data))
 
 

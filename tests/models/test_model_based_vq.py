@@ -121,7 +121,7 @@ def test_rates():
 def test_bytes(codec):
     output = codec.encode(photos())
     data = codec.pack(output.codes, output.image_size)
-    assert len(data) == 25 + -(-2 * 110 * sum(codec.config.bits) // 8)
+    assert len(data) == 37 + -(-2 * 110 * sum(codec.config.bits) // 8)
     back = codec.unpack(data)
     assert isinstance(back, ModelBasedVQCodecOutput) and torch.equal(back.codes, output.codes)
     assert back.image_size == (40, 44)

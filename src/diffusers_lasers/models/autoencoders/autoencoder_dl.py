@@ -21,6 +21,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch.nn import functional as F
 
 from ...coding import IndexCode, SparseCode
+from ...functional.patches import patch_grid
 from ...utils.hub import LasersHubMixin
 from ..bottlenecks import (
     DictionaryBottleneck,
@@ -313,10 +314,18 @@ class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
 
         Returns:
             `DecoderOutput` or `tuple`: Images, cropped to the code's `image_size` where it has one.
+
+        Raises:
+            ValueError: If it is no code of this model, or its latents are not those of an image of its `image_size`.
         """
-        sample = self._sliced(self._decode, self.bottleneck.decode(code).to(self.dtype))
-        if code.image_size is not None:
-            sample = sample[..., : code.image_size[0], : code.image_size[1]]
+        latents, size = self.bottleneck.decode(code), code.image_size
+        if size is not None and code.latent_size != patch_grid(*size, self.downsampling_factor):
+            raise ValueError(
+                f"`code` must have the latents of an image of {size}, {patch_grid(*size, self.downsampling_factor)}, got {code.latent_size}."
+            )
+        sample = self._sliced(self._decode, latents.to(self.dtype))
+        if size is not None:
+            sample = sample[..., : size[0], : size[1]]
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> AutoencoderDLOutput | tuple:

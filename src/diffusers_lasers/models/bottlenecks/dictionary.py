@@ -80,6 +80,7 @@ class DictionaryBottleneck(Bottleneck):
     """
 
     _decoding_config = ("coefficient_scaling",)
+    _kind, _nested = "sparse", True
 
     @register_to_config
     def __init__(
@@ -249,7 +250,11 @@ class DictionaryBottleneck(Bottleneck):
 
         Returns:
             [`SparseCode`]: A code with `sparsity` slots.
+
+        Raises:
+            ValueError: If `code` is none of this bottleneck's, see [`decode`], or `sparsity` is out of range.
         """
+        self._check_code(code)
         code = code.truncate(sparsity, self.dictionary)
         indices, coefficients = code.indices.flatten(0, 2), code.coefficients.flatten(0, 2)
         coefficients = self._quantize(indices, coefficients).reshape(code.indices.shape)
@@ -268,13 +273,9 @@ class DictionaryBottleneck(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If the code is not a sparse code of as many atoms.
+            ValueError: If it is no sparse code of as many atoms, has other sites or, on the CPU, indices out of range or coefficients that are not finite.
         """
-        if not isinstance(code, SparseCode) or code.num_atoms != self.config.num_atoms:
-            raise ValueError(
-                f"`code` must be a SparseCode of {self.config.num_atoms} atoms, got {type(code).__name__} of "
-                f"{getattr(code, 'num_atoms', 'no')} atoms."
-            )
+        self._check_code(code)
         with torch.autocast(code.indices.device.type, enabled=False):
             # a sum of floats depends on the order of its terms, a set of atoms has none
             indices, order = code.indices.flatten(0, 2).sort(dim=1)
@@ -282,11 +283,22 @@ class DictionaryBottleneck(Bottleneck):
             signals = synthesize(indices, coefficients, self.dictionary.float())
             return self.latents(signals, code.latent_size, torch.float32)
 
+    @property
+    def _max_slots(self) -> int:
+        return self.config.sparsity
+
+    def _check_kind(self, code: SparseCode) -> None:
+        atoms = self.config.num_atoms
+        if not isinstance(code, SparseCode) or code.num_atoms != atoms:
+            raise ValueError(
+                f"`code` must be a SparseCode of {atoms} atoms, got {type(code).__name__} of {getattr(code, 'num_atoms', 'no')} atoms."
+            )
+
     def _pack_payload(self, code: SparseCode) -> tuple[bytes, int | None]:
         if (
             not isinstance(code, SparseCode)
             or code.num_atoms != self.config.num_atoms
-            or code.sparsity > self.config.sparsity
+            or not 1 <= code.sparsity <= self.config.sparsity
         ):
             raise ValueError(
                 f"`code` must be a SparseCode of at most {self.config.sparsity} out of {self.config.num_atoms} atoms, got "

@@ -151,11 +151,9 @@ class FSQBottleneck(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If the code has other levels.
+            ValueError: If it is no such code: other levels, other sites or, on the CPU, indices out of range.
         """
-        if not isinstance(code, IndexCode) or tuple(code.levels) != tuple(self.config.levels):
-            found = getattr(code, "levels", type(code).__name__)
-            raise ValueError(f"`code` must have levels {tuple(self.config.levels)}, got {found}.")
+        self._check_code(code)
         half = self.half_widths
         values = (code.indices.flatten(0, 2) - half) / half
         with torch.autocast(code.indices.device.type, enabled=False):

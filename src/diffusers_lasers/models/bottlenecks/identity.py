@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers.configuration_utils import register_to_config
 
+from ...coding import MAX_SITES
 from .base import Bottleneck, BottleneckOutput
 
 
@@ -58,7 +59,7 @@ class IdentityBottleneck(Bottleneck):
         """
         return self.encode(code)
 
-    def unpack(self, data: bytes) -> None:
+    def unpack(self, data: bytes, max_sites: int = MAX_SITES) -> None:
         """
         There is no code; see [`IdentityBottleneck.encode`].
 

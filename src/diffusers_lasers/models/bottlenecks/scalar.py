@@ -81,6 +81,10 @@ class ScalarQuantizerBottleneck(Bottleneck):
         return (self.num_symbols,) * self.depth
 
     @property
+    def _slots_wanted(self) -> str:
+        return f"{self.depth} slots of {self.num_symbols} cells"
+
+    @property
     def bits_per_site(self) -> float:
         """Nominal bits of one site: n for each value."""
         return float(self.depth * self.config.bits)
@@ -192,12 +196,9 @@ class ScalarQuantizerBottleneck(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If the code has other levels.
+            ValueError: If it is no such code: other levels, other sites or, on the CPU, indices out of range.
         """
-        if not isinstance(code, IndexCode) or tuple(code.levels) != self.levels:
-            raise ValueError(
-                f"`code` must have {self.depth} slots of {self.num_symbols} cells, got {getattr(code, 'levels', type(code).__name__)}."
-            )
+        self._check_code(code)
         with torch.autocast(code.indices.device.type, enabled=False):
             return self.latents(self._dequantize(code.indices.flatten(0, 2)), code.latent_size, torch.float32)
 

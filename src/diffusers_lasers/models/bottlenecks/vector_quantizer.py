@@ -43,6 +43,8 @@ class _RunningMeanQuantizer(Bottleneck):
         sums (`torch.Tensor` of shape `(depth, K, p²·L)`): Running sums m_k.
     """
 
+    _nested = True
+
     def _build(self, depth: int, config: dict) -> None:
         check_positive(
             depth=depth,
@@ -169,20 +171,11 @@ class _RunningMeanQuantizer(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If the code has another alphabet or more stages.
+            ValueError: If it is no such code: another alphabet, more stages, other sites or, on the CPU, indices out of range.
         """
-        stages = code.indices.shape[-1]
-        if (
-            not isinstance(code, IndexCode)
-            or stages > self.depth
-            or any(level != self.config.num_codewords for level in code.levels)
-        ):
-            raise ValueError(
-                f"`code` must have at most {self.depth} slots of {self.config.num_codewords} codewords, got "
-                f"{getattr(code, 'levels', type(code).__name__)}."
-            )
+        self._check_code(code)
         indices = code.indices.flatten(0, 2)
-        signals = sum(self.codebook[stage].float()[indices[:, stage]] for stage in range(stages))
+        signals = sum(self.codebook[stage].float()[indices[:, stage]] for stage in range(indices.shape[1]))
         return self.latents(signals, code.latent_size, torch.float32)
 
     def forward(self, latents: torch.Tensor) -> BottleneckOutput:

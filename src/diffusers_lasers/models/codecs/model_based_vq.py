@@ -13,8 +13,6 @@ are floats that nobody rounds or wraps.
 from __future__ import annotations
 
 import re
-import struct
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +25,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from ...coding.container import fingerprint
+from ...coding.container import CodeHeader, check_sites, fingerprint, pack_container, unpack_container
 from ...coding.packing import pack_indices, unpack_indices
 from ...functional.color import rgb_to_ycbcr, ycbcr_to_rgb
 from ...functional.ordering import codebook_order
@@ -45,8 +43,7 @@ __all__ = ["ModelBasedVQCodec", "ModelBasedVQCodecOutput"]
 
 _CHANNELS = ("y", "cb", "cr")
 _NOTATION = re.compile(r"(VQ|PQ|OPQ|RQ)-\{(\d+)-(\d+)-(\d+)\}")
-_MAGIC = b"MBVQ1"
-_HEADER = struct.Struct("<5sI4I")  # magic, fingerprint, batch, height, width, CRC of the indices
+_MAX_PIXELS = 2**28  # in an unpacked code: 16384 × 16384, above what Pillow opens
 
 
 @dataclass
@@ -290,7 +287,8 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         return self
 
     def _check_fitted(self) -> None:
-        if not self._ready:
+        """Raises a `ValueError` where a channel is not fitted; not in a compiled graph, which reading a tensor would break."""
+        if not self._ready and not torch.compiler.is_compiling():
             missing = [channel for channel, done in zip(_CHANNELS, self.fitted.tolist()) if not done]
             if missing:
                 what = "not fitted" if len(missing) == 3 else f"only fitted in part, {' and '.join(missing)} missing"
@@ -326,7 +324,8 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
             [`ModelBasedVQCodecOutput`] or `tuple`: The codes `(B, c̄, ⌈H/s⌉, ⌈W/s⌉)` and the images' size.
 
         Raises:
-            ValueError: If the codec is not fitted, there are not three channels, or, on the CPU, a value is not finite or out of range.
+            ValueError: If there are not three channels, or, outside compiled graphs, the codec is not fitted or, on the CPU, a value is not finite or
+                out of range.
         """
         self._check_fitted()
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or not pixel_values.is_floating_point():
@@ -334,7 +333,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
                 "`pixel_values` must be floating point of shape (batch, 3, height, width), got "
                 f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}."
             )
-        if pixel_values.device.type == "cpu" and pixel_values.numel():
+        if _may_look(pixel_values):
             low, high = pixel_values.aminmax()
             if not (low >= -1.01 and high <= 1.01):
                 raise ValueError(f"`pixel_values` must lie in [-1, 1], got {low.item():.4g} to {high.item():.4g}.")
@@ -374,7 +373,8 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
             `DecoderOutput` or `tuple`: Images `(B, 3, H, W)` in about [-1, 1], in the codec's dtype.
 
         Raises:
-            ValueError: If the codec is not fitted, or codes are no such indices (values are looked at on the CPU only).
+            ValueError: If codes are no such indices, the size does not fit, or the codec is not fitted. Outside compiled graphs only, and values on the CPU
+                only.
         """
         self._check_fitted()
         self._check_codes(codes)
@@ -441,11 +441,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """Images of the three channels' decoded signals `(B h w, s²)`."""
         side = self.config.patch_size
-        height, width = image_size or (grid[0] * side, grid[1] * side)
-        if patch_grid(height, width, side) != tuple(grid):
-            raise ValueError(
-                f"`image_size` must be one that {tuple(grid)} patches of {side} pixels cover, got {(height, width)}."
-            )
+        height, width = self._image_size(grid, image_size)
         with torch.autocast(signals[0].device.type, enabled=False):
             planes = [signals_to_latents(signal, height, width, side) for signal in signals]
             return ycbcr_to_rgb(torch.cat(planes, dim=1)).to(self.dtype)
@@ -466,13 +462,30 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
 
     # Codes as numbers and as bytes
 
+    def _image_size(self, grid: tuple[int, int], image_size: tuple[int, int] | None) -> tuple[int, int]:
+        """The given size, or that of whole patches where it is `None`, if it is one that `grid` patches cover."""
+        side = self.config.patch_size
+        size = (grid[0] * side, grid[1] * side) if image_size is None else image_size
+        if (
+            not isinstance(size, (tuple, list))
+            or len(size) != 2
+            or not all(isinstance(pixels, (int, torch.SymInt)) and pixels > 0 for pixels in size)
+            or patch_grid(*size, side) != tuple(grid)
+        ):
+            raise ValueError(
+                f"`image_size` must be one that {tuple(grid)} patches of {side} pixels cover, got {size!r}."
+            )
+        return tuple(size)
+
     def _check_codes(self, codes: torch.Tensor) -> None:
         slots = len(self.slot_bits)
-        if codes.ndim != 4 or codes.shape[1] != slots or codes.dtype != torch.int64:
+        if not torch.is_tensor(codes):
+            raise ValueError(f"`codes` must be int64 of shape (batch, {slots}, h, w), got {type(codes).__name__}.")
+        if codes.ndim != 4 or codes.shape[1] != slots or codes.dtype != torch.int64 or min(codes.shape[2:]) < 1:
             raise ValueError(
                 f"`codes` must be int64 of shape (batch, {slots}, h, w), got {codes.dtype} of shape {tuple(codes.shape)}."
             )
-        if codes.device.type == "cpu" and codes.numel():
+        if _may_look(codes):
             limits = 2 ** torch.tensor(self.slot_bits).view(1, -1, 1, 1)
             if bool(((codes < 0) | (codes >= limits)).any()):
                 raise ValueError(
@@ -517,7 +530,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
 
     def pack(self, codes: torch.Tensor, image_size: tuple[int, int] | None = None) -> bytes:
         """
-        Codes as bytes: a header of 25, and exactly the nominal bits.
+        Codes as bytes: a header of 37, that of all codes ([`coding.pack_container`]), and exactly the nominal bits.
 
         Args:
             codes (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices.
@@ -530,43 +543,51 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
             ValueError: If the codes or the size do not fit.
         """
         self._check_codes(codes)
-        side, grid = self.config.patch_size, tuple(codes.shape[-2:])
-        height, width = image_size or (grid[0] * side, grid[1] * side)
-        if patch_grid(height, width, side) != grid:
-            raise ValueError(
-                f"`image_size` must be one that {grid} patches of {side} pixels cover, got {(height, width)}."
-            )
+        grid, slots = tuple(codes.shape[-2:]), codes.shape[1]
+        size = self._image_size(grid, image_size)
         payload = pack_indices(codes.permute(0, 2, 3, 1).flatten(0, 2), self.slot_bits)
-        header = _HEADER.pack(_MAGIC, self._fingerprint(), codes.shape[0], height, width, zlib.crc32(payload))
-        return header + payload
+        return pack_container(CodeHeader("patch", self._fingerprint(), codes.shape[0], grid, size, slots), payload)
 
-    def unpack(self, data: bytes) -> ModelBasedVQCodecOutput:
+    def unpack(self, data: bytes, max_pixels: int = _MAX_PIXELS) -> ModelBasedVQCodecOutput:
         """
         Codes from bytes.
 
         Args:
-            data (`bytes`): What [`pack`] gave, of this codec: same configuration, same codebooks.
+            data (`bytes`): What [`pack`] gave, of this codec: same configuration, same codebooks. It may come from anybody: sizes are held against its
+                length before memory is taken.
+            max_pixels (`int`, defaults to 2²⁸): Most pixels of all images together.
 
         Returns:
-            [`ModelBasedVQCodecOutput`]: Codes and the images' size.
+            [`ModelBasedVQCodecOutput`]: Codes, on the CPU, and the images' size.
 
         Raises:
-            ValueError: If the bytes are cut off, changed, or of another codec.
+            ValueError: If the bytes are cut off, changed, of another codec or format, no code of this codec, or have more pixels.
         """
-        if len(data) < _HEADER.size or data[: len(_MAGIC)] != _MAGIC:
-            raise ValueError("`data` must be packed codes of a ModelBasedVQCodec, it is cut off or something else.")
-        _, found, batch, height, width, checksum = _HEADER.unpack_from(data)
-        if found != self._fingerprint():
+        header, payload = unpack_container(data)
+        name = f"{self.notation} codec of patches of {self.config.patch_size}"
+        if header.kind != "patch":
+            raise ValueError(f"`data` must hold codes of a {name}, it holds those of a bottleneck.")
+        if header.fingerprint != self._fingerprint():
+            raise ValueError(f"`data` must be packed by this {name}, it is of another.")
+        size, grid, slots = header.image_size, header.latent_size, len(self.slot_bits)
+        if header.slots != slots or size is None or patch_grid(*size, self.config.patch_size) != grid:
             raise ValueError(
-                f"`data` must be packed by this {self.notation} codec of patches of {self.config.patch_size}, it is of another."
+                f"`data` must have {slots} slots and as many patches as its image needs, its header names {header.slots}, and {grid} for {size}."
             )
-        payload = data[_HEADER.size :]
-        if zlib.crc32(payload) != checksum:
-            raise ValueError("`data` must be whole, it is cut off or changed.")
-        rows, columns = patch_grid(height, width, self.config.patch_size)
-        indices = unpack_indices(payload, batch * rows * columns, self.slot_bits)
-        codes = indices.unflatten(0, (batch, rows, columns)).permute(0, 3, 1, 2).contiguous()
-        return ModelBasedVQCodecOutput(codes=codes, image_size=(height, width))
+        check_sites(
+            header.batch,
+            (grid[0] * self.config.patch_size, grid[1] * self.config.patch_size),
+            max_pixels,
+            "max_pixels",
+        )
+        indices = unpack_indices(payload, header.batch * grid[0] * grid[1], self.slot_bits)
+        codes = indices.unflatten(0, (header.batch, *grid)).permute(0, 3, 1, 2).contiguous()
+        return ModelBasedVQCodecOutput(codes=codes, image_size=size)
+
+
+def _may_look(values: torch.Tensor) -> bool:
+    """Whether a check may read values: where nothing has to wait for them, and no compiler would have to break its graph."""
+    return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
 
 
 def _images(images: Any, column: str) -> Iterable[torch.Tensor]:
