@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.functional import ORDERS, score_order
 from diffusers_lasers.utils import save_image
+from diffusers_lasers.utils.image_sources import to_rgb
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("codebook_order.png"))
     args = parser.parse_args()
     codec = ModelBasedVQCodec.from_pretrained(args.codec)
-    pixels = torch.from_numpy(np.array(Image.open(args.image).convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1
+    pixels = torch.from_numpy(np.array(to_rgb(args.image, args.image))).permute(2, 0, 1)[None] / 127.5 - 1
     last = 2 ** torch.tensor(codec.slot_bits).view(1, -1, 1, 1) - 1
     original = codec(pixels).sample.clamp(-1, 1)
     print(f"{codec.notation}, {Path(args.image).name}, every index + {args.shift}\n")
