@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import tempfile
 import warnings
 
 import pytest
@@ -30,6 +31,13 @@ class Turned(Quarters):
         return super().forward(images.flip(-1))
 
 
+def scripted():
+    """RFID of a TorchScript file that is there no more."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.jit.script(Quarters()).save(f"{folder}/features.pt")
+        return RFID(f"{folder}/features.pt", resize=None)
+
+
 def seeded(make, seed=0):
     torch.manual_seed(seed)
     return make()
@@ -54,6 +62,7 @@ IMAGE_METRICS = {
     "lpips_other": lambda: LPIPS(NETWORKS[1]),
     "rfid": lambda: RFID(Quarters(), resize=None),
     "rfid_turned": lambda: RFID(Turned(), resize=None),
+    "rfid_file": scripted,
 }
 SPARSE_METRICS = {
     "rate": lambda: CodeRate(SMALL),
