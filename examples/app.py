@@ -12,7 +12,6 @@ fonts or scripts of other servers. app_results.py computes, app_bench.py remembe
 style, app_guard.py keeps visitors' calls to the files that they uploaded, this file is the page.
 """
 
-import argparse
 import os
 import signal
 import sys
@@ -29,6 +28,7 @@ from app_html import CSS, figures, file_table, flip_figure, hint, message, statu
 from app_models import Shelf  # noqa: E402
 from app_results import PictureError, atoms_used, controls, describe, read_picture  # noqa: E402
 
+from diffusers_lasers.utils import CommandParser  # noqa: E402
 from diffusers_lasers.utils.image_sources import bundled_photos  # noqa: E402
 from diffusers_lasers.utils.import_utils import requires  # noqa: E402
 from diffusers_lasers.visualization import to_image  # noqa: E402
@@ -306,7 +306,7 @@ def launch(page, server_name: str | None = None, server_port: int | None = None,
 
 
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add(
         "--model",
