@@ -154,7 +154,7 @@ def test_every_model_has_the_mixin_first():
 def test_tokens_are_hidden_and_folders_pushed(monkeypatch, tmp_path):
     import huggingface_hub
 
-    from diffusers_lasers.utils import hide_token, push_folder
+    from diffusers_lasers.utils import create_repository, hide_token, push_folder
 
     words = ["x.py", "--hub_token", "hf_a", "--hub_token=hf_a", "--hub_tok", "hf_a", "c"]
     assert hide_token(words, "hf_a") == ["x.py", "--hub_token", "***", "--hub_token=***", "--hub_tok", "***", "c"]
@@ -177,3 +177,6 @@ def test_tokens_are_hidden_and_folders_pushed(monkeypatch, tmp_path):
     assert push_folder(tmp_path / "model", token="t", ignore_patterns=["*.tmp"]) == "me/model"
     assert calls["token"] == "t" and calls["ignore_patterns"] == ["*.tmp", ".*", "*/.*"]
     assert push_folder(tmp_path / "model", "other") == "me/other"
+    assert create_repository(tmp_path / "later") == "me/later" and not (tmp_path / "later").exists()
+    with pytest.raises(ValueError, match="no such/name"):
+        create_repository(tmp_path, "no such/name")

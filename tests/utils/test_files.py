@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from diffusers_lasers.utils import atomic_file, save_image, save_whole, write_bytes, write_json, write_text
+from diffusers_lasers.utils import (
+    atomic_file,
+    image_format,
+    save_image,
+    save_whole,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def test_contents_come_back_and_nothing_else_is_left(tmp_path):
@@ -108,6 +116,9 @@ def test_two_writers_at_once_leave_one_whole_file(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.psd", "a.xyz", "a", "a.svg"])
 def test_pictures_that_cannot_be_written_are_refused_first(tmp_path, name):
+    assert image_format("a.JPG") == "JPEG"
+    with pytest.raises(ValueError, match="must end as a picture that Pillow can write"):
+        image_format(name)
     with pytest.raises(ValueError, match="must end as a picture that Pillow can write"):
         save_image(tmp_path / name, Image.new("RGB", (3, 2)))
     assert not any(tmp_path.iterdir())
