@@ -176,7 +176,7 @@ def unpack_container(data: bytes) -> tuple[CodeHeader, bytes]:
             "`data` must be of a format whose header has a checksum, MBVQ1 of older patch codecs has none: encode the image again."
         )
     if len(data) < start or data[: len(_MAGIC)] != _MAGIC:
-        raise ValueError("`data` must be a packed code, it is cut off or something else.")
+        raise ValueError("`data` must be the packed code of a bottleneck or a codec, it is cut off or something else.")
     _, version, kind, mark, batch, *sizes, slots, bits = _FIELDS.unpack_from(data)
     if version not in _VERSIONS:
         raise ValueError(

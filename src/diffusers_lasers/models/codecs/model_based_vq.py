@@ -566,7 +566,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         header, payload = unpack_container(data)
         name = f"{self.notation} codec of patches of {self.config.patch_size}"
         if header.kind != "patch":
-            raise ValueError(f"`data` must hold codes of a {name}, it holds those of a bottleneck.")
+            raise ValueError("`data` must be packed codes of a ModelBasedVQCodec, it holds those of a bottleneck.")
         if header.fingerprint != self._fingerprint():
             raise ValueError(f"`data` must be packed by this {name}, it is of another.")
         size, grid, slots = header.image_size, header.latent_size, len(self.slot_bits)
