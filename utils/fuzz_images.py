@@ -1,10 +1,10 @@
-"""Attacks the readers of images: damaged files of every format that Pillow writes and reads, each decoded by `to_rgb` and by `ImageDataset`.
+"""Attacks the readers of images: damaged files of the formats that are read, each decoded by `to_rgb` and by `ImageDataset`.
 
     python utils/fuzz_images.py [--count 100000] [--seed 0] [--first 0]
 
 Of each file either an upright RGB picture must come, within Pillow's limit of pixels, or `UnreadableImageError`, and of both ways the same. Anything else – another
 exception, a crash, ten seconds without an answer, more than a gibibyte – is printed with the number that makes the same file again (`--first NUMBER --count 1`).
-Small pictures are damaged: bits flipped, bytes of the header set, blocks cut, doubled, inserted or exchanged with another file, EXIF data spoilt, PNG chunks changed with
+Small pictures in every mode of every format that Pillow writes, and in eleven that it does not, are damaged: bits flipped, bytes of the header set, blocks cut, doubled, inserted or exchanged with another file, EXIF data spoilt, PNG chunks changed with
 their checksums made right. A process of its own decodes them, and is replaced where it dies. At the end stand the counts of every format. Exit code 1 where anything failed.
 """
 
@@ -64,18 +64,47 @@ def whole_files():
             ):
                 if extra == {"compression": "jpeg"} and mode not in ("L", "RGB"):
                     continue  # libtiff's own writer breaks memory on other modes
-                buffer = io.BytesIO()
                 try:
-                    image.save(buffer, name, speed=10, **extra)
+                    files.setdefault(name, {})[saved(image, name, speed=10, **extra)] = None
                 except Exception:  # the format has no such mode or option
                     continue
-                files.setdefault(name, {})[buffer.getvalue()] = None
+    return {name: list(kinds) for name, kinds in files.items()} | by_hand(picture)
+
+
+def by_hand(picture):
+    """Files of formats that Pillow reads and does not write, or writes too large."""
+    small = picture.resize((16, 16))
+    pixels, grey, side = small.tobytes(), small.convert("L").tobytes(), 16
+    icon, page = saved(small, "PNG"), saved(small, "PCX")
+    colours = [f'"{value:02x} c #{value:02x}{value:02x}00",' for value in range(0, 256, 16)]
+    rows = ['"' + "".join(f"{16 * (column + row & 15):02x}" for column in range(side)) + '",' for row in range(side)]
+    header = bytearray(1024)
+    header[:4], header[416:420], header[424:428] = (
+        b"\x80\xe8\0\0",
+        struct.pack("<2H", side, side),
+        struct.pack("<2H", 14, 2),
+    )
+    planes = b"".join(pixels[channel::3] for channel in range(3))
+    return {
+        "CUR": [b"\0\0\2\0" + saved(small, "ICO", bitmap_format="bmp")[4:]],
+        "DCX": [struct.pack("<3I", 0x3ADE68B1, 12, 0) + page],
+        "FTEX": [b"FTEX" + struct.pack("<8i", 0, side, side, 1, 1, 1, 32, len(pixels)) + pixels],
+        "GBR": [struct.pack(">5I", 29, 2, side, side, 1) + b"GIMP" + struct.pack(">I", 1) + b"\0" + grey],
+        "ICNS": [b"icns" + struct.pack(">I", 16 + len(icon)) + b"icp4" + struct.pack(">I", 8 + len(icon)) + icon],
+        "IMT": [f"width {side}\nheight {side}\npixel n8\n\x0c".encode() + grey],
+        "PIXAR": [bytes(header) + pixels],
+        "PSD": [b"8BPS" + struct.pack(">H6xHIIHHIIIH", 1, 3, side, side, 8, 3, 0, 0, 0, 0) + planes],
+        "SUN": [struct.pack(">8I", 0x59A66A95, side, side, 24, len(pixels), 1, 0, 0) + pixels],
+        "XPM": ["\n".join(["/* XPM */", f'"{side} {side} 16 2",', *colours, "/* pixels */", *rows, "};"]).encode()],
+        "XVThumb": [f"P7 332\n#comment\n{side} {side} 255\n".encode() + grey],
+    }
+
+
+def saved(picture, name, **options):
+    """The bytes of a file."""
     buffer = io.BytesIO()
-    picture.resize((16, 16)).save(buffer, "PNG")
-    icon = buffer.getvalue()  # what Pillow writes itself holds a picture of 1024 × 1024
-    chunk = b"icp4" + struct.pack(">I", 8 + len(icon)) + icon
-    files["ICNS"] = [b"icns" + struct.pack(">I", 8 + len(chunk)) + chunk]
-    return {name: list(kinds) for name, kinds in files.items()}
+    picture.save(buffer, name, **options)
+    return buffer.getvalue()
 
 
 def in_mode(picture, mode):
@@ -99,7 +128,7 @@ def mutate(data, other, draw):
         if not data:
             break
         place, length = draw.randrange(len(data)), draw.choice((1, 2, 4, 8, 16, 64, 256))
-        kind = draw.randrange(9)
+        kind = draw.randrange(11)
         if kind == 0:
             data[place] ^= 1 << draw.randrange(8)
         elif kind == 1:  # in the header
