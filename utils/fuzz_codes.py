@@ -2,16 +2,18 @@
 
     python utils/fuzz_codes.py [--count 1000000] [--seed 0] [--seconds 0.5] [--mebibytes 256]
 
-Files of small bottlenecks of all kinds, and of the patch codec's four, are changed in their bits and bytes, cut, lengthened, given another's header or hostile
-numbers. Half of them are sealed again: fingerprint and checksum are made to fit, so that the checks behind those are met. Each file must end as
+Files of small bottlenecks of all kinds, and of the patch codec's four, are changed in their bits and bytes, cut,
+lengthened, given another's header or hostile numbers. Half of them are sealed again: fingerprint and checksum are made
+to fit, so that the checks behind those are met. Each file must end as
 
 * refused: a `ValueError` of one sentence; nothing else may be raised;
 * undamaged: it happens to be a whole file again, of this decoder or another, and is taken or refused as such;
-* a code, and only of a sealed file: within the limit on its size, with indices and coefficients that its decoder takes, and packing to bytes that unpack to
-  the same.
+* a code, and only of a sealed file: within the limit on its size, with indices and coefficients that its decoder
+  takes, and packing to bytes that unpack to the same.
 
-No file may take more than `--seconds`, or need more than `--mebibytes` beyond what the process has when it starts (`RLIMIT_AS`, where the
-system has it). Prints counts; each failure with its case and bytes, which `--first CASE --count 1` repeats. Exit code 0: all held; 1: some did not.
+No file may take more than `--seconds`, or need more than `--mebibytes` beyond what the process has when it starts
+(`RLIMIT_AS`, where the system has it). Prints counts; each failure with its case and bytes, which `--first CASE
+--count 1` repeats. Exit code 0: all held; 1: some did not.
 """
 
 import argparse
@@ -60,7 +62,9 @@ class Decoder:
         self.mark = self.files[0][6:10] if self.files else bytes(4)
 
     def read(self, data: bytes) -> None:
-        """Unpacks, decodes, and packs again; raises an `AssertionError` where an accepted file is no code within bounds."""
+        """
+        Unpacks, decodes, and packs again; raises an `AssertionError` where an accepted file is no code within bounds.
+        """
         found = self.model.unpack(data, **{self.limit: LIMIT})
         if self.limit == "max_pixels":
             sample = self.model.decode(found.codes, found.image_size).sample
@@ -105,7 +109,7 @@ def build_decoders() -> list[Decoder]:
         bottleneck.eval()
         codes = [bottleneck.encode(part) for part in latents]
         codes[0] = replace(codes[0], image_size=(11, 18))
-        if bottleneck._nested and bottleneck._max_slots > 1 and name.startswith("dictionary"):
+        if isinstance(bottleneck, DictionaryBottleneck) and bottleneck.config.sparsity > 1:
             codes.append(bottleneck.truncate(codes[0], 1))
         decoders.append(Decoder(name, bottleneck, codes))
     for notation in ("VQ-{6-3-4}", "PQ-{8-4-4}", "OPQ-{8-4-4}", "RQ-{8-4-4}"):
@@ -206,7 +210,10 @@ def make_case(number: int, seed: int, decoders: list[Decoder], valid: list[bytes
 
 
 def judge(decoder: Decoder, data: bytes, genuine: bool, sealed: bool, seconds: float) -> tuple[str, str | None, float]:
-    """What became of a file, what was wrong with that, and the time that it took: the least of three where it took too long, since a machine has other work."""
+    """
+    What became of a file, what was wrong with that, and the time that it took: the least of three where it took too
+    long, since a machine has other work.
+    """
     end, fault, taken = attempt(decoder, data, genuine, sealed)
     for _ in range(2):
         if taken > seconds:
@@ -242,7 +249,9 @@ def _stop(*_) -> None:
 
 
 def _bound_memory(mebibytes: int) -> None:
-    """Lets the process have so much address space beyond what it has now; more raises a `MemoryError` or a torch error."""
+    """
+    Lets the process have so much address space beyond what it has now; more raises a `MemoryError` or a torch error.
+    """
     with open("/proc/self/statm", encoding="ascii") as file:
         pages = int(file.read().split()[0])
     limit = pages * resource.getpagesize() + mebibytes * 2**20
@@ -285,8 +294,9 @@ def main() -> int:
     for (kind, damage, end), count in sorted(counts.items()):
         print(f"{kind:12} {damage:14} {end:12} {count:>9,}")
     print(
-        f"{args.count:,} damaged files of {len(decoders)} decoders: {faults:,} faults; the slowest took {1e3 * slowest:.1f} ms, "
-        f"memory grew by {grown / 1024:.0f} MiB{f' of {args.mebibytes} allowed' if bounded else ''}; {wall:.0f} s."
+        f"{args.count:,} damaged files of {len(decoders)} decoders: {faults:,} faults; "
+        f"the slowest took {1e3 * slowest:.1f} ms, memory grew by {grown / 1024:.0f} MiB"
+        f"{f' of {args.mebibytes} allowed' if bounded else ''}; {wall:.0f} s."
     )
     return int(faults > 0)
 

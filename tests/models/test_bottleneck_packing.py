@@ -260,9 +260,11 @@ def test_slots_of_zero_bits_and_one_codeword_are_bounded():
     data[33:37] = struct.pack("<I", zlib.crc32(data[37:], zlib.crc32(data[:33])))
     with pytest.raises(ValueError, match="`slots` must be an integer from 1"):
         dictionary.unpack(bytes(data))
-    for size in ((2**15, 2**15), (4097, 4096)):
-        with pytest.raises(ValueError, match="at most 16777216 sites, its header names .*: raise `max_sites`"):
+    for size in ((2**15, 2**15), (257, 256)):
+        with pytest.raises(ValueError, match="at most 65536 sites, its header names .*: raise `max_sites`"):
             vq.unpack(crafted(vq, latent_size=size))
+    with pytest.raises(ValueError, match="at most 16777216 sites, its header names 16781312: raise `max_sites`"):
+        build("vq").unpack(crafted(build("vq"), latent_size=(4097, 4096)))
     few = crafted(vq, latent_size=(20, 30))
     assert vq.unpack(few, max_sites=600).indices.shape == (1, 20, 30, 1)  # a code of no bits
     with pytest.raises(ValueError, match="at most 599 sites, its header names 600"):

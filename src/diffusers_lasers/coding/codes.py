@@ -4,8 +4,9 @@ A code is a value. It holds one entry a site (a patch of p × p latent positions
 the size of the latents and, where it came from an image, the size of the image. The bits that it costs follow from the
 model that made it (`bottleneck.bits_per_site`), the symbols that it used from [`SparseCode.usage_counts`].
 
-Both are nodes of `torch.utils._pytree`: `tree_map`, `torch.export` and DDP find their tensors, accelerate moves them by `to`. Constructors look at shapes
-and types only, never at values, which would make a device wait; `pack` and `decode` of a bottleneck look at those.
+Both are nodes of `torch.utils._pytree`: `tree_map`, `torch.export` and DDP find their tensors, accelerate moves them
+by `to`. Constructors look at shapes and types only, never at values, which would make a device wait; `pack` and
+`decode` of a bottleneck look at those.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class _Code:
         return self.indices.device
 
     def __eq__(self, other: object) -> bool:
-        """Whether the other is a code of the same kind, sizes, device and values; looking at values makes a GPU wait."""
+        """Whether the other is a code of the same kind, sizes, device and values; a GPU has to wait for those."""
         if type(other) is not type(self):
             return NotImplemented
         (mine, facts), (theirs, other_facts) = _flatten(self), _flatten(other)
@@ -59,7 +60,7 @@ def _flatten_with_keys(code: _Code) -> tuple[list[tuple[pytree.KeyEntry, torch.T
 
 
 def _unflatten(kind: type[_Code], tensors: Any, facts: tuple) -> _Code:
-    """The code of whatever stands where its tensors were: unchecked, since `tree_map` may put shapes or nothing there."""
+    """The code of whatever stands where its tensors were: unchecked, since `tree_map` may put anything there."""
     code, facts = object.__new__(kind), iter(facts)
     found = dict(zip(kind._tensors, tensors))
     for field in fields(kind):
@@ -132,7 +133,8 @@ class SparseCode(_Code):
         image_size (`tuple[int, int]`, *optional*): Height and width of the image that the latents came from.
 
     Raises:
-        ValueError: If shapes, dtypes or devices do not fit, or a size or `num_atoms` is no positive integer. Values are not looked at.
+        ValueError: If shapes, dtypes or devices do not fit, or a size or `num_atoms` is no positive integer. Values
+            are not looked at.
     """
 
     _tensors: ClassVar[tuple[str, ...]] = ("indices", "coefficients")
@@ -148,12 +150,13 @@ class SparseCode(_Code):
         shape = self.indices.shape
         if not torch.is_tensor(self.coefficients) or self.coefficients.shape != shape:
             raise ValueError(
-                f"`coefficients` must have the shape of `indices`, {tuple(shape)}, got {_described(self.coefficients)}."
+                f"`coefficients` must have the shape of `indices`, {tuple(shape)}, got "
+                f"{_described(self.coefficients)}."
             )
         if not self.coefficients.is_floating_point() or self.coefficients.device != self.indices.device:
             raise ValueError(
-                f"`coefficients` must be floating point on {self.indices.device}, as `indices`, got {self.coefficients.dtype} on "
-                f"{self.coefficients.device}."
+                f"`coefficients` must be floating point on {self.indices.device}, as `indices`, got "
+                f"{self.coefficients.dtype} on {self.coefficients.device}."
             )
         if not _is_count(self.num_atoms):
             raise ValueError(f"`num_atoms` must be a positive integer, got {self.num_atoms!r}.")
@@ -174,8 +177,10 @@ class SparseCode(_Code):
         The code on another device, or with coefficients of another type; as `torch.Tensor.to`.
 
         Args:
-            device (`torch.device`, `str` or `int`, *optional*): Where to. Defaults to where the code is. A `torch.dtype` is taken as `dtype`.
-            dtype (`torch.dtype`, *optional*): Floating-point type of the coefficients; indices stay int64. Defaults to what they have.
+            device (`torch.device`, `str` or `int`, *optional*): Where to. Defaults to where the code is. A
+                `torch.dtype` is taken as `dtype`.
+            dtype (`torch.dtype`, *optional*): Floating-point type of the coefficients; indices stay int64. Defaults to
+                what they have.
             non_blocking (`bool`, defaults to `False`): Whether the host does not wait for the copy.
 
         Returns:
@@ -261,8 +266,8 @@ class IndexCode(_Code):
         image_size (`tuple[int, int]`, *optional*): Height and width of the image that the latents came from.
 
     Raises:
-        ValueError: If `indices` is not int64 of four dimensions, `levels` does not name each slot, or it or a size is no positive integer. Values are
-            not looked at.
+        ValueError: If `indices` is not int64 of four dimensions, `levels` does not name each slot, or it or a size is
+            no positive integer. Values are not looked at.
     """
 
     indices: torch.Tensor
@@ -290,7 +295,8 @@ class IndexCode(_Code):
         The code on another device.
 
         Args:
-            device (`torch.device`, `str` or `int`, *optional*): Where to. Defaults to where the code is. A `torch.dtype` is taken as `dtype`.
+            device (`torch.device`, `str` or `int`, *optional*): Where to. Defaults to where the code is. A
+                `torch.dtype` is taken as `dtype`.
             dtype (`torch.dtype`, *optional*): Taken for all codes alike; indices stay int64.
             non_blocking (`bool`, defaults to `False`): Whether the host does not wait for the copy.
 

@@ -8,11 +8,11 @@ One container for the codes of all models. A header of 37 bytes, little-endian, 
     slots a site, bits of a coefficient (0: float32)             2 + 1
     CRC-32 of all bytes before and after this one                4
 
-Version 1 is the same without kind 2, and is still read. A patch codec used to write a format of its own, "MBVQ1", whose header no checksum covered: a changed
-byte in it went unseen, so that it is refused.
+Version 1 is the same without kind 2, and is still read. A patch codec used to write a format of its own, "MBVQ1",
+whose header no checksum covered: a changed byte in it went unseen, so that it is refused.
 
-A header that passes its checksum is not believed either, since anybody can write one. All numbers have ranges, and a code that its payload does not pay for is
-found before memory is taken for it ([`check_sites`]).
+A header that passes its checksum is not believed either, since anybody can write one. All numbers have ranges, and a
+code that its payload does not pay for is found before memory is taken for it ([`check_sites`]).
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class CodeHeader:
         latent_size (`tuple[int, int]`): Height and width of the latents, or in patches.
         image_size (`tuple[int, int]`, *optional*): Height and width of the images.
         slots (`int`): Slots a site, from 1 to 65535.
-        coefficient_bits (`int`, *optional*): Bits of a coefficient, 1 to 16; `None` for float32, and for codes without coefficients.
+        coefficient_bits (`int`, *optional*): Bits of a coefficient, 1 to 16; `None` for float32, and for codes without
+            coefficients.
 
     Raises:
         ValueError: If a value is out of range.
@@ -91,8 +92,9 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 def check_sites(batch: int, grid: tuple[int, int], max_sites: int = MAX_SITES, name: str = "max_sites") -> None:
     """
-    Refuses codes that are larger than their reader wants. The payload alone is no bound: where a site has one possible value it costs no bits, a header of 37
-    bytes may then name any number of sites, and a decoder's images are larger than its codes.
+    Refuses codes that are larger than their reader wants. The payload alone is no bound: where a site has one possible
+    value it costs no bits, a header of 37 bytes may then name any number of sites, and a decoder's images are larger
+    than its codes.
 
     Args:
         batch (`int`): Images; none count as one, since an empty batch has a size too.
@@ -107,7 +109,8 @@ def check_sites(batch: int, grid: tuple[int, int], max_sites: int = MAX_SITES, n
     found = max(batch, 1) * grid[0] * grid[1]
     if found > max_sites:
         raise ValueError(
-            f"`data` must hold at most {max_sites} {name.removeprefix('max_')}, its header names {found}: raise `{name}` where you trust it."
+            f"`data` must hold at most {max_sites} {name.removeprefix('max_')}, its header names {found}: raise "
+            f"`{name}` where you trust it."
         )
 
 
@@ -173,7 +176,8 @@ def unpack_container(data: bytes) -> tuple[CodeHeader, bytes]:
     data, start = bytes(data), _FIELDS.size + _CHECKSUM.size
     if data[: len(_OLD_CODEC)] == _OLD_CODEC:
         raise ValueError(
-            "`data` must be of a format whose header has a checksum, MBVQ1 of older patch codecs has none: encode the image again."
+            "`data` must be of a format whose header has a checksum, MBVQ1 of older patch codecs has none: encode the "
+            "image again."
         )
     if len(data) < start or data[: len(_MAGIC)] != _MAGIC:
         raise ValueError("`data` must be the packed code of a bottleneck or a codec, it is cut off or something else.")

@@ -147,7 +147,8 @@ def unpack_sparse(
         `scale`, or float32; on the CPU. Where the order was not kept, by falling magnitude.
 
     Raises:
-        ValueError: If there are not exactly the bytes of such a code, or they are none, or a coefficient is not finite.
+        ValueError: If there are not exactly the bytes of such a code, or they are none, or a coefficient is not
+            finite.
     """
     supports = count_supports(atoms, sparsity, ordered)
     size = packed_size([(rows, supports)])

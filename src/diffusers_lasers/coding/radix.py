@@ -70,7 +70,7 @@ def packed_size(streams: Sequence[tuple[int, int]]) -> int:
         `int`: Bytes.
 
     Raises:
-        ValueError: If an alphabet is empty.
+        ValueError: If an alphabet is empty or a count negative.
     """
     return -(-sum(_bits(streams)) // 8)
 
@@ -147,6 +147,8 @@ def _bits(streams: Sequence[tuple[int, int]]) -> tuple[int, int]:
     fields, radix = 0, 1
     for count, base in streams:
         _check_base(base)
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 0:
+            raise ValueError(f"A count of numbers must be an integer of at least 0, got {count!r}.")
         for numbers, shift, left in _rounds(count, base):
             fields += numbers * shift
             radix *= left if numbers % 2 else 1

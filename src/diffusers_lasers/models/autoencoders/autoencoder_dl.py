@@ -319,10 +319,9 @@ class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
             ValueError: If it is no code of this model, or its latents are not those of an image of its `image_size`.
         """
         latents, size = self.bottleneck.decode(code), code.image_size
-        if size is not None and code.latent_size != patch_grid(*size, self.downsampling_factor):
-            raise ValueError(
-                f"`code` must have the latents of an image of {size}, {patch_grid(*size, self.downsampling_factor)}, got {code.latent_size}."
-            )
+        fitting = None if size is None else patch_grid(*size, self.downsampling_factor)
+        if fitting not in (None, code.latent_size):
+            raise ValueError(f"`code` must have the latents of an image of {size}, {fitting}, got {code.latent_size}.")
         sample = self._sliced(self._decode, latents.to(self.dtype))
         if size is not None:
             sample = sample[..., : size[0], : size[1]]

@@ -10,7 +10,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.utils import BaseOutput
 
-from ...coding import MAX_SITES, CodeHeader, IndexCode, SparseCode, pack_levels, unpack_levels
+from ...coding import CodeHeader, IndexCode, SparseCode, pack_levels, unpack_levels
 from ...functional.patches import latents_to_signals, patch_grid, signals_to_latents
 from ...utils.hub import LasersHubMixin
 from .packing import check_code, pack_code, unpack_code
@@ -224,24 +224,28 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
             `bytes`: What [`unpack`] reads, with the same weights.
 
         Raises:
-            ValueError: If the code is of another bottleneck or damaged, has no such indices or a coefficient that is not finite, or the bottleneck makes none.
+            ValueError: If the code is of another bottleneck or damaged, has no such indices or a coefficient that is
+                not finite, or the bottleneck makes none.
         """
         return pack_code(self, code)
 
-    def unpack(self, data: bytes, max_sites: int = MAX_SITES) -> SparseCode | IndexCode:
+    def unpack(self, data: bytes, max_sites: int | None = None) -> SparseCode | IndexCode:
         """
         The code of packed bytes. It decodes to the same latents, bit for bit. Where a support is a set (coefficients of float32, or with one scale for all) its slots come
         back by falling magnitude of their coefficients: cut such a code to fewer atoms before packing it.
 
         Args:
-            data (`bytes`): What [`pack`] gave. It may come from anybody: sizes are held against its length before memory is taken.
-            max_sites (`int`, defaults to 2²⁴): Most sites of all images together; images of 16384 × 16384 pixels where a site has 4 × 4 of them.
+            data (`bytes`): What [`pack`] gave. It may come from anybody: sizes are held against its length before
+                memory is taken.
+            max_sites (`int`, *optional*): Most sites of all images together. Defaults to 2²⁴, an image of 16384 × 16384
+                pixels where a site has 4 × 4 of them, and to 2¹⁶ where a site costs no bits, with one codeword.
 
         Returns:
             [`SparseCode`] or [`IndexCode`]: The code, on the bottleneck's device.
 
         Raises:
-            ValueError: If the bytes are cut off, changed, something else, packed by a bottleneck with other weights, no code of this one, or have more sites.
+            ValueError: If the bytes are cut off, changed, something else, packed by a bottleneck with other weights,
+                no code of this one, or have more sites.
         """
         return unpack_code(self, data, max_sites)
 

@@ -273,7 +273,8 @@ class DictionaryBottleneck(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If it is no sparse code of as many atoms, has other sites or, on the CPU, indices out of range or coefficients that are not finite.
+            ValueError: If it is no sparse code of as many atoms, has other sites or, on the CPU, indices out of range
+                or coefficients that are not finite.
         """
         self._check_code(code)
         with torch.autocast(code.indices.device.type, enabled=False):
@@ -291,7 +292,8 @@ class DictionaryBottleneck(Bottleneck):
         atoms = self.config.num_atoms
         if not isinstance(code, SparseCode) or code.num_atoms != atoms:
             raise ValueError(
-                f"`code` must be a SparseCode of {atoms} atoms, got {type(code).__name__} of {getattr(code, 'num_atoms', 'no')} atoms."
+                f"`code` must be a SparseCode of {atoms} atoms, got {type(code).__name__} of "
+                f"{getattr(code, 'num_atoms', 'no')} atoms."
             )
 
     def _pack_payload(self, code: SparseCode) -> tuple[bytes, int | None]:

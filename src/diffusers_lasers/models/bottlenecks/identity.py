@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from diffusers.configuration_utils import register_to_config
 
-from ...coding import MAX_SITES
 from .base import Bottleneck, BottleneckOutput
 
 
@@ -59,7 +58,7 @@ class IdentityBottleneck(Bottleneck):
         """
         return self.encode(code)
 
-    def unpack(self, data: bytes, max_sites: int = MAX_SITES) -> None:
+    def unpack(self, data: bytes, max_sites: int | None = None) -> None:
         """
         There is no code; see [`IdentityBottleneck.encode`].
 

@@ -1,4 +1,4 @@
-"""Packed codes of a bottleneck: header, payload, the fingerprint that ties them to the weights that decode them, and what is refused."""
+"""Packed codes of a bottleneck: header, payload, fingerprint of the weights that decode them, and what is refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...coding import CodeHeader, IndexCode, SparseCode, check_sites, fingerprint, pack_container, unpack_container
+from ...coding import (
+    MAX_SITES,
+    CodeHeader,
+    IndexCode,
+    SparseCode,
+    check_sites,
+    fingerprint,
+    pack_container,
+    unpack_container,
+)
 from ...functional.patches import patch_grid
 
 
@@ -14,6 +23,7 @@ if TYPE_CHECKING:
     from .base import Bottleneck
 
 
+_FREE_SITES = 2**16  # where a site costs no bits, so that a header alone may ask a decoder for an image
 _TRAINING_STATE = ("counts", "sums", "scale_steps")  # buffers that decoding does not read
 
 
@@ -27,8 +37,8 @@ def _fingerprint(bottleneck: Bottleneck) -> int:
 
 def check_code(bottleneck: Bottleneck, code: SparseCode | IndexCode) -> None:
     """
-    Raises a `ValueError` where `code` is none of this bottleneck's. Values are looked at on the CPU only, where nothing has to wait for them, and not in a
-    compiled graph.
+    Raises a `ValueError` where `code` is none of this bottleneck's. Values are looked at on the CPU only, where
+    nothing has to wait for them, and not in a compiled graph.
     """
     bottleneck._check_kind(code)
     grid = patch_grid(*code.latent_size, bottleneck.patch_size)
@@ -45,7 +55,8 @@ def check_code(bottleneck: Bottleneck, code: SparseCode | IndexCode) -> None:
     if bool(((code.indices < low) | (code.indices >= limits)).any()):
         found = (int(code.indices.min()), int(code.indices.max()))
         raise ValueError(
-            f"`code` must have indices from {low} to below its {bottleneck.num_symbols} symbols, got {found[0]} to {found[1]}."
+            f"`code` must have indices from {low} to below its {bottleneck.num_symbols} symbols, got {found[0]} to "
+            f"{found[1]}."
         )
     if isinstance(code, SparseCode) and not bool(torch.isfinite(code.coefficients).all()):
         raise ValueError("`code` must have finite coefficients, got NaN or infinity.")
@@ -69,7 +80,7 @@ def pack_code(bottleneck: Bottleneck, code: SparseCode | IndexCode) -> bytes:
     return pack_container(header, payload)
 
 
-def unpack_code(bottleneck: Bottleneck, data: bytes, max_sites: int) -> SparseCode | IndexCode:
+def unpack_code(bottleneck: Bottleneck, data: bytes, max_sites: int | None) -> SparseCode | IndexCode:
     """See [`Bottleneck.unpack`]."""
     header, payload = unpack_container(data)
     name = type(bottleneck).__name__
@@ -84,5 +95,7 @@ def unpack_code(bottleneck: Bottleneck, data: bytes, max_sites: int) -> SparseCo
     if not least <= header.slots <= most:
         allowed = f"{least} to {most}" if least < most else str(most)
         raise ValueError(f"`data` must have {allowed} slots a site for this {name}, its header names {header.slots}.")
+    if max_sites is None:
+        max_sites = MAX_SITES if bottleneck.bits_per_site > 0 else _FREE_SITES
     check_sites(header.batch, patch_grid(*header.latent_size, bottleneck.patch_size), max_sites)
     return bottleneck._unpack_payload(header, payload).to(bottleneck.latent_shift.device)

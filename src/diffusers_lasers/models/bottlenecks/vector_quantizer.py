@@ -171,7 +171,8 @@ class _RunningMeanQuantizer(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If it is no such code: another alphabet, more stages, other sites or, on the CPU, indices out of range.
+            ValueError: If it is no such code: another alphabet, more stages, other sites or, on the CPU, indices out
+                of range.
         """
         self._check_code(code)
         indices = code.indices.flatten(0, 2)

@@ -287,7 +287,10 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         return self
 
     def _check_fitted(self) -> None:
-        """Raises a `ValueError` where a channel is not fitted; not in a compiled graph, which reading a tensor would break."""
+        """
+        Raises a `ValueError` where a channel is not fitted; not in a compiled graph, which reading a tensor would
+        break.
+        """
         if not self._ready and not torch.compiler.is_compiling():
             missing = [channel for channel, done in zip(_CHANNELS, self.fitted.tolist()) if not done]
             if missing:
@@ -324,8 +327,8 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
             [`ModelBasedVQCodecOutput`] or `tuple`: The codes `(B, c̄, ⌈H/s⌉, ⌈W/s⌉)` and the images' size.
 
         Raises:
-            ValueError: If there are not three channels, or, outside compiled graphs, the codec is not fitted or, on the CPU, a value is not finite or
-                out of range.
+            ValueError: If there are not three channels, or, outside compiled graphs, the codec is not fitted or, on
+                the CPU, a value is not finite or out of range.
         """
         self._check_fitted()
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or not pixel_values.is_floating_point():
@@ -373,8 +376,8 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
             `DecoderOutput` or `tuple`: Images `(B, 3, H, W)` in about [-1, 1], in the codec's dtype.
 
         Raises:
-            ValueError: If codes are no such indices, the size does not fit, or the codec is not fitted. Outside compiled graphs only, and values on the CPU
-                only.
+            ValueError: If codes are no such indices, or the size does not fit; outside compiled graphs, also if the
+                codec is not fitted or, on the CPU, an index is out of range.
         """
         self._check_fitted()
         self._check_codes(codes)
@@ -553,15 +556,16 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         Codes from bytes.
 
         Args:
-            data (`bytes`): What [`pack`] gave, of this codec: same configuration, same codebooks. It may come from anybody: sizes are held against its
-                length before memory is taken.
+            data (`bytes`): What [`pack`] gave, of this codec: same configuration, same codebooks. It may come from
+                anybody: sizes are held against its length before memory is taken.
             max_pixels (`int`, defaults to 2²⁸): Most pixels of all images together.
 
         Returns:
             [`ModelBasedVQCodecOutput`]: Codes, on the CPU, and the images' size.
 
         Raises:
-            ValueError: If the bytes are cut off, changed, of another codec or format, no code of this codec, or have more pixels.
+            ValueError: If the bytes are cut off, changed, of another codec or format, no code of this codec, or have
+                more pixels.
         """
         header, payload = unpack_container(data)
         name = f"{self.notation} codec of patches of {self.config.patch_size}"
@@ -572,21 +576,18 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         size, grid, slots = header.image_size, header.latent_size, len(self.slot_bits)
         if header.slots != slots or size is None or patch_grid(*size, self.config.patch_size) != grid:
             raise ValueError(
-                f"`data` must have {slots} slots and as many patches as its image needs, its header names {header.slots}, and {grid} for {size}."
+                f"`data` must have {slots} slots and as many patches as its image needs, its header names "
+                f"{header.slots}, and {grid} for {size}."
             )
-        check_sites(
-            header.batch,
-            (grid[0] * self.config.patch_size, grid[1] * self.config.patch_size),
-            max_pixels,
-            "max_pixels",
-        )
+        padded = tuple(side * self.config.patch_size for side in grid)
+        check_sites(header.batch, padded, max_pixels, "max_pixels")
         indices = unpack_indices(payload, header.batch * grid[0] * grid[1], self.slot_bits)
         codes = indices.unflatten(0, (header.batch, *grid)).permute(0, 3, 1, 2).contiguous()
         return ModelBasedVQCodecOutput(codes=codes, image_size=size)
 
 
 def _may_look(values: torch.Tensor) -> bool:
-    """Whether a check may read values: where nothing has to wait for them, and no compiler would have to break its graph."""
+    """Whether a check may read values: where nothing has to wait for them, and no compiled graph would break."""
     return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
 
 
