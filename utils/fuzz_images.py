@@ -1,11 +1,14 @@
-"""Attacks the readers of images: damaged files of the formats that are read, each decoded by `to_rgb` and by `ImageDataset`.
+"""Attacks the readers of images: damaged files of all formats, each decoded by `to_rgb` and by `ImageDataset`.
 
     python utils/fuzz_images.py [--count 100000] [--seed 0] [--first 0]
 
-Of each file either an upright RGB picture must come, within Pillow's limit of pixels, or `UnreadableImageError`, and of both ways the same. Anything else – another
-exception, a crash, ten seconds without an answer, more than a gibibyte – is printed with the number that makes the same file again (`--first NUMBER --count 1`).
-Small pictures in every mode of every format that Pillow writes, and in eleven that it does not, are damaged: bits flipped, bytes of the header set, blocks cut, doubled, inserted or exchanged with another file, EXIF data spoilt, PNG chunks changed with
-their checksums made right. A process of its own decodes them, and is replaced where it dies. At the end stand the counts of every format. Exit code 1 where anything failed.
+Of each file either an upright RGB picture must come, within Pillow's limit of pixels, or `UnreadableImageError`, and of
+both ways the same. Anything else – another exception, a crash, ten seconds without an answer, more than a gibibyte – is
+printed with the number that makes the same file again (`--first NUMBER --count 1`). Small pictures in every mode of
+every format that Pillow writes, and in eleven that it does not, are damaged: bits flipped, bytes of the header set,
+blocks cut, doubled, inserted or exchanged with another file, EXIF data spoilt, PNG chunks changed with their checksums
+made right. A process of its own decodes them, and is replaced where it dies. At the end stand the counts of every
+format. Exit code 1 where anything failed.
 """
 
 import io
@@ -43,7 +46,7 @@ BYTES = (0x00, 0x01, 0x7F, 0x80, 0xFE, 0xFF)
 
 
 def whole_files():
-    """Small files by format, of every format and mode that Pillow writes and the package reads, with EXIF data, transparency and several frames."""
+    """Small files by format: every mode that Pillow writes, with EXIF data, transparency and several frames."""
     pixels = np.random.default_rng(0).integers(0, 256, (17, 19, 3), dtype=np.uint8)
     pixels[4:10, 5:15] = (200, 40, 90)
     picture = Image.fromarray(pixels)

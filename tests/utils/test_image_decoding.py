@@ -177,11 +177,12 @@ def test_every_orientation_stands_upright_once(format, orientation):
     assert to_rgb(upright, "x").size == upright.size and not upright.info
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what it finds damaged
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
 def test_damaged_exif_refuses_no_picture(format):
-    image, read = Image.fromarray(noise(8, 9, 3)), 0
+    image, read = Image.fromarray(noise(8, 9, 3)), np.zeros(2)
     rich = Image.Exif()
-    rich[0x0112], rich[0x010F], rich[0x011A] = 1, "maker", 72.0
+    rich[0x0112], rich[0x010F], rich[0x011A] = 3, "maker", 72.0  # upside down
     rich.get_ifd(0x8769)[0x9003] = "2020:01:01 00:00:00"
     whole = rich.tobytes()
     draw = np.random.default_rng(1)
@@ -191,8 +192,9 @@ def test_damaged_exif_refuses_no_picture(format):
         for place in draw.integers(6, len(whole), 3):
             damaged[place] = draw.integers(256)
         picture = np.asarray(to_rgb(saved(image, format, exif=bytes(damaged)), "x"))
-        read += picture.shape == plain.shape and (picture == plain).all()
-    assert read > 270  # in the others the orientation was changed
+        turned = [np.array_equal(picture, view) for view in (plain[::-1, ::-1], plain)]
+        read += np.array(turned)
+    assert read[0] > 50 and read.sum() > 250  # in the others the orientation became another
 
 
 # Errors

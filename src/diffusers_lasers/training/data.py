@@ -28,8 +28,8 @@ LONGEST = 16
 
 def fit_pixels(image: Image.Image, resolution: int, resize: int | None) -> np.ndarray:
     """
-    A picture as uint8, both sides at least `resolution`; one that is more than `LONGEST` times as long as wide and would be enlarged keeps its own size,
-    and [`crop_pixels`] enlarges the piece that it needs.
+    A picture as uint8, both sides at least `resolution`; one that is more than `LONGEST` times as long as wide and would
+    be enlarged keeps its own size, and [`crop_pixels`] enlarges the piece that it needs.
 
     Args:
         image (`PIL.Image.Image`): The picture.

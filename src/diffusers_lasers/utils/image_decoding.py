@@ -1,7 +1,9 @@
-r"""What an image file is, and how any image becomes an upright RGB picture of 8 bits. Every part of the package that takes images asks here.
+r"""What an image file is, and how any image becomes an upright RGB picture of 8 bits.
 
-An image file is one that a registered reader of Pillow decodes ([`picture_formats`]). [`to_rgb`] turns files, bytes, arrays and pictures of every mode into
-RGB. Sixteen bits are scaled by 65535, floats must be in [0, 1], and what is transparent is laid on white. Of the EXIF data only the orientation is used.
+Every part of the package that takes images asks here. An image file is one that a registered reader of Pillow decodes
+([`picture_formats`]). [`to_rgb`] turns files, bytes, arrays and pictures of every mode into RGB. Sixteen bits are
+scaled by 65535, floats must be in [0, 1], and what is transparent is laid on white. Of the EXIF data only the
+orientation is used.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from PIL import Image
 
 __all__ = ["UnreadableImageError", "picture_formats", "to_rgb"]
 
-# Readers that Pillow registers for what is no picture of pixels: documents that other programs draw, films, and scientific data whose values have no range.
+# Readers that Pillow registers for what is no picture of pixels: documents that other programs draw, films, and
+# scientific data whose values have no range.
 _NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MCIDAS", "MPEG", "PDF", "SPIDER", "WMF"}
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -36,10 +39,12 @@ class UnreadableImageError(ValueError):
 
 def picture_formats() -> dict[str, set[str]]:
     """
-    The formats that are read, with the suffixes of their files: those of Pillow's registered readers, also of plug-ins that were imported.
+    The formats that are read, with the suffixes of their files: those of Pillow's registered readers, also of plug-ins
+    that were imported.
 
     Returns:
-        `dict[str, set[str]]`: Suffixes in lower case, with the dot, by Pillow's name of the format, in the order in which Pillow tries them.
+        `dict[str, set[str]]`: Suffixes in lower case, with the dot, by Pillow's name of the format, in the order in
+        which Pillow tries them.
     """
     Image.init()
     formats: dict[str, set[str]] = {
@@ -59,10 +64,11 @@ def to_rgb(image: Any, name: str, max_pixels: int | None = None) -> Image.Image:
 
     Args:
         image (`PIL.Image.Image`, `str`, `os.PathLike`, `bytes`, a binary file, `numpy.ndarray` or `dict`):
-            A picture of any mode, a path, a file's contents, an array `(H, W)` or `(H, W, 1 to 4)` of bool, uint8, uint16 or of floats in [0, 1], or a
-            parquet cell `{bytes, path}`.
+            A picture of any mode, a path, a file's contents, an array `(H, W)` or `(H, W, 1 to 4)` of bool, uint8,
+            uint16 or of floats in [0, 1], or a parquet cell `{bytes, path}`.
         name (`str`): How an error names it where it has no path of its own.
-        max_pixels (`int`, *optional*): Most pixels, looked at before decoding. Pillow's own limit, about 179 million, holds for files in any case.
+        max_pixels (`int`, *optional*):
+            Most pixels, looked at before decoding. Pillow's own limit, about 179 million, holds for files in any case.
 
     Returns:
         `PIL.Image.Image`: The picture. Levels of 16 bits are divided by 257 and rounded; transparency is laid on white.

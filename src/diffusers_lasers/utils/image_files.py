@@ -1,9 +1,9 @@
-r"""Which files of a folder, or of a pattern, are images of a split, and a sentence that says what was taken, what was left out, and why.
+r"""Which files of a folder, or of a pattern, are images of a split; with a sentence on what was left out, and why.
 
-Folders are data as they are: names of classes and files mean nothing, except for two conventions at which a folder is taken apart into splits.
-*Folders*: the top has a folder `train` and one of `validation`, `valid`, `val` or `test`, or holds nothing but such folders. *Shards*: parquet files
-whose names are a split or begin with one and a number, such as `train-00000-of-00003.parquet`, as `datasets` writes them. What a pattern matches is never taken
-apart.
+Folders are data as they are: names of classes and files mean nothing, except for two conventions at which a folder is
+taken apart into splits. *Folders*: the top has a folder `train` and one of `validation`, `valid`, `val` or `test`, or
+holds nothing but such folders. *Shards*: parquet files whose names are a split or begin with one and a number, such as
+`train-00000-of-00003.parquet`, as `datasets` writes them. What a pattern matches is never taken apart.
 """
 
 from __future__ import annotations
@@ -72,8 +72,12 @@ def find_image_files(location: str, split: str) -> ImageFiles:
     Image files, or parquet files, of a place on this machine. Linked folders are followed, each real folder once.
 
     Args:
-        location (`str`): A folder (searched recursively), a file, or a pattern of files or folders with `*`, `?`, `[…]` or `**`. A name that exists is no pattern.
-        split (`str`): Which split of a folder that has splits; `"validation"` is the first of `validation`, `valid`, `val` and `test` that is there.
+        location (`str`):
+            A folder (searched recursively), a file, or a pattern of files or folders with `*`, `?`, `[…]` or `**`. A
+            name that exists is no pattern.
+        split (`str`):
+            Which split of a folder that has splits; `"validation"` is the first of `validation`, `valid`, `val` and
+            `test` that is there.
 
     Returns:
         `ImageFiles`: The files, none if nothing suits.

@@ -151,8 +151,9 @@ def load_image_dataset(
     cache_dir: str | None = None,
 ) -> Sequence:
     """
-    Opens a source of images: a data set of the Hub, local files, or the bundled photographs. How many were found, and what was left out and why, is logged as
-    a warning in one line, which stderr shows unless logging is set up otherwise.
+    Opens a source of images: a data set of the Hub, local files, or the bundled photographs. How many were found, and
+    what was left out and why, is logged as a warning in one line, which stderr shows unless logging is set up
+    otherwise.
 
     Args:
         dataset_name (`str`, *optional*):
@@ -164,7 +165,8 @@ def load_image_dataset(
             (or `valid/`, `val/`, `test/`) at its top, and of parquet files named like `train-00000-of-00003.parquet`,
             only those of `split` are taken. Neither this nor `dataset_name`: the bundled photographs.
         split (`str`, defaults to `"train"`):
-            The split; of local files `"validation"` is the first of `validation`, `valid`, `val` and `test` that is there.
+            The split; of local files `"validation"` is the first of `validation`, `valid`, `val` and `test` that is
+            there.
         image_column (`str`, defaults to `"image"`):
             The column with the images, in parquet as `{bytes, path}` or bytes.
         max_samples (`int`, *optional*): Take only the first so many images.
