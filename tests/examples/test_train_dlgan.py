@@ -127,8 +127,10 @@ def run(script, data, tmp_path):
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
         base = {"resolution": 32, "train_batch_size": 4, "log_steps": 1, "checkpointing_steps": 0, "report_to": "none"}
-        if "model_config_name_or_path" not in flags and "bottleneck" not in flags:
+        if not {"model_config_name_or_path", "pretrained_model_name_or_path", "bottleneck"} & set(flags):
             base.update(num_atoms=16, sparsity=2)
+        if "resume_from_checkpoint" not in flags:
+            base["overwrite_output_dir"] = None  # many tests train twice
         arguments = {**data, **base, "max_train_steps": steps, "output_dir": tmp_path / "out", **flags}
         script.main(script.parse_args(words(**{k: v for k, v in arguments.items() if v is not False})))
         return tmp_path / "out"
@@ -193,10 +195,9 @@ def test_the_discriminator_starts_when_it_should_and_is_saved(trained):
 def test_the_saved_weights_are_the_average(trained):
     raw = AutoencoderDL.from_pretrained(trained / "checkpoint-6", subfolder="autoencoder").state_dict()
     averaged = AutoencoderDL.from_pretrained(trained).state_dict()
-    kept = [torch.load(path) for path in sorted((trained / "checkpoint-6").glob("custom_checkpoint_*.pkl"))]
-    tensors = next(state["tensors"] for state in kept if "tensors" in state)
+    tensors = load_file(trained / "checkpoint-6" / "run_state.safetensors")
     for name, tensor in averaged.items():
-        assert torch.equal(tensor, tensors[name]), name
+        assert torch.equal(tensor, tensors[f"average/tensors/{name}"]), name
     assert not torch.equal(raw["encoder.conv_out.weight"], averaged["encoder.conv_out.weight"])
 
 
@@ -566,7 +567,7 @@ def test_bad_arguments(script, capsys, tmp_path, flags, sentence):
         ({"resize": 8}, "`resize`"),
         ({"revive_fraction": 2}, "`revive_fraction`"),
         ({"latent_channels": 4, "bottleneck": "fsq", "fsq_levels": 1}, "`levels`"),
-        ({"resume_from_checkpoint": "checkpoint-9"}, "--resume_from_checkpoint 'checkpoint-9'"),
+        ({"resume_from_checkpoint": "checkpoint-9"}, "--resume_from_checkpoint must be `latest`, a folder, or the name"),
         ({"perceptual": "squeeze", "perceptual_weights": "nowhere"}, "'nowhere' does not exist"),
         ({"model_config_name_or_path": "./nowhere.json"}, "nowhere"),
         ({"adversarial_loss": "hinge", "discriminator_layers": 4}, "--resolution must be at least 48"),
@@ -651,12 +652,9 @@ def test_two_processes_share_the_sums_of_block_coordinate_descent(data, tmp_path
     assert single.returncode == double.returncode == 0, single.stderr + double.stderr
     assert_alike(tmp_path / "one", tmp_path / "two", folders=(".", "discriminator"))
     for step in (1, 2, 3):
-        sums = []
-        for name in ("one", "two"):
-            states = map(torch.load, (tmp_path / name / f"checkpoint-{step}").glob("custom_checkpoint_*.pkl"))
-            sums.append(next(s for s in states if "block_coordinate" in s)["block_coordinate"]["statistics"])
+        sums = [load_file(tmp_path / n / f"checkpoint-{step}" / "run_state.safetensors") for n in ("one", "two")]
         for name in ("code_statistics", "signal_statistics"):
-            one, two = (state[name] for state in sums)
+            one, two = (state[f"upkeep/block_coordinate/statistics/{name}"] for state in sums)
             torch.testing.assert_close(two, one, rtol=0, atol=2e-6 * float(one.abs().max()))
 
 

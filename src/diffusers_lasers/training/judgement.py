@@ -38,9 +38,9 @@ class Judgement:
         try:
             yield
         except Exception as error:  # whatever it was: the model is saved, and its user has to hear of both
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
             self.failures.append(f"{what}: {reason}")
-            _logger.warning(f"The model is in {self.folder}, but not everything after it was done: {what}: {reason}")
+            _logger.warning(f"Not everything was done: {what}: {reason}. What is saved is in {self.folder}.")
             if self.num_processes > 1:
                 raise SystemExit(1) from error
 
