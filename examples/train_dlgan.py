@@ -788,7 +788,7 @@ class Recorder:
     def __init__(self, run: argparse.Namespace, args: argparse.Namespace, settings: dict, state: TrainingState):
         self.accelerator, self.run, self.args, self.settings, self.state = run.accelerator, run, args, settings, state
         self.folder, self.results, self.picture = run.folder.path, {}, ""
-        self.judgement = Judgement(self.folder)
+        self.judgement = Judgement(self.folder, secret=args.hub_token)  # `validate` lets no process wait for another
         run.folder.claim()
         if not self.accelerator.is_main_process:
             return
@@ -855,8 +855,7 @@ class Recorder:
     def write_card(self) -> None:
         if self.accelerator.is_main_process:
             results = {"step": self.state.step, "unreadable": self.state.unreadable, **self.results}
-            failures = hide_token(self.judgement.failures, self.args.hub_token)
-            sections = card_sections(self.settings, results, self.picture, failures)
+            sections = card_sections(self.settings, results, self.picture, self.judgement.failures)
             write_model_card(self.folder, "AutoencoderDL", license=self.args.license, sections=sections)
 
     def finish(self) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..utils.command_line import hide_token
+
 
 __all__ = ["Judgement"]
 
@@ -21,10 +23,11 @@ class Judgement:
         folder (`str` or `os.PathLike`): Where the model is; the report names it.
         num_processes (`int`, defaults to 1): Processes that judge together. If there are several, one that fails ends at once, since the others would wait
             for its share.
+        secret (`str`, *optional*): A token that no reason may show.
     """
 
-    def __init__(self, folder: str | Path, num_processes: int = 1):
-        self.folder, self.num_processes = folder, num_processes
+    def __init__(self, folder: str | Path, num_processes: int = 1, secret: str | None = None):
+        self.folder, self.num_processes, self.secret = folder, num_processes, secret
         self.failures: list[str] = []
 
     @contextmanager
@@ -39,6 +42,7 @@ class Judgement:
             yield
         except Exception as error:  # whatever it was: the model is saved, and its user has to hear of both
             reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            reason = hide_token([reason], self.secret)[0]
             self.failures.append(f"{what}: {reason}")
             _logger.warning(f"Not everything was done: {what}: {reason}. What is saved is in {self.folder}.")
             if self.num_processes > 1:
