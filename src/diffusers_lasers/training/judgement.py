@@ -21,10 +21,11 @@ class Judgement:
         folder (`str` or `os.PathLike`): Where the model is; the report names it.
         num_processes (`int`, defaults to 1): Processes that judge together. If there are several, one that fails ends at once, since the others would wait
             for its share.
+        saved (`str`, defaults to `"The model is"`): How the report says what is in the folder.
     """
 
-    def __init__(self, folder: str | Path, num_processes: int = 1):
-        self.folder, self.num_processes = folder, num_processes
+    def __init__(self, folder: str | Path, num_processes: int = 1, saved: str = "The model is"):
+        self.folder, self.num_processes, self.saved = folder, num_processes, saved
         self.failures: list[str] = []
 
     @contextmanager
@@ -40,7 +41,7 @@ class Judgement:
         except Exception as error:  # whatever it was: the model is saved, and its user has to hear of both
             reason = " ".join(str(error).split()) or type(error).__name__
             self.failures.append(f"{what}: {reason}")
-            _logger.warning(f"The model is in {self.folder}, but not everything after it was done: {what}: {reason}")
+            _logger.warning(f"{self.saved} in {self.folder}, but not everything after it was done: {what}: {reason}")
             if self.num_processes > 1:
                 raise SystemExit(1) from error
 
