@@ -516,12 +516,14 @@ def main(args):
     run = prepare(args)
     for sentence in run.folder.passed_over:
         logger.warning(sentence)
+    code_images(
+        run, args
+    )  # before the folder is taken: what cannot be read leaves no run that would have to be overwritten
     run.folder.claim()
     folder, log, main_process = Path(args.output_dir), None, run.accelerator.is_main_process
     if main_process:
         config = {k: v for k, v in recorded_arguments(args).items() if isinstance(v, (int, float, str, bool))}
         run.accelerator.init_trackers(args.tracker_project_name, config=config)
-    code_images(run, args)
     settings = describe(run, args)
     model, run.optimizer = run.accelerator.prepare(run.model, run.optimizer)
     register_hooks(run)
