@@ -6,13 +6,15 @@ The names are those of diffusers' own examples.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
-from ..utils.image_sources import load_image_dataset
+from ..utils.image_sources import UnreadableImageError, load_image_dataset
 from ..utils.import_utils import requires
 
 
@@ -25,6 +27,8 @@ __all__ = [
     "open_images",
     "scaled_learning_rate",
 ]
+
+_logger = logging.getLogger(__name__)
 
 
 def add_data_flags(parser: argparse.ArgumentParser | Any, max_validation_samples: int | None = None) -> None:
@@ -115,19 +119,37 @@ def open_images(args: argparse.Namespace, split: str = "train") -> Sequence | No
     return load_image_dataset(**place, **shared, max_samples=args.max_validation_samples)
 
 
-def check_held_out_images(images: Sequence | None, progress: bool = True) -> None:
+def check_held_out_images(
+    images: Sequence | None, progress: bool = True, skip_unreadable: bool = False
+) -> Sequence | None:
     """
-    Decodes every held-out image once, so that one that cannot be read is found before the work and not after it.
+    Decodes every image once, so that one that cannot be read is found before the work and not after it.
 
     Args:
         images (`Sequence[PIL.Image.Image]`, *optional*): The images; `None` checks nothing.
         progress (`bool`, defaults to `True`): Whether to show a bar.
+        skip_unreadable (`bool`, defaults to `False`): Leave out what cannot be decoded, with a warning.
+
+    Returns:
+        `Sequence[PIL.Image.Image]` or `None`: `images`, without those that were left out.
 
     Raises:
-        UnreadableImageError: For the first that cannot be decoded.
+        UnreadableImageError: For the first that cannot be decoded, unless `skip_unreadable`; also then if none can.
     """
-    for index in tqdm(range(len(images or ())), desc="Held-out images", disable=not progress, leave=False):
-        images[index]
+    if images is None:
+        return None
+    readable = []
+    for index in tqdm(range(len(images)), desc="Reading images", disable=not progress, leave=False):
+        try:
+            images[index]
+            readable.append(index)
+        except UnreadableImageError as error:
+            if not skip_unreadable:
+                raise
+            _logger.warning(f"{error} It is skipped.")
+    if not readable:
+        raise UnreadableImageError("None of the images can be read.")
+    return images if len(readable) == len(images) else Subset(images, readable)
 
 
 def scaled_learning_rate(args: argparse.Namespace, num_processes: int, rate: float | None = None) -> float:
