@@ -158,7 +158,13 @@ def create_repository(folder: str | os.PathLike, repository: str | None = None, 
 
     name = repository or Path(folder).resolve().name
     validate_repo_id(name)
-    return HfApi(token=token).create_repo(name, exist_ok=True).repo_id
+    try:
+        return HfApi(token=token).create_repo(name, exist_ok=True).repo_id
+    except (
+        Exception
+    ) as error:  # the errors of a network come from the HTTP library that huggingface_hub has at the time
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"The repository {name!r} cannot be made on the Hub: {reason}") from error
 
 
 def push_folder(
