@@ -15,10 +15,12 @@ ROOT = Path(__file__).parent
 
 _deps = [
     "accelerate>=1.0",
+    "bitsandbytes>=0.45",
     "constriction>=0.4",
     "datasets>=3.0",
     "diffusers>=0.42,<0.43",  # LOADABLE_CLASSES is not public API, see utils/registration.py
     "faiss-cpu>=1.8",
+    "filelock>=3.13",
     "flip-evaluator>=1.4",
     "gradio>=6.0",
     "hf-doc-builder>=0.5.0",
@@ -56,6 +58,7 @@ def deps_list(*names):
 
 
 extras = {
+    "8bit": deps_list("bitsandbytes"),
     "training": deps_list("datasets", "scikit-image", "tensorboard", "tqdm", "vector-quantize-pytorch"),
     "metrics": deps_list("datasets", "flip-evaluator", "scikit-image", "torchmetrics", "tqdm"),
     "codec": deps_list("constriction", "faiss-cpu", "tqdm"),
@@ -128,7 +131,7 @@ setup(
     python_requires=">=3.10.0",
     # accelerate: without it diffusers loads no model that keeps modules in float32, as ours do
     install_requires=deps_list(
-        "torch", "diffusers", "accelerate", "huggingface_hub", "safetensors", "numpy", "Pillow"
+        "torch", "diffusers", "accelerate", "filelock", "huggingface_hub", "safetensors", "numpy", "Pillow"
     ),
     extras_require=extras,
     classifiers=[

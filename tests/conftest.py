@@ -60,6 +60,67 @@ def fresh():
     return run_fresh
 
 
+# Stops a child before and after each of its system calls and kills it at the N-th stop, for every N (or every
+# `stride`-th) until it ends by itself.
+KILLED_EVERYWHERE = """
+import ctypes, os, shutil, signal, sys
+from pathlib import Path
+{imports}
+libc = ctypes.CDLL(None, use_errno=True)
+TRACEME, SYSCALL = 0, 24
+
+def child(folder):
+    libc.ptrace(TRACEME, 0, 0, 0)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    write(folder)
+    os._exit(0)
+
+{write}
+
+kills = 0
+while True:
+    folder = Path("run")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    prepare(folder)
+    pid = os.fork()
+    if pid == 0:
+        child(folder)
+    os.waitpid(pid, 0)
+    ended = False
+    for _ in range(kills + 1):
+        libc.ptrace(SYSCALL, pid, 0, 0)
+        _, status = os.waitpid(pid, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+            ended = True
+            break
+    if not ended:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    check(folder, ended)
+    if ended:
+        break
+    kills += {stride}
+result["kills"] = kills // {stride}
+"""
+
+
+def kill_everywhere(imports: str, write: str, folder: Path, stride: int = 1) -> int:
+    """Kills `write(folder)` at every `stride`-th boundary of its system calls, each time on what `prepare(folder)` made; `check(folder, ended)` looks.
+
+    `write` is the source of the three functions. The number of kills comes back.
+    """
+    if sys.platform != "linux":
+        pytest.skip("ptrace of Linux")
+    return run_fresh(KILLED_EVERYWHERE.format(imports=imports, write=write, stride=stride), folder)["kills"]
+
+
+@pytest.fixture(scope="session")
+def killed_everywhere():
+    return kill_everywhere
+
+
 def run_ranks(worker: Callable, folder: Path) -> list[dict]:
     """Runs `worker(rank, port, folder)` in two processes for a gloo group; what rank r saves as `r.pt` in `folder` comes back."""
     import torch

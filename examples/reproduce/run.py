@@ -15,7 +15,6 @@ with --no_data_pictures it shows none of the data sets' images, whose licences m
 that was asked for is there, 1 if a run failed (its log.txt says why; what does not need it is still made), 2 for a mistake in the command.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -33,7 +32,7 @@ import yaml
 from PIL import Image
 from tqdm.auto import tqdm
 
-from diffusers_lasers.utils import save_image, write_json, write_text
+from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
 
 
 HERE = Path(__file__).resolve().parent
@@ -42,7 +41,7 @@ RUN = re.compile(r"\{run:([\w.-]+)\}")
 
 
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--scale", choices=SCALES, default="cpu")
     add("--data", type=Path, help="Folder with the data sets.")

@@ -154,10 +154,11 @@ def test_every_model_has_the_mixin_first():
 def test_tokens_are_hidden_and_folders_pushed(monkeypatch, tmp_path):
     import huggingface_hub
 
-    from diffusers_lasers.utils import hide_token, push_folder
+    from diffusers_lasers.utils import create_repository, hide_token, push_folder
 
-    words = ["x.py", "--hub_token", "a", "--hub_token=b", "--hub_token_file", "c"]
-    assert hide_token(words) == ["x.py", "--hub_token", "***", "--hub_token=***", "--hub_token_file", "c"]
+    words = ["x.py", "--hub_token", "hf_a", "--hub_token=hf_a", "--hub_tok", "hf_a", "c"]
+    assert hide_token(words, "hf_a") == ["x.py", "--hub_token", "***", "--hub_token=***", "--hub_tok", "***", "c"]
+    assert hide_token(words, None) == words
     calls = {}
 
     class Api:
@@ -174,5 +175,18 @@ def test_tokens_are_hidden_and_folders_pushed(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     (tmp_path / "model").mkdir()
     assert push_folder(tmp_path / "model", token="t", ignore_patterns=["*.tmp"]) == "me/model"
-    assert calls["token"] == "t" and calls["ignore_patterns"] == ["*.tmp"]
+    assert calls["token"] == "t" and calls["ignore_patterns"] == ["*.tmp", ".*", "*/.*"]
     assert push_folder(tmp_path / "model", "other") == "me/other"
+    assert create_repository(tmp_path / "later") == "me/later" and not (tmp_path / "later").exists()
+    with pytest.raises(ValueError, match="no such/name"):
+        create_repository(tmp_path, "no such/name")
+
+    class NetworkError(Exception):
+        pass
+
+    def refuse(self, name, exist_ok):
+        raise NetworkError("two\nlines")
+
+    monkeypatch.setattr(Api, "create_repo", refuse)
+    with pytest.raises(OSError, match="^The repository 'me/model' cannot be made on the Hub: two lines$"):
+        create_repository(tmp_path, "me/model")

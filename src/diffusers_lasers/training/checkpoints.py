@@ -2,8 +2,8 @@
 
 A checkpoint is written to `checkpoint-N.tmp` and renamed to `checkpoint-N` when everything is in it, so that a run that
 is killed while it saves leaves nothing that looks like a checkpoint. Old ones are deleted only after the new one is
-whole. `manifest.json` in it lists size and SHA-256 of every file, by which damage that comes later is found before anything
-is loaded.
+whole; one of the same step is called `checkpoint-N.old` until then. `manifest.json` lists size and SHA-256 of every file, so that later damage is
+found before anything is loaded.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from ..utils.files import write_json
 
 
 __all__ = ["TrainingState", "latest_checkpoint", "list_checkpoints", "save_checkpoint", "verify_checkpoint"]
 
 _MANIFEST = "manifest.json"
-_PATTERN = re.compile(r"checkpoint-(\d+)")
+_PATTERN = re.compile(r"checkpoint-(\d+)(\.old)?")
 
 
 def list_checkpoints(folder: str | os.PathLike) -> list[Path]:
@@ -32,13 +34,17 @@ def list_checkpoints(folder: str | os.PathLike) -> list[Path]:
         folder (`str` or `os.PathLike`): The output folder; it need not exist.
 
     Returns:
-        `list[pathlib.Path]`: The folders `checkpoint-N`, sorted by N.
+        `list[pathlib.Path]`: The folders `checkpoint-N`, sorted by N. Where a process was killed while it replaced one, `checkpoint-N.old`.
     """
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.is_dir() and _PATTERN.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(_PATTERN.fullmatch(path.name)[1]))
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir(), reverse=True):  # N.old comes before N, which wins
+        match = _PATTERN.fullmatch(path.name)
+        if match and path.is_dir():
+            found[int(match[1])] = path
+    return [path for _, path in sorted(found.items())]
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -50,8 +56,8 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _write_manifest(folder: Path) -> None:
-    files = {str(p.relative_to(folder)): _fingerprint(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    (folder / _MANIFEST).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
+    files = {p.relative_to(folder).as_posix(): _fingerprint(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    write_json(folder / _MANIFEST, files)
 
 
 def verify_checkpoint(path: str | os.PathLike) -> str | None:
@@ -71,7 +77,8 @@ def verify_checkpoint(path: str | os.PathLike) -> str | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return f"{path} has no readable {_MANIFEST}."
     for name, (size, digest) in expected.items():
-        if not (path / name).is_file():
+        parts = PurePosixPath(name)
+        if parts.is_absolute() or ".." in parts.parts or not (path / name).is_file():
             return f"{path} lacks the file {name}."
         if (path / name).stat().st_size != size:
             return f"{path} is damaged: {name} has {(path / name).stat().st_size} bytes instead of {size}."
@@ -133,6 +140,8 @@ def save_checkpoint(
     target = Path(folder) / f"checkpoint-{step}"
     unfinished = Path(folder) / f"checkpoint-{step}.tmp"
     if is_main_process:
+        if unfinished.is_symlink():
+            unfinished.unlink()
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     wait()
@@ -145,9 +154,12 @@ def save_checkpoint(
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(f"{target} could not be written: {error}") from error
     if is_main_process:
+        old = target.with_name(f"{target.name}.old")
         if target.exists():
-            shutil.rmtree(target)
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(target, old)
         os.replace(unfinished, target)
+        shutil.rmtree(old, ignore_errors=True)
         if total_limit is not None:
             others = [path for path in list_checkpoints(folder) if path != target]
             for path in others[: max(0, len(others) + 1 - total_limit)]:

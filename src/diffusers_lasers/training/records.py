@@ -19,6 +19,7 @@ import torch
 from ..coding.codes import IndexCode, SparseCode
 from ..functional.rates import entropy
 from ..utils.distributed import all_reduce_sum
+from ..utils.files import write_text
 
 
 __all__ = ["TrainingLog", "Window"]
@@ -135,7 +136,7 @@ class TrainingLog:
     def __init__(self, path: str | os.PathLike, resume_step: int = 0):
         self.path = Path(path)
         kept = [line for line in self.read(path) if line["step"] <= resume_step] if resume_step else []
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, record: dict[str, Any]) -> None:
         """
@@ -156,13 +157,15 @@ class TrainingLog:
             path (`str` or `os.PathLike`): The file; it need not exist.
 
         Returns:
-            `list[dict[str, Any]]`: Its whole lines.
+            `list[dict[str, Any]]`: Its whole lines that have a `step`.
         """
         records = []
         if Path(path).is_file():
-            for line in Path(path).read_text(encoding="utf-8").splitlines():
+            for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    records.append(json.loads(line))
+                    record = json.loads(line)
                 except json.JSONDecodeError:
                     continue
+                if isinstance(record, dict) and isinstance(record.get("step"), int):
+                    records.append(record)
         return records

@@ -1,19 +1,89 @@
-"""Files that are whole or the old ones: written under another name first, and renamed."""
+"""The one writer of files: a file is whole and new, or the old one.
+
+The bytes go into a hidden file of a unique name in the same folder, which is created and never opened if it is there, reach the disk, and
+get the file's name in one step. A process that is killed leaves the old file as it was, at worst beside a hidden `.….tmp`. A link is
+followed to what it points to, an existing file keeps its mode, and what is no regular file (a folder, a pipe, a device) is refused.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from safetensors import SafetensorError
 
 
 if TYPE_CHECKING:
     from PIL import Image
 
 
-__all__ = ["save_image", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "atomic_file",
+    "image_format",
+    "save_image",
+    "save_whole",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
+
+#: What makes a folder loadable: these files are replaced after all others.
+_CONFIGS = ("config.json", "scheduler_config.json", "model_index.json")
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """
+    Opens a file for writing that takes its place when the block ends, and is deleted where the block fails.
+
+    Args:
+        path (`str` or `os.PathLike`): The file; its folder exists. Links are followed; an existing file's mode is kept.
+
+    Yields:
+        `BinaryIO`: A new file, open for reading and writing.
+
+    Raises:
+        ValueError: If `path` is a folder, pipe, device or anything else that is no regular file.
+        OSError: If it cannot be written, as on a full disk; the error names `path`.
+    """
+    target = os.path.realpath(path)
+    try:
+        found = os.lstat(target)
+    except FileNotFoundError:
+        found = None
+    if found is not None and not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"`path` must be a regular file or new, got {os.fspath(path)!r}.")
+    folder, name = os.path.split(target)
+    scratch = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(8)}.tmp")
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    mode = 0o666 if found is None else stat.S_IMODE(found.st_mode)  # where there is no file, the umask decides
+    try:
+        descriptor = os.open(scratch, flags, mode)
+        try:
+            with os.fdopen(descriptor, "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # the bytes are on the disk before the name is
+                if found is not None:
+                    with suppress(OSError, AttributeError):
+                        os.fchown(file.fileno(), found.st_uid, found.st_gid)
+                    os.chmod(scratch, mode)
+            os.replace(scratch, target)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(scratch)
+            raise
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(path), None
+        raise
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -21,12 +91,14 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     Writes a file of bytes.
 
     Args:
-        path (`str` or `os.PathLike`): The file; its folder exists. `path` + `.tmp` is overwritten on the way.
+        path (`str` or `os.PathLike`): The file, as in [`atomic_file`].
         data (`bytes`): What it shall hold.
+
+    Raises:
+        ValueError: If `path` is no regular file. OSError: If it cannot be written; the error names it.
     """
-    scratch = Path(f"{os.fspath(path)}.tmp")
-    scratch.write_bytes(data)
-    os.replace(scratch, path)
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -34,10 +106,13 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     Writes a text file, UTF-8.
 
     Args:
-        path (`str` or `os.PathLike`): The file; its folder exists. `path` + `.tmp` is overwritten on the way.
-        text (`str`): What it shall hold.
+        path (`str` or `os.PathLike`): The file, as in [`atomic_file`].
+        text (`str`): What it shall hold. What UTF-8 cannot hold, as in file names of other encodings, is written as `\\udc..`.
+
+    Raises:
+        ValueError: If `path` is no regular file. OSError: If it cannot be written; the error names it.
     """
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
@@ -45,25 +120,101 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     Writes a JSON file. Infinities and NaN, which JSON does not have as numbers, become strings, and so does what it does not know.
 
     Args:
-        path (`str` or `os.PathLike`): The file; its folder exists.
+        path (`str` or `os.PathLike`): The file, as in [`atomic_file`].
         value: What it shall hold.
+
+    Raises:
+        ValueError: If `path` is no regular file. OSError: If it cannot be written; the error names it.
     """
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     write_text(path, text + "\n")
 
 
-def save_image(path: str | os.PathLike, image: Image.Image) -> None:
+def image_format(path: str | os.PathLike) -> str:
+    """
+    The format in which Pillow writes a picture of this name.
+
+    Args:
+        path (`str` or `os.PathLike`): The file; only its suffix is looked at.
+
+    Returns:
+        `str`: Pillow's name of the format, such as `"PNG"`.
+
+    Raises:
+        ValueError: If Pillow has no writer for the suffix.
+    """
+    from PIL import Image
+
+    suffix = Path(path).suffix.lower()
+    kind = Image.registered_extensions().get(suffix)
+    if kind not in Image.SAVE:
+        raise ValueError(f"`path` must end as a picture that Pillow can write, such as .png, got {os.fspath(path)!r}.")
+    return kind
+
+
+def save_image(path: str | os.PathLike, image: Image.Image, **options: Any) -> None:
     """
     Writes a picture.
 
     Args:
-        path (`str` or `os.PathLike`): The file, whose suffix says the format; its folder exists.
+        path (`str` or `os.PathLike`): The file, as in [`atomic_file`]; its suffix says the format.
         image (`PIL.Image.Image`): The picture.
+        **options: Options of Pillow's writer, such as `quality`.
+
+    Raises:
+        ValueError: If Pillow cannot write such a picture, or `path` is no regular file. OSError: If it cannot be written.
     """
-    path = Path(path)
-    scratch = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    image.save(scratch)
-    os.replace(scratch, path)
+    kind = image_format(path)
+    with atomic_file(path) as file:
+        image.save(file, format=kind, **options)
+
+
+def save_whole(part: Any, folder: str | os.PathLike, **options: Any) -> None:
+    """
+    Saves a model, scheduler or pipeline over what the folder holds, by `save_pretrained` into a hidden folder beside its files.
+
+    Only whole files come into the folder: weights first, configurations last. A configuration that changes is deleted before the weights
+    are replaced, so that a process killed in between never leaves weights under another model's configuration.
+
+    Args:
+        part: What has `save_pretrained`.
+        folder (`str` or `os.PathLike`): The folder; made if it is missing. Other files in it stay.
+        **options: Arguments of `save_pretrained`.
+
+    Raises:
+        OSError: If something cannot be written, as on a full disk; the folder is then as it was.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / f".{secrets.token_hex(8)}.tmp"
+    scratch.mkdir()
+    try:
+        try:
+            part.save_pretrained(str(scratch), **options)
+        except OSError as error:
+            error.filename, error.filename2 = str(folder), None
+            raise
+        except (
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch and safetensors have errors of their own for a full disk
+            raise OSError(f"{folder} could not be written: {' '.join(str(error).split())}") from error
+        files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
+        files.sort(key=lambda path: (_CONFIGS.index(path.name) if path.name in _CONFIGS else -1, path))
+        for name in files:
+            if name.name in _CONFIGS and (folder / name).exists() and not _same(folder / name, scratch / name):
+                (folder / name).unlink()
+        for name in files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with (scratch / name).open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(scratch / name, os.path.realpath(folder / name))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _same(path: Path, other: Path) -> bool:
+    return path.read_bytes() == other.read_bytes()
 
 
 def _finite(value: Any) -> Any:

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .config_checks import Field, check_fields
+from .files import write_text
 
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
 
-__all__ = ["LasersHubMixin", "hide_token", "push_folder", "write_model_card"]
+__all__ = ["LasersHubMixin", "create_repository", "push_folder", "write_model_card"]
 
 LIBRARY_NAME = "diffusers_lasers"
 CARD_NAME = "README.md"
@@ -119,8 +123,7 @@ def write_model_card(
             training arguments and the figures with their bits.
 
     Returns:
-        `Path`: The written file. It is written under another name first and then renamed, so that an interrupted run leaves
-        no half card.
+        `Path`: The written file, whole or not there.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -135,22 +138,33 @@ def write_model_card(
     return _save_card(card, folder / CARD_NAME)
 
 
-def hide_token(argv: list[str], option: str = "--hub_token") -> list[str]:
+def create_repository(folder: str | os.PathLike, repository: str | None = None, token: str | None = None) -> str:
     """
-    A command line without the value of its token, for records.
+    Makes the repository of a folder on the Hub if it is missing; so a wrong name or token shows before hours are spent.
 
     Args:
-        argv (`list[str]`): The words.
-        option (`str`, defaults to `"--hub_token"`): The option before, or with `=` in front of, the token.
+        folder (`str` or `os.PathLike`): The folder that will be uploaded; it need not exist.
+        repository (`str`, *optional*): Repository id. Defaults to the folder's name, under the user of the token.
+        token (`str`, *optional*): The token. Defaults to the one that is logged in.
 
     Returns:
-        `list[str]`: The words, with `***` for the token.
+        `str`: Repository id.
+
+    Raises:
+        ValueError: If the name is none that the Hub takes. OSError: If the Hub refuses it or cannot be reached.
     """
-    hidden, skip = [], False
-    for word in argv:
-        hidden.append("***" if skip else f"{option}=***" if word.startswith(f"{option}=") else word)
-        skip = word == option
-    return hidden
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import validate_repo_id
+
+    name = repository or Path(folder).resolve().name
+    validate_repo_id(name)
+    try:
+        return HfApi(token=token).create_repo(name, exist_ok=True).repo_id
+    except (
+        Exception
+    ) as error:  # the errors of a network come from the HTTP library that huggingface_hub has at the time
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"The repository {name!r} cannot be made on the Hub: {reason}") from error
 
 
 def push_folder(
@@ -168,34 +182,55 @@ def push_folder(
         repository (`str`, *optional*): Repository id. Defaults to the folder's name, under the user of the token.
         token (`str`, *optional*): The token. Defaults to the one that is logged in.
         message (`str`, defaults to `"Upload"`): Message of the commit.
-        ignore_patterns (`list[str]`, *optional*): What stays here, e.g. `["checkpoint-*"]`.
+        ignore_patterns (`list[str]`, *optional*): What stays here, e.g. `["checkpoint-*"]`; hidden files always do.
 
     Returns:
         `str`: Repository id.
     """
     from huggingface_hub import HfApi
 
-    api = HfApi(token=token)
-    repository = api.create_repo(repository or Path(folder).resolve().name, exist_ok=True).repo_id
-    api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message, ignore_patterns=ignore_patterns)
+    repository = create_repository(folder, repository, token)
+    ignored = [*(ignore_patterns or []), ".*", "*/.*"]
+    HfApi(token=token).upload_folder(
+        repo_id=repository, folder_path=folder, commit_message=message, ignore_patterns=ignored
+    )
     return repository
 
 
 def _save_card(card: ModelCard, path: Path) -> Path:
-    scratch = path.with_name(path.name + ".part")
-    card.save(scratch)
-    os.replace(scratch, path)
+    write_text(path, str(card))
     return path
 
 
 class LasersHubMixin:
     """
-    Completes the model card on every push to the Hub; the first base of each model, scheduler and pipeline of this package.
+    Completes the model card on every push to the Hub, and checks configurations; the first base of each model,
+    scheduler and pipeline of this package.
 
-    Class attribute `_model_card_tags` (`tuple[str, ...]`): tags of the class beside `DEFAULT_TAGS`.
+    Class attributes: `_model_card_tags` (`tuple[str, ...]`): tags of the class beside `DEFAULT_TAGS`; `_config_fields`
+    (`dict[str, Field]`): what each argument of the configuration may be, see `config_checks`.
     """
 
     _model_card_tags: tuple[str, ...] = ()
+    _config_fields: Mapping[str, Field] = {}
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """
+        As in diffusers, but values that `_config_fields` does not allow are refused. diffusers calls it before the
+        body of `__init__`.
+
+        Raises:
+            ValueError: If a value does not fit; the sentence names the argument, the value and what is allowed.
+        """
+        check_fields(self._config_fields, kwargs)
+        super().register_to_config(**kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file, *args, **kwargs):
+        config = super()._dict_from_json_file(json_file, *args, **kwargs)
+        if not isinstance(config, dict):
+            raise ValueError(f"{json_file} must hold a JSON object of arguments, got a {type(config).__name__}.")
+        return config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path=None, *args, **kwargs):

@@ -1,0 +1,346 @@
+"""The output folder of a run: whose it is, that one run at a time writes into it, and the checkpoints from which that run goes on.
+
+A run is known by its *identity*: the arguments that decide what is trained. They stand in `run.json`, in the folder and in each
+checkpoint, and a checkpoint of other arguments is refused. What this package keeps of a run's state is safetensors and JSON; what accelerate
+pickles (optimiser, scaler, random numbers) it reads with `weights_only`, which runs no code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+
+from ..learning.files import read_state, write_state
+from ..utils.command_line import recorded_arguments
+from ..utils.files import write_json
+from .checkpoints import latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
+
+
+__all__ = ["RunFolder", "check_output_folder", "run_identity"]
+
+_RUN = "run.json"
+_STATE = "run_state.safetensors"
+_LOCK = ".run.lock"
+_KIND = "state of a run"
+_RECORDS = ("training_log.jsonl", "settings.json")
+#: What a run leaves beside its checkpoints; of a model the configuration, without which its weights are no model, is enough.
+_RESULTS = (
+    *_RECORDS,
+    *("config.json", "model_index.json", "README.md", "discriminator", "pipeline", "refiner", "validation"),
+)
+#: Arguments that may change when a run goes on: where and how often it writes, how long it takes, what it is judged by.
+_FREE = (
+    *(
+        "output_dir",
+        "logging_dir",
+        "overwrite_output_dir",
+        "resume_from_checkpoint",
+        "report_to",
+        "cache_dir",
+        "codes_dir",
+    ),
+    *("tracker_project_name", "log_steps", "checkpointing_steps", "checkpoints_total_limit", "license"),
+    *(
+        "validation_data_dir",
+        "validation_split",
+        "validation_steps",
+        "max_validation_samples",
+        "num_validation_images",
+    ),
+    *("push_to_hub", "hub_model_id", "hub_token", "max_train_steps", "num_train_epochs", "cache_in_memory"),
+    *("dataloader_num_workers", "num_inference_steps", "temperature", "gradient_checkpointing", "skip_unreadable"),
+    *("train_batch_size", "gradient_accumulation_steps", "perceptual_weights"),
+)
+#: Arguments that are places: compared by what they point to.
+_PLACES = ("train_data_dir", "dataset_name", "codec", "pretrained_model_name_or_path", "pipeline")
+
+
+def run_identity(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """
+    What a run is known by: the arguments that decide what is trained.
+
+    Args:
+        args (`argparse.Namespace`): The arguments, before anything of the run is computed from them.
+        **more: What else has to be the same, e.g. `total_batch_size`.
+
+    Returns:
+        `dict[str, Any]`: Name → value that JSON can hold. Paths are resolved; arguments that may change (number of steps, where and how often
+        something is written, held-out images, batch size a process) are left out.
+    """
+    identity = {name: value for name, value in recorded_arguments(args).items() if name not in _FREE}
+    for name in _PLACES:
+        if identity.get(name) is not None and os.path.exists(identity[name]):
+            identity[name] = os.path.realpath(identity[name])
+    return json.loads(json.dumps({**identity, **more}, default=str))
+
+
+def check_output_folder(folder: str | os.PathLike, overwrite: bool = False) -> None:
+    """
+    That a result can be written into a folder, for scripts that write it once and have no checkpoints. Nothing is made.
+
+    Args:
+        folder (`str` or `os.PathLike`): The output folder; it need not exist.
+        overwrite (`bool`, defaults to `False`): Whether it may hold something.
+
+    Raises:
+        ValueError: If it is a file, cannot be written to, or, without `overwrite`, is not empty.
+    """
+    _check_place(Path(folder))
+    if not overwrite and _contents(Path(folder)):
+        raise ValueError(
+            f"--output_dir {str(folder)!r} is not empty: give another one, or --overwrite_output_dir to write over it."
+        )
+
+
+class RunFolder:
+    """
+    Creates the claim of a run on its output folder. Making it only reads; [`claim`] writes.
+
+    Args:
+        accelerator (`accelerate.Accelerator`): All processes of the run make this object, and call its methods, together.
+        folder (`str` or `os.PathLike`): The output folder; it need not exist.
+        identity (`dict[str, Any]`): What the run is known by, see [`run_identity`].
+        resume (`str`, *optional*):
+            `"latest"`, a checkpoint's folder, or its name in `folder`. `"latest"` starts from scratch where the run has no checkpoint yet.
+        overwrite (`bool`, defaults to `False`): Whether a run that is in the folder may be deleted.
+
+    Raises:
+        ValueError: If `folder` is a file or cannot be written to; if it holds something and neither `resume` nor `overwrite` says what to do
+            with it; if the checkpoint is missing, damaged or of another run; if all checkpoints are damaged.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        folder: str | os.PathLike,
+        identity: dict[str, Any],
+        resume: str | None = None,
+        overwrite: bool = False,
+    ):
+        self.accelerator, self.path, self.identity = accelerator, Path(folder), identity
+        self.resume, self.overwrite = resume, overwrite
+        self.checkpoint: Path | None = None
+        self.passed_over: list[str] = []  # one sentence for each damaged checkpoint
+        self._lock: FileLock | None = None
+        self._check()
+        accelerator.wait_for_everyone()  # nobody writes before everybody has looked
+
+    def _check(self) -> None:
+        _check_place(self.path)
+        self.passed_over.clear()
+        self.checkpoint = None if self.resume is None else self._find_checkpoint()
+        if self.checkpoint is not None:
+            self._compare(self.checkpoint)
+        if self.overwrite or self._goes_on() or not _contents(self.path):
+            return
+        if self.resume == "latest" and self._unfinished():
+            return
+        raise ValueError(
+            f"--output_dir {str(self.path)!r} is not empty: give another one, --overwrite_output_dir to delete the run "
+            "that is in it, or --resume_from_checkpoint latest to go on with that run."
+        )
+
+    def _goes_on(self) -> bool:
+        """Whether the checkpoint lies in the folder itself."""
+        return self.checkpoint is not None and self.checkpoint.resolve().parent == self.path.resolve()
+
+    def _find_checkpoint(self) -> Path | None:
+        if self.resume == "latest":
+            found = latest_checkpoint(self.path, report=self.passed_over.append)
+            if found is None and self.passed_over and not self.overwrite:
+                raise ValueError(
+                    f"No checkpoint in {str(self.path)!r} is whole ({self.passed_over[0].rstrip('.')}): restore one, "
+                    "or give --overwrite_output_dir to begin anew."
+                )
+            return found
+        for path in (Path(self.resume), self.path / self.resume):
+            if path.is_dir():
+                wrong = verify_checkpoint(path)
+                if wrong:
+                    raise ValueError(f"--resume_from_checkpoint {self.resume!r}: {wrong}")
+                return path
+        raise ValueError(
+            f"--resume_from_checkpoint must be `latest`, a folder, or the name of one in --output_dir, got {self.resume!r}."
+        )
+
+    def _unfinished(self) -> bool:
+        """Whether the folder holds this run, ended before its first checkpoint and before its end."""
+        finished = any((self.path / name).exists() for name in ("config.json", "model_index.json", "refiner"))
+        if finished or not (self.path / _RUN).is_file():
+            return False
+        self._compare(self.path)
+        return True
+
+    def _compare(self, place: Path) -> None:
+        try:
+            saved = json.loads((place / _RUN).read_text(encoding="utf-8"))["identity"]
+            names = [name for name in self.identity if name in saved and saved[name] != self.identity[name]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{str(place)!r} has no readable {_RUN}: it was not written by this version of this script. "
+                "--pretrained_model_name_or_path starts a new run from its weights."
+            ) from error
+        if names:
+            said = ", ".join(f"--{name} {saved[name]!r} and not {self.identity[name]!r}" for name in names[:3])
+            raise ValueError(
+                f"{str(place)!r} belongs to another run, with {said}: give that run's arguments, another --output_dir, or "
+                "start a new run from its weights with --pretrained_model_name_or_path."
+            )
+
+    def claim(self) -> None:
+        """
+        Takes the folder for this run: makes it, locks it until the process ends, deletes what `overwrite` allows to, and writes `run.json`.
+
+        Raises:
+            ValueError: If another process writes into it, or it has changed since the object was made so that it may not be taken.
+            OSError: If it cannot be written.
+        """
+        outcome: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            try:
+                self._take()
+            except (ValueError, OSError) as error:
+                outcome[0] = error
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(outcome)
+        if outcome[0] is not None:
+            raise outcome[0]
+
+    def _take(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / _LOCK)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            self._lock = None
+            raise ValueError(f"--output_dir {str(self.path)!r} is in use by another run: give another one.") from None
+        before = self.checkpoint
+        self._check()
+        if self.checkpoint != before:
+            raise ValueError(f"--output_dir {str(self.path)!r} has changed since the run began: start it again.")
+        if self.overwrite and not self._goes_on():
+            names = _RESULTS if (self.path / _RUN).is_file() else _RECORDS  # a folder of something else keeps the rest
+            for path in [*list_checkpoints(self.path), *(self.path / name for name in names)]:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        write_json(self.path / _RUN, {"identity": self.identity})
+
+    def release(self) -> None:
+        """Gives the folder free."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def save(self, step: int, parts: dict[str, Any], total_limit: int | None = None) -> Path:
+        """
+        Writes a checkpoint: what accelerate keeps, the states of the parts, and the run's identity.
+
+        Args:
+            step (`int`): Optimiser steps taken.
+            parts (`dict[str, Any]`): Name → object with `state_dict`, whose state is tensors and what JSON can hold, in dictionaries.
+            total_limit (`int`, *optional*): Checkpoints to keep; `None` keeps all.
+
+        Returns:
+            `pathlib.Path`: The checkpoint.
+
+        Raises:
+            OSError: If it cannot be written, as on a full disk; the checkpoints before it stay.
+        """
+
+        def write(folder: str) -> None:
+            self.accelerator.save_state(folder)
+            states = _flat({name: part.state_dict() for name, part in parts.items()})  # sharded ones: on all processes
+            if self.accelerator.is_main_process:
+                write_state(Path(folder) / _STATE, _KIND, states)
+                write_json(Path(folder) / _RUN, {"identity": self.identity})
+
+        return save_checkpoint(
+            self.path,
+            step,
+            write,
+            total_limit=total_limit,
+            is_main_process=self.accelerator.is_main_process,
+            wait=self.accelerator.wait_for_everyone,
+        )
+
+    def load(self, parts: dict[str, Any]) -> None:
+        """
+        Goes on from the checkpoint, if there is one.
+
+        Args:
+            parts (`dict[str, Any]`): As they were given to [`save`].
+
+        Raises:
+            ValueError: If the checkpoint does not fit these parts, or holds what is no plain state.
+        """
+        if self.checkpoint is None:
+            return
+        try:
+            states = _nested(read_state(self.checkpoint / _STATE, _KIND))
+            self.accelerator.load_state(str(self.checkpoint))
+            for name, part in parts.items():
+                part.load_state_dict(states[name])
+        except (
+            pickle.UnpicklingError,
+            RuntimeError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            OSError,
+        ) as error:
+            what = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ValueError(f"{str(self.checkpoint)!r} cannot be resumed from: {what}") from error
+
+
+def _check_place(path: Path) -> None:
+    """That a folder can be made and written to, without making it."""
+    existing = path
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ValueError(f"--output_dir must be a folder, got {str(path)!r}: {str(existing)!r} is none.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"--output_dir {str(path)!r} cannot be written to.")
+
+
+def _contents(path: Path) -> list[Path]:
+    """What a folder holds, but for hidden files and the codes that several runs can share."""
+    if not path.is_dir():
+        return []
+    return [entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.name != "codes"]
+
+
+def _flat(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with names joined by slashes; tensors of their own storage."""
+    flat: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, dict) and value:
+            flat.update(_flat(value, f"{prefix}{name}/"))
+        else:
+            flat[f"{prefix}{name}"] = value.detach().clone() if isinstance(value, torch.Tensor) else value
+    return flat
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """What [`_flat`] was given."""
+    state: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split("/")
+        place = state
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return state

@@ -1,0 +1,45 @@
+"""Command lines that take whole names only, and records without secrets."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from diffusers_lasers.utils import CommandParser, hide_token, recorded_arguments
+
+
+ROOT = Path(__file__).resolve().parents[2]
+MADE = re.compile(r"[=(] *argparse\.ArgumentParser\b|return argparse\.ArgumentParser\b")  # built, or derived from
+SOURCES = [path for folder in ("src", "examples", "utils") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("words", [["--hub_tok", "secret"], ["sub", "--hub_tok", "secret"]])
+def test_abbreviations_are_refused_in_subcommands_too(words, capsys):
+    parser = CommandParser(prog="x")
+    parser.add_argument("--hub_token")
+    parser.add_subparsers().add_parser("sub").add_argument("--hub_token")
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    said = capsys.readouterr().err
+    assert "unrecognized arguments: --hub_tok" in said and "secret" not in said
+
+
+@pytest.mark.parametrize(("words", "named"), [(["--hub_tok=secret"], "--hub_tok"), (["left", "over"], "left over")])
+def test_what_is_not_known_is_named_without_its_value(words, named, capsys):
+    with pytest.raises(SystemExit):
+        CommandParser(prog="x").parse_args(words)
+    assert capsys.readouterr().err.endswith(f"unrecognized arguments: {named}\n")
+
+
+def test_no_parser_but_this_one_is_made():
+    made = [p.relative_to(ROOT).as_posix() for p in SOURCES if MADE.search(p.read_text(encoding="utf-8"))]
+    assert made == ["src/diffusers_lasers/utils/command_line.py"]
+
+
+def test_tokens_are_hidden_by_value_wherever_they_stand():
+    words = ["x.py", "--hub_token", "hf_a", "--url=https://u:hf_a@h", "b"]
+    assert hide_token(words, "hf_a") == ["x.py", "--hub_token", "***", "--url=https://u:***@h", "b"]
+    assert hide_token(words, None) == words
+    args = argparse.Namespace(hub_token="hf_a", data="https://hf_a@h", parts=["hf_a", 1], steps=3)
+    assert recorded_arguments(args) == {"data": "https://***@h", "parts": ["***", 1], "steps": 3}
