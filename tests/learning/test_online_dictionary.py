@@ -388,7 +388,9 @@ def test_progress_is_the_only_thing_that_needs_tqdm(monkeypatch):
         ({"tolerance": -1.0}, "`tolerance` .* got -1.0"),
         ({"tolerance": math.nan}, "`tolerance` .* got nan"),
         ({"init": "kmeans"}, "`init` must be 'signals', 'random' or a tensor, got 'kmeans'"),
-        ({"init": np.zeros((8, 24))}, "`init` must be 'signals'"),
+        ({"init": [[0.0]]}, "`init` must be 'signals'"),
+        ({"init": "given"}, "`init` must be 'signals', 'random' or a tensor, got 'given'"),
+        ({"init": np.zeros((8, 24), int)}, "`init` must be finite and floating point"),
         ({"init": torch.zeros(8, 23)}, r"`init` .* \(features, 24\), .* \(8, 23\)"),
         ({"init": torch.full((8, 24), math.inf)}, "`init` must be finite"),
         ({"forgetting": -0.5}, "`forgetting` .* got -0.5"),
@@ -410,7 +412,8 @@ NAN[7, 3] = math.nan
 @pytest.mark.parametrize(
     "signals, message",
     [
-        (np.zeros((10, 8), np.float32), "`signals` must be .* got ndarray"),
+        (np.zeros((10, 8), int), "`signals` must be floating point .* torch.int64"),
+        (np.array([["a"]]), "`signals` must be of a type that tensors have"),
         ([[gaussian(10)]], "`signals` must be .* got list"),  # what a DataLoader of a TensorDataset gives
         (3, "`signals` must be .* got int"),
         (torch.zeros(10, 8, dtype=torch.int64), "`signals` must be floating point .* torch.int64"),

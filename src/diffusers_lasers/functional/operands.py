@@ -7,6 +7,8 @@ types and devices cost microseconds and never read a value. Checks of values (`c
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 
@@ -35,10 +37,14 @@ def as_tensor(name: str, values: torch.Tensor | np.ndarray) -> torch.Tensor:
         return values
     if not isinstance(values, np.ndarray):
         raise ValueError(f"`{name}` must be a tensor or an array of NumPy, got {type(values).__name__}.")
-    if not values.dtype.isnative or not values.flags.writeable or min(values.strides, default=0) < 0:
+    if not values.dtype.isnative or min(values.strides, default=0) < 0:
         values = np.array(values, dtype=values.dtype.newbyteorder("="))  # what a tensor cannot share
     try:
-        return torch.from_numpy(values)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "The given NumPy array is not writ"
+            )  # nothing here writes into an argument
+            return torch.from_numpy(values)
     except TypeError as error:
         raise ValueError(f"`{name}` must be of a type that tensors have, got {values.dtype}.") from error
 

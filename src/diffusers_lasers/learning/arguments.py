@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -12,6 +13,7 @@ from ..functional.pursuits import PURSUITS
 
 _USES_OF_A_WINDOW = 64
 _SHORTEST_WINDOW = 10
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,19 @@ class LearnerConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
+            if name != "seed" and value >= 2**31:
+                raise ValueError(f"`{name}` must be below 2³¹, got {value}.")
         if self.sparsity > self.num_atoms:
             raise ValueError(f"`sparsity` must be at most `num_atoms` ({self.num_atoms}), got {self.sparsity}.")
-        if self.pursuit not in PURSUITS:
+        if not isinstance(self.pursuit, str) or self.pursuit not in PURSUITS:
             raise ValueError(f"`pursuit` must be one of {', '.join(map(repr, PURSUITS))}, got {self.pursuit!r}.")
-        if self.tolerance is not None and not self.tolerance >= 0:
+        if self.tolerance is not None and not (_is_number(self.tolerance) and self.tolerance >= 0):
             raise ValueError(f"`tolerance` must be a non-negative residual norm or None, got {self.tolerance!r}.")
         if not isinstance(self.init, str) or self.init not in ("signals", "random", "given"):
             raise ValueError(f"`init` must be 'signals', 'random' or a tensor, got {self.init!r}.")
-        if not 0.0 <= self.forgetting < math.inf:
+        if not _is_number(self.forgetting) or not 0.0 <= self.forgetting < math.inf:
             raise ValueError(f"`forgetting` must be a finite exponent of at least 0, got {self.forgetting!r}.")
-        if not 0.0 <= self.revive_fraction <= 1.0:
+        if not _is_number(self.revive_fraction) or not 0.0 <= self.revive_fraction <= 1.0:
             raise ValueError(f"`revive_fraction` must lie in [0, 1], got {self.revive_fraction!r}.")
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"`dtype` must be torch.float32 or torch.float64, got torch.{self.dtype}.")
@@ -73,6 +77,10 @@ class LearnerConfig:
         return max(_SHORTEST_WINDOW, math.ceil(_USES_OF_A_WINDOW / uses))
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_init(init: torch.Tensor, atoms: int) -> None:
     """
     Refuses what is no dictionary of so many atoms.
@@ -84,8 +92,9 @@ def check_init(init: torch.Tensor, atoms: int) -> None:
     Raises:
         ValueError: If it has another shape, or is not finite.
     """
-    if init.ndim != 2 or init.shape[1] != atoms or not init.is_floating_point() or not init.isfinite().all():
+    fitting = isinstance(init, torch.Tensor) and init.ndim == 2 and init.shape[0] > 0 and init.shape[1] == atoms
+    if not fitting or init.dtype not in _FLOATING or not init.isfinite().all():
         raise ValueError(
-            f"`init` must be finite and floating point of shape (features, {atoms}), got {init.dtype} of shape "
-            f"{tuple(init.shape)}."
+            f"`init` must be finite and floating point of shape (features, {atoms}), got "
+            f"{getattr(init, 'dtype', type(init).__name__)} of shape {tuple(getattr(init, 'shape', ()))}."
         )

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..functional.operands import as_tensor
 from ..utils.distributed import all_reduce_max
 
 
@@ -55,17 +56,22 @@ def seeded_generator(seed: int, *counters: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
-def check_signals(signals: torch.Tensor, features: int | None = None) -> None:
+def as_signals(signals: torch.Tensor | np.ndarray, features: int | None = None) -> torch.Tensor:
     """
     Refuses what is no matrix of signals.
 
     Args:
-        signals (`torch.Tensor` of shape `(N, features)`): Signals; floating point.
+        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals; floating point.
         features (`int`, *optional*): What their length has to be.
+
+    Returns:
+        `torch.Tensor` of shape `(N, features)`: The signals; those of an array share its memory.
 
     Raises:
         ValueError: If it is no floating-point matrix, or of another length.
     """
+    if isinstance(signals, np.ndarray):
+        signals = as_tensor("signals", signals)
     if not isinstance(signals, torch.Tensor):
         raise ValueError(
             f"`signals` must be a floating-point tensor of shape (N, features) or an iterable of such tensors, got "
@@ -78,6 +84,7 @@ def check_signals(signals: torch.Tensor, features: int | None = None) -> None:
         )
     if features is not None and signals.shape[1] != features:
         raise ValueError(f"`signals` must have {features} features as the dictionary, got {signals.shape[1]}.")
+    return signals
 
 
 def leading_signals(
@@ -98,16 +105,16 @@ def leading_signals(
     Raises:
         ValueError: If there is no signal.
     """
-    if isinstance(signals, torch.Tensor):
-        check_signals(signals)
+    if isinstance(signals, (torch.Tensor, np.ndarray)):
+        signals = as_signals(signals)
         order = torch.randperm(len(signals), generator=generator, dtype=torch.int32)[:amount].long()
         head = signals[order.to(signals.device)]
     else:
         if not isinstance(signals, Iterable):
-            check_signals(signals)
+            as_signals(signals)
         iterator, items, count = iter(signals), [], 0
         while count < amount and (item := next(iterator, None)) is not None:
-            check_signals(item, items[0].shape[1] if items else None)
+            item = as_signals(item, items[0].shape[1] if items else None)
             items.append(item)
             count += len(item)
         head = torch.cat(items) if items else torch.empty(0, 0)
@@ -148,13 +155,14 @@ def minibatches(
         ValueError: If an item is no matrix of such signals, or a pass has no item.
     """
     while passes is None or position.passes < passes:
-        items = iter([signals] if isinstance(signals, torch.Tensor) else signals)
+        items = iter([signals] if isinstance(signals, (torch.Tensor, np.ndarray)) else signals)
         for _ in range(position.item):
-            next(items, None)
+            if next(items, None) is None:
+                break
         while True:
             item = next(items, None)
             if item is not None:
-                check_signals(item, features)
+                item = as_signals(item, features)
             count = -1 if item is None else math.ceil(len(item) / batch_size)
             count = int(all_reduce_max(torch.tensor(count, device=device)))
             if count < 0:  # no rank has an item left

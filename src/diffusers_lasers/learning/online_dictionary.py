@@ -27,8 +27,10 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..functional.dictionary import (
@@ -39,6 +41,7 @@ from ..functional.dictionary import (
     revive_atoms,
 )
 from ..functional.online_learning import block_coordinate_update
+from ..functional.operands import as_tensor
 from ..functional.pursuits import PURSUITS
 from ..functional.synthesis import synthesize
 from ..utils.distributed import broadcast, rank_and_world_size
@@ -46,7 +49,8 @@ from ..utils.import_utils import requires
 from .arguments import LearnerConfig, check_init
 from .files import read_state, write_state
 from .initialisation import first_dictionary
-from .minibatches import Position, check_signals, leading_signals, minibatches, seeded_generator
+from .minibatches import Position, as_signals, leading_signals, minibatches, seeded_generator
+from .states import check_state
 from .statistics import ScaledStatistics
 
 
@@ -69,7 +73,7 @@ class OnlineDictionaryLearner:
         pursuit (`str`, *optional*, defaults to `"omp"`): How signals are coded: `"omp"`, `"ols"`, `"iht"` or `"fista"`.
         tolerance (`float`, *optional*): Residual norm below which a signal takes no further atom. Defaults to `None`: at
             rounding only.
-        init (`str` or `torch.Tensor` of shape `(features, num_atoms)`, *optional*, defaults to `"signals"`): First atoms: random signals, less
+        init (`str`, or `torch.Tensor` or `numpy.ndarray` of shape `(features, num_atoms)`, *optional*, defaults to `"signals"`): First atoms: random signals, less
             what they nearly all share (`initialisation.py`); `"random"`: uniform on the sphere; or those given, which are normalised.
         forgetting (`float`, *optional*, defaults to 4.0): Exponent p of the forgetting factor of eq 25, at least 0; 1 is the paper's, 0 forgets
             nothing.
@@ -88,6 +92,7 @@ class OnlineDictionaryLearner:
         B (`torch.Tensor` of shape `(features, atoms)`): Statistics of signals and codes (eq 24).
         step (`int`): Minibatches learned.
         position ([`Position`]): Passes, items and minibatches completed by `fit`.
+        change (`float` or `None`): ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ of the last step (Frobenius norms), where `fit` had a `change_tolerance`.
         counts (`torch.Tensor` of shape `(atoms,)`): Codes that used each atom in the current window (without revival: so far), over all
             ranks; int64.
         revived (`torch.Tensor`): Atoms replaced so far, 0-dim; int64.
@@ -117,7 +122,10 @@ class OnlineDictionaryLearner:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ):
+        init = as_tensor("init", init) if isinstance(init, np.ndarray) else init
         given = isinstance(init, torch.Tensor)
+        if isinstance(init, str) and init == "given":  # how a configuration names a tensor
+            raise ValueError("`init` must be 'signals', 'random' or a tensor, got 'given'.")
         self.config = LearnerConfig(
             num_atoms=num_atoms,
             sparsity=sparsity,
@@ -139,7 +147,7 @@ class OnlineDictionaryLearner:
 
     def reset(self) -> None:
         """Forgets everything that was learned."""
-        self.step, self.position = 0, Position()
+        self.step, self.position, self.change = 0, Position(), None
         self.dictionary = self.revived = self._statistics = None
 
     @property
@@ -159,10 +167,11 @@ class OnlineDictionaryLearner:
 
     def fit(
         self,
-        signals: torch.Tensor | Iterable[torch.Tensor],
+        signals: torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray],
         passes: int = 1,
         steps: int | None = None,
         *,
+        change_tolerance: float = 0.0,
         resume: bool = False,
         progress: bool = True,
         callback: Callable[[OnlineDictionaryLearner], Any] | None = None,
@@ -171,11 +180,14 @@ class OnlineDictionaryLearner:
         Learns from all signals, in minibatches of random ones.
 
         Args:
-            signals (`torch.Tensor` of shape `(N, features)`, or an iterable of such tensors): The signals, on any device; a tensor on the
+            signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`, or an iterable of such): The signals, on any device; what is on the
                 CPU may be mapped from a file. The minibatches of an iterable are drawn within its items, one after the other: items
                 of many signals each, in random order, learn best. Over ranks, each rank gives its own signals.
             passes (`int`, *optional*, defaults to 1): Passes over the signals.
             steps (`int`, *optional*): Minibatches to learn instead, in as many passes as that takes.
+            change_tolerance (`float`, *optional*, defaults to 0.0): The fit ends early after a step that changed the dictionary by at most this
+                share, ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ (as `tol` of scikit-learn's `MiniBatchDictionaryLearning`). 0 never ends it, and
+                spares the look at the change, which an accelerator would be waited for.
             resume (`bool`, *optional*, defaults to `False`): Whether to go on from where the learner stands until `passes` or `steps` are
                 reached, both counted from the very start; an iterable has to give the same items again. Otherwise all that was
                 learned is forgotten first.
@@ -187,11 +199,16 @@ class OnlineDictionaryLearner:
             [`OnlineDictionaryLearner`]: The learner.
 
         Raises:
-            ValueError: If the signals are no finite floating-point matrices of one length, there is none, or `passes` or `steps` is below 1.
+            ValueError: If the signals are no finite floating-point matrices of one length, there is none, `passes` or `steps` is below 1, or
+                `change_tolerance` is no finite number of at least 0.
         """
         for name, value in (("passes", passes), ("steps", 1 if steps is None else steps)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+        if not isinstance(change_tolerance, Real) or not 0 <= change_tolerance < math.inf:
+            raise ValueError(f"`change_tolerance` must be a finite number of at least 0, got {change_tolerance!r}.")
+        if isinstance(signals, np.ndarray):
+            signals = as_signals(signals)
         if not resume:
             self.reset()
         if self.dictionary is None:
@@ -208,11 +225,13 @@ class OnlineDictionaryLearner:
             self.device,
         )
         with self._bar(signals, passes, steps) if progress else nullcontext() as bar:
-            while steps is None or self.step < steps:
+            while (steps is None or self.step < steps) and not self._settled(change_tolerance):
                 batch = next(batches, None)
                 if batch is None:
                     break
+                before = self.dictionary
                 self._learn(batch.to(self.device, self.dtype))
+                self.change = self._change_from(before) if change_tolerance else None
                 self.position.batch += 1
                 if bar is not None and bar.update():
                     bar.set_postfix(objective=f"{self.objective(batch):.4g}" if len(batch) else "–", refresh=False)
@@ -220,12 +239,20 @@ class OnlineDictionaryLearner:
                     callback(self)
         return self
 
-    def partial_fit(self, batch: torch.Tensor) -> OnlineDictionaryLearner:
+    def _change_from(self, before: torch.Tensor) -> float:
+        """How far the dictionary has moved, as a share of its norm; the same on all ranks, which have to end together."""
+        change = (self.dictionary - before).norm() / before.norm().clamp_min(1e-30)
+        return float(broadcast(change))
+
+    def _settled(self, change_tolerance: float) -> bool:
+        return bool(change_tolerance) and self.change is not None and self.change <= change_tolerance
+
+    def partial_fit(self, batch: torch.Tensor | np.ndarray) -> OnlineDictionaryLearner:
         """
         Learns from one minibatch, as it is given; the first one also initialises the dictionary.
 
         Args:
-            batch (`torch.Tensor` of shape `(n, features)`): Signals. Minibatches weigh by their number of signals.
+            batch (`torch.Tensor` or `numpy.ndarray` of shape `(n, features)`): Signals. Minibatches weigh by their number of signals.
 
         Returns:
             [`OnlineDictionaryLearner`]: The learner.
@@ -233,19 +260,20 @@ class OnlineDictionaryLearner:
         Raises:
             ValueError: If it is no finite floating-point matrix that fits the dictionary, or the first one has no signal.
         """
-        check_signals(batch, None if self.dictionary is None else self.dictionary.shape[0])
+        batch = as_signals(batch, None if self.dictionary is None else self.dictionary.shape[0])
         if self.dictionary is None:
             generator = seeded_generator(self.config.seed, _INITIALISATION)
             self._initialise(leading_signals(batch, _LEADING_SIGNALS * self.config.num_atoms, generator)[0], generator)
         self._learn(batch.to(self.device, self.dtype))
+        self.change = None
         return self
 
-    def encode(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, signals: torch.Tensor | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Codes signals with the atoms learned so far.
 
         Args:
-            signals (`torch.Tensor` of shape `(N, features)`): Signals, on any device.
+            signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals, on any device.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor]`: Indices `(N, sparsity)`, int64 and −1 in unused slots, and coefficients `(N, sparsity)`, on
@@ -256,17 +284,17 @@ class OnlineDictionaryLearner:
         """
         if self.dictionary is None:
             raise ValueError("The learner has no dictionary before `fit` or `partial_fit`.")
-        check_signals(signals, self.dictionary.shape[0])
+        signals = as_signals(signals, self.dictionary.shape[0])
         codes = [self._pursue(block.to(self.device, self.dtype)) for block in signals.split(_BLOCK)]
         return torch.cat([indices for indices, _ in codes]), torch.cat([coefficients for _, coefficients in codes])
 
     @torch.no_grad()
-    def objective(self, signals: torch.Tensor | Iterable[torch.Tensor]) -> float:
+    def objective(self, signals: torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray]) -> float:
         """
         Mean of ½ ‖y − D γ‖² over signals, coded with the atoms learned so far; of this rank alone.
 
         Args:
-            signals (`torch.Tensor` of shape `(N, features)`, or an iterable of such tensors): Signals.
+            signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`, or an iterable of such): Signals.
 
         Returns:
             `float`: The mean, in squared units of the signals.
@@ -275,8 +303,8 @@ class OnlineDictionaryLearner:
             ValueError: If the signals do not fit the dictionary, or there is none.
         """
         total, count = 0.0, 0
-        for item in [signals] if isinstance(signals, torch.Tensor) else signals:
-            check_signals(item)
+        for item in [signals] if isinstance(signals, (torch.Tensor, np.ndarray)) else signals:
+            item = as_signals(item)
             for block in item.split(_BLOCK):
                 indices, coefficients = self.encode(block)
                 residual = block.to(self.device, self.dtype) - synthesize(indices, coefficients, self.dictionary)
@@ -348,6 +376,7 @@ class OnlineDictionaryLearner:
             `dict`: Copies of tensors, and values that JSON can hold.
         """
         state = {"config": asdict(self.config), "step": self.step, "position": list(vars(self.position).values())}
+        state["change"] = self.change
         if isinstance(self.init, torch.Tensor):
             state["init"] = self.init.clone()
         if self.dictionary is not None:
@@ -363,13 +392,15 @@ class OnlineDictionaryLearner:
             state (`dict`): What `state_dict` gave.
 
         Raises:
-            ValueError: If it was made with other arguments than this learner's.
+            ValueError: If it was made with other arguments than this learner's, or is damaged: of other shapes, not finite. The learner then
+                stays as it was.
         """
+        theirs = check_state(state)
         for name, value in asdict(self.config).items():
-            if state["config"][name] != value:
-                raise ValueError(f"`state` must have {name} {value!r} as this learner, got {state['config'][name]!r}.")
+            if getattr(theirs, name) != value:
+                raise ValueError(f"`state` must have {name} {value!r} as this learner, got {getattr(theirs, name)!r}.")
         self.reset()
-        self.step, self.position = state["step"], Position(*state["position"])
+        self.step, self.position, self.change = state["step"], Position(*state["position"]), state.get("change")
         self.init = state.get("init", self.init)
         if "dictionary" not in state:
             return
@@ -402,11 +433,11 @@ class OnlineDictionaryLearner:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file was cut off or changed, or is another one.
+            ValueError: If the file was cut off or changed, is another one, or holds what no learner can be.
         """
         state = read_state(path, cls.__name__)
-        config = state["config"]
-        special = {"init": state.get("init", config["init"]), "dtype": getattr(torch, config["dtype"])}
-        learner = cls(**config | special, device=device)
+        config = check_state(state)
+        special = {"init": state.get("init", config.init), "dtype": getattr(torch, config.dtype)}
+        learner = cls(**asdict(config) | special, device=device)
         learner.load_state_dict(state)
         return learner
