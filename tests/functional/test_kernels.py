@@ -381,7 +381,8 @@ def test_without_the_extension(monkeypatch):
 
 @pytest.mark.parametrize("free_threaded", [False, True])
 def test_wheels_for_pythons_with_and_without_the_stable_abi(tmp_path, free_threaded):
-    # what setup.py and setuptools ask of a free-threaded Python: its stable ABI, and hence the tag cp310-abi3, does not exist
+    # what setup.py and setuptools ask of a free-threaded Python: its stable ABI, and hence the tag cp310-abi3, does
+    # not exist
     fake = f"""
 import runpy, sys, sysconfig
 ask = sysconfig.get_config_var

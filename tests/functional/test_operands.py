@@ -1,4 +1,5 @@
-"""Nothing reaches C, or an index, that does not fit: operators by their names in `torch.ops`, public functions, arrays of NumPy."""
+"""Nothing reaches C, or an index, that does not fit: operators by their names in `torch.ops`, public functions, arrays
+of NumPy."""
 
 import itertools
 

@@ -6,6 +6,7 @@ import math
 import os
 import stat
 import struct
+from copy import deepcopy
 from random import Random
 
 import numpy as np
@@ -199,6 +200,7 @@ def damaged(state, random):
     state = {**state, "config": dict(state["config"])}
     for _ in range(random.randint(1, 3)):
         value = random.choice(_VALUES)
+        value = value.clone() if isinstance(value, torch.Tensor) else deepcopy(value)  # shared with no other entry
         part = state["config"] if random.random() < 0.4 and isinstance(state.get("config"), dict) else state
         if part is not state and isinstance(value, torch.Tensor):
             continue

@@ -93,7 +93,8 @@ static PyObject *pursue(PyObject *self, PyObject *args)
             args, "KKKKKKKlllllfiii", &signals, &atoms, &packed, &scale, &gram, &indices, &coefficients, &p.n, &p.features, &p.count,
             &p.panels, &p.sparsity, &p.tolerance, &p.orthogonal, &p.gram_form, &threads))
         return NULL;
-    if (p.n < 0 || !within(p.features) || !within(p.count) || !within(p.sparsity) || p.panels < 1 || p.panels > (p.count + 255) / PANEL) return refuse();
+    if (p.n < 0 || !within(p.features) || !within(p.count) || !within(p.sparsity)) return refuse();
+    if (p.panels < 1 || p.panels > (p.count + 255) / PANEL) return refuse();
     p.signals = at(signals), p.atoms = at(atoms), p.packed = at(packed), p.scale = at(scale), p.gram = at(gram);
     p.indices = at(indices), p.coefficients = at(coefficients);
     Py_BEGIN_ALLOW_THREADS;

@@ -43,7 +43,8 @@ def pursuit_arguments(
     tolerance: float | None,
     check_finite: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, float | None]:
-    """`signals` and `dictionary` as tensors in the precision of the computation, and `tolerance`; a `ValueError` names what does not fit."""
+    """`signals` and `dictionary` as tensors in the precision of the computation, and `tolerance`; a `ValueError` names
+    what does not fit."""
     signals, dictionary = as_tensor("signals", signals), as_tensor("dictionary", dictionary)
     if signals.ndim != 2 or not signals.is_floating_point() or signals.shape[1] == 0:
         raise ValueError(
@@ -57,8 +58,8 @@ def pursuit_arguments(
         )
     if dictionary.device != signals.device or not dictionary.layout == signals.layout == torch.strided:
         raise ValueError(
-            f"`dictionary` must be on the device of `signals` ({signals.device}) and both dense, got {dictionary.device}, "
-            f"{signals.layout} and {dictionary.layout}."
+            "`dictionary` must be on the device of `signals` and both dense, got "
+            f"{dictionary.device} and {signals.device}, {signals.layout} and {dictionary.layout}."
         )
     check_sparsity(sparsity, dictionary.shape[1])
     if tolerance is not None:

@@ -30,13 +30,15 @@ def nearest_codewords(signals: torch.Tensor, codebook: torch.Tensor) -> torch.Te
 
     Args:
         signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals; N may be 0.
-        codebook (`torch.Tensor` or `numpy.ndarray` of shape `(codewords, features)`): Codewords as rows, of the signals' type.
+        codebook (`torch.Tensor` or `numpy.ndarray` of shape `(codewords, features)`): Codewords as rows, of the
+            signals' type.
 
     Returns:
         `torch.Tensor` of shape `(N,)`: Indices, int64.
 
     Raises:
-        ValueError: If the two are no floating-point matrices of one type, device and number of features, or there is no codeword.
+        ValueError: If the two are no floating-point matrices of one type, device and number of features, or there is
+            no codeword.
     """
     signals, codebook = as_tensor("signals", signals).detach(), as_tensor("codebook", codebook).detach()
     check_operands(signals=(signals, "N features"), codebook=(codebook, "codewords features"))
@@ -62,7 +64,8 @@ def codeword_statistics(
         `tuple[torch.Tensor, torch.Tensor]`: Counts `(codewords,)` and sums `(codewords, features)`, in the dtype of `signals`.
 
     Raises:
-        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no codeword.
+        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no
+            codeword.
     """
     check_operands(signals=(signals, "N features"))
     if isinstance(codewords, bool) or not isinstance(codewords, int) or not 1 <= codewords < 2**31:
@@ -133,7 +136,8 @@ def kmeans(
         assignment.
 
     Raises:
-        ValueError: If `signals` is no floating-point matrix with at least one row and column, or a number is out of range.
+        ValueError: If `signals` is no floating-point matrix with at least one row and column, or a number is out of
+            range.
     """
     if check_operands(signals=(signals, "N features"))["N"] == 0:
         raise ValueError("`signals` must hold at least one signal, got none.")

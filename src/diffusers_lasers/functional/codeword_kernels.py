@@ -1,4 +1,5 @@
-"""Compiled kernels of codebooks: nearest codewords, and signals from codewords. Float32 on the CPU; `kernels.py` says how they run."""
+"""Compiled kernels of codebooks: nearest codewords, and signals from codewords. Float32 on the CPU; `kernels.py` says
+how they run."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def fused_decode_codewords(indices: torch.Tensor, codebooks: Sequence[torch.Tens
     Args:
         indices (`torch.Tensor` of shape `(N, Σ m)`): Indices of all channels' slots, int64.
         codebooks (`Sequence[torch.Tensor]` of shapes `(m, codewords, d)`): The codebooks of each channel.
-        width (`int`): Features of a signal. A channel whose codewords have as many adds them up; otherwise m·d is `width`, and they stand one after the other.
+        width (`int`): Features of a signal. A channel whose codewords have as many adds them up; otherwise m·d is
+            `width`, and they stand one after the other.
 
     Returns:
         `torch.Tensor` of shape `(channels, N, width)`: Signals.

@@ -21,8 +21,8 @@ What the paper leaves open is settled so: chosen atoms are never chosen again; a
 or when no remaining atom can reduce it in the working precision, and its unused slots hold index −1 and coefficient 0; atoms of any
 length are accepted, zero atoms are never chosen.
 
-There are two implementations with the same results: tensor operations for every device and precision (`greedy_torch.py`), and a
-compiled kernel for float32 on the CPU (`kernels.py`); `set_backend` chooses.
+There are two implementations with the same results up to rounding: tensor operations for every device and precision
+(`greedy_torch.py`), and a compiled kernel for float32 on the CPU (`kernels.py`); `set_backend` chooses.
 """
 
 from __future__ import annotations
@@ -49,13 +49,15 @@ def omp(
     Codes each signal with at most `sparsity` atoms by orthogonal matching pursuit (LASERS, 2024, Algorithm 1).
 
     The codes are greedy, hence nested: the first s slots hold the support that `sparsity=s` finds (its coefficients
-    differ, since they are refitted). A signal's code does not depend on the others of the batch. The computation runs
-    in float32 (float64 for float64 signals), also under autocast, without gradient, in a fixed number of steps.
+    differ, since they are refitted). A signal's code does not depend on the others of the batch. Both hold to the bit
+    with the compiled kernels, and in tensor operations to rounding: BLAS rounds differently for another number of
+    signals. The computation runs in float32 (float64 for float64 signals), also under autocast, without gradient, in a
+    fixed number of steps.
 
     Args:
-        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; floating point. N may be 0.
-        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length. Zero columns are never
-            chosen.
+        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; N may be 0.
+        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length.
+            Zero columns are never chosen.
         sparsity (`int`): Number of atoms S a signal may use, `1 <= sparsity <= atoms`. It may exceed `features`; the
             slots that cannot help stay unused.
         tolerance (`float`, *optional*): A signal takes no further atom once its residual norm ‖y − Dγ‖₂ is at most
@@ -91,9 +93,9 @@ def ols(
     their own (1e-10 in float64) count as dependent. Everything else is as in [`omp`]; codes are nested too.
 
     Args:
-        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; floating point. N may be 0.
-        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length. Zero columns are never
-            chosen.
+        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; N may be 0.
+        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length.
+            Zero columns are never chosen.
         sparsity (`int`): Number of atoms S a signal may use, `1 <= sparsity <= atoms`.
         tolerance (`float`, *optional*): Residual norm, in the units of the signals, at which a signal takes no further atom.
         check_finite (`bool`, defaults to `True`): Whether to refuse NaN and infinite values; see [`omp`].

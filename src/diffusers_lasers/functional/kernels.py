@@ -1,9 +1,10 @@
 """Compiled kernels for float32 on the CPU, behind custom operators of torch, and the choice between them and tensor operations.
 
-`csrc/` has the kernels' source, with the mathematics. They are an optional extension: where no C compiler was at hand when the package
-was installed, everything runs in tensor operations. An operator has a fake implementation, so that `torch.compile(fullgraph=True)` and
-`torch.export` keep it as one node. The kernels hold no state between calls: they may be called from several threads, after a fork and in
-data-loader workers, and use as many threads as `torch.get_num_threads()` says – torch's own where it runs on GNU's OpenMP (`threads.py`).
+`csrc/` has the kernels' source, with the mathematics. They are an optional extension: where no C compiler was at hand
+when the package was installed, everything runs in tensor operations. An operator has a fake implementation, so that
+`torch.compile(fullgraph=True)` and `torch.export` keep it as one node. The kernels hold no state between calls: they
+may be called from several threads, after a fork and in data-loader workers, and use as many threads as
+`torch.get_num_threads()` says – torch's own where it runs on GNU's OpenMP (`threads.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _backend = "auto"
 PANEL = 32  # atoms of a panel of the packed dictionary, as in csrc/pursuit.h
 _PADDING = 128  # to which the number of atoms is padded
 _MAX_GRAM_ATOMS = 8192  # 256 MiB
-_GRAM_FROM = 24  # features from which the Gram form is taken: by the shape of one atom alone, so that codes do not depend on the batch and are nested
+# Features from which the Gram form is taken: by an atom's shape alone, so that a code does not depend on the batch, and codes are nested.
+_GRAM_FROM = 24
 _MAX_WORKSPACE = 2**24  # bytes that a thread may hold; larger problems take tensor operations
 PRODUCTS_PER_THREAD = 2**21  # multiply-adds below which another thread costs more than it brings
 

@@ -93,7 +93,8 @@ def accumulate_statistics(
         they are unless `in_place`.
 
     Raises:
-        ValueError: If the shapes, types or devices do not fit, A and B cannot be overwritten, or on the CPU an index names no atom.
+        ValueError: If the shapes, types or devices do not fit, A and B cannot be overwritten, or on the CPU an index
+            names no atom.
     """
     check_operands(mixed=True, B=(B, "features atoms"), A=(A, "rows columns"), signals=(signals, "N length"))
     check_operands(coefficients=(coefficients, "N sparsity"))

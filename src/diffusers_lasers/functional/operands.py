@@ -1,8 +1,10 @@
-"""What functions and compiled operators ask of their tensors before anything is computed: C believes the sizes that it is told.
+"""What functions and compiled operators ask of their tensors before anything is computed: C believes the sizes that it
+is told.
 
-Shapes are written as the names of their sizes, `"N features"`; a name means the same number wherever it occurs in one call. Checks of shapes,
-types and devices cost microseconds and never read a value. Checks of values (`check_indices`) are made on the CPU only, outside
-`torch.compile`: on a GPU they would make the host wait, and its own kernels stop the process at an index that is out of range.
+Shapes are written as the names of their sizes, `"N features"`; a name means the same number wherever it occurs in one
+call. Checks of shapes, types and devices cost microseconds and never read a value. Checks of values (`check_indices`)
+are made on the CPU only, outside `torch.compile`: on a GPU they would make the host wait, and its own kernels stop the
+process at an index that is out of range.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ def check_operands(
         dtype (`torch.dtype`, *optional*): What all have to be of. Defaults to `None`: of one floating-point type.
         mixed (`bool`, defaults to `False`): Whether floating-point types may differ.
         device (`str`, *optional*): Type of the device where all have to be. Defaults to `None`: on one device.
-        operands (`tuple[torch.Tensor, str]`): Tensors by name, each with its shape, e.g. `"N features"`. All sizes but N and sparsity are at least 1.
+        operands (`tuple[torch.Tensor, str]`): Tensors by name, each with its shape, e.g. `"N features"`. All sizes but
+            N and sparsity are at least 1.
 
     Returns:
         `dict[str, int]`: The sizes by name.
@@ -105,7 +108,8 @@ def is_integer(tensor: torch.Tensor) -> bool:
 
 
 def check_slots(indices: torch.Tensor, slots: int, dtype: torch.dtype | None = None, n: int | None = None) -> None:
-    """Refuses `indices` that are no integers (of `dtype`, where it is given) of shape `(n, slots)` on the CPU; n may be any number."""
+    """Refuses `indices` that are no integers (of `dtype`, where it is given) of shape `(n, slots)` on the CPU; n may
+    be any number."""
     fitting = indices.dtype == dtype if dtype else is_integer(indices)
     shaped = indices.ndim == 2 and indices.shape[1] == slots and n in (None, indices.shape[0])
     if not (fitting and shaped and indices.device.type == "cpu" and indices.layout == torch.strided):

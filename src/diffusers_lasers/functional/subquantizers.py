@@ -78,7 +78,8 @@ def decode_product(indices: torch.Tensor, codebooks: torch.Tensor) -> torch.Tens
         `torch.Tensor` of shape `(N, m·d)`: Signals.
 
     Raises:
-        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no codeword.
+        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no
+            codeword.
     """
     flat = _flat_indices(indices, codebooks, all_slots=True)
     return torch.nn.functional.embedding(flat, codebooks.flatten(0, 1)).flatten(1)
@@ -141,7 +142,8 @@ def decode_residual(indices: torch.Tensor, codebooks: torch.Tensor) -> torch.Ten
         `torch.Tensor` of shape `(N, n)`: Signals.
 
     Raises:
-        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no codeword.
+        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no
+            codeword.
     """
     flat = _flat_indices(indices, codebooks, all_slots=False)
     return torch.nn.functional.embedding_bag(flat, codebooks.flatten(0, 1), mode="sum")
@@ -161,7 +163,8 @@ def decode_channels(indices: torch.Tensor, codebooks: list[torch.Tensor], width:
         `torch.Tensor` of shape `(channels, N, width)`: Signals.
 
     Raises:
-        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no codeword.
+        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no
+            codeword.
     """
     if not isinstance(codebooks, (list, tuple)) or not codebooks:
         raise ValueError(f"`codebooks` must be a list of at least one channel's, got {codebooks!r}.")

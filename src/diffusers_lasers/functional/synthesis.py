@@ -31,7 +31,8 @@ def synthesize(indices: torch.Tensor, coefficients: torch.Tensor, dictionary: to
     Sums the chosen atoms with their coefficients, \(\hat y_n = \sum_s c_{ns} d_{k_{ns}}\) (LASERS, 2024, eq 12).
 
     Args:
-        indices (`torch.Tensor` or `numpy.ndarray` of shape `(N, sparsity)`): Atom of each slot, integers; −1 marks an unused slot. N and
+        indices (`torch.Tensor` or `numpy.ndarray` of shape `(N, sparsity)`): Atom of each slot, integers; −1 marks an
+            unused slot. N and
             sparsity may be 0.
         coefficients (`torch.Tensor` or `numpy.ndarray` of shape `(N, sparsity)`): Their coefficients.
         dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns.
@@ -41,8 +42,10 @@ def synthesize(indices: torch.Tensor, coefficients: torch.Tensor, dictionary: to
         `coefficients` and `dictionary`.
 
     Raises:
-        ValueError: If `indices` and `coefficients` are not of one shape `(N, sparsity)`, a type or device does not fit, or on the CPU an index is below −1
-            or names no atom. On a GPU, where a look at the values would make the host wait, and inside `torch.compile` torch's own kernels find an
+        ValueError: If `indices` and `coefficients` are not of one shape `(N, sparsity)`, a type or device does not
+            fit, or on the CPU an index is below −1
+            or names no atom. On a GPU, where a look at the values would make the host wait, and inside `torch.compile`
+            torch's own kernels find an
             index above the atoms (as an assertion on the device), and one below −1 counts as unused.
     """
     indices, coefficients = as_tensor("indices", indices), as_tensor("coefficients", coefficients)
@@ -168,7 +171,7 @@ def projection_synthesis(
     shape = (len(indices), dictionary.shape[0])
     if signals.shape != shape or not signals.is_floating_point() or signals.device != dictionary.device:
         raise ValueError(
-            f"`signals` must be floating point of shape {tuple(shape)} on {dictionary.device}, got {signals.dtype} of shape "
-            f"{tuple(signals.shape)} on {signals.device}."
+            f"`signals` must be floating point of shape {tuple(shape)} on {dictionary.device}, got {signals.dtype} of "
+            f"shape {tuple(signals.shape)} on {signals.device}."
         )
     return _ProjectionSynthesis.apply(signals, dictionary, indices, coefficients)

@@ -66,13 +66,15 @@ def iht(
     Codes each signal with at most `sparsity` atoms by normalised iterative hard thresholding (Blumensath & Davies, 2010) and a least-squares
     fit on the support.
 
-    The residual never grows from one iteration to the next. The code does not depend on the other signals of the batch; the computation runs
-    in float32 (float64 for float64 signals), also under autocast, without gradient. Codes are not nested: another `sparsity` is
-    another code. Atoms may be of any length and count by their direction alone; of nearly dependent ones only the first is kept.
+    The residual never grows from one iteration to the next. The code does not depend on the other signals of the
+    batch, up to the rounding of BLAS; the computation runs in float32 (float64 for float64 signals), also under
+    autocast, without gradient. Codes are not nested: another `sparsity` is another code. Atoms may be of any length
+    and count by their direction alone; of nearly dependent ones only the first is kept.
 
     Args:
-        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; floating point. N may be 0.
-        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length. Zero columns are never chosen.
+        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; N may be 0.
+        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length.
+            Zero columns are never chosen.
         sparsity (`int`): Number of atoms S a signal may use, `1 <= sparsity <= atoms`.
         tolerance (`float`, *optional*): Of the support, by falling magnitude, only as many atoms are kept as bring the residual norm
             ‖y − Dγ‖₂ to this, in the units of the signals. Defaults to `None`: to rounding.
@@ -110,8 +112,9 @@ def fista(
     Precision, independence of the batch and atoms' lengths are as in [`iht`].
 
     Args:
-        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; floating point. N may be 0.
-        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length. Zero columns are never chosen.
+        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; N may be 0.
+        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length.
+            Zero columns are never chosen.
         sparsity (`int`): Number of atoms S a signal may use, `1 <= sparsity <= atoms`. Fewer are used where the lasso has fewer.
         tolerance (`float`, *optional*): Residual norm, in the units of the signals, at which a signal takes no further atom; see
             [`iht`].

@@ -1,8 +1,9 @@
 """State as one safetensors file that is whole, or refused.
 
-The file is written by `utils/files.py`, so that a process killed while it writes leaves the old one as it was. safetensors notices a file
-that was cut off but no changed byte; so the metadata holds the SHA-256 of everything else, and reading compares it. Whoever knows the format can
-seal anything: what is read is tensors and JSON, never code, no larger than the file, and whoever reads it checks what it says.
+The file is written by `utils/files.py`, so that a process killed while it writes leaves the old one as it was.
+safetensors notices a file that was cut off but no changed byte; so the metadata holds the SHA-256 of everything else,
+and reading compares it. Whoever knows the format can seal anything: what is read is tensors and JSON, never code, no
+larger than the file, and whoever reads it checks what it says.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def read_state(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         whole = metadata["kind"] == kind and metadata["sha256"] == _digest(kind, metadata["values"], tensors)
         values = json.loads(metadata["values"])
         whole = whole and isinstance(values, dict)
-    # AttributeError and RuntimeError: types that torch names or copies not at all; RecursionError: JSON of many brackets
+    # AttributeError and RuntimeError: types that torch names or copies not at all; RecursionError: JSON of many
+    # brackets
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):
         whole = False
     if not whole:

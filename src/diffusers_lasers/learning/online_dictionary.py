@@ -73,7 +73,8 @@ class OnlineDictionaryLearner:
         pursuit (`str`, *optional*, defaults to `"omp"`): How signals are coded: `"omp"`, `"ols"`, `"iht"` or `"fista"`.
         tolerance (`float`, *optional*): Residual norm below which a signal takes no further atom. Defaults to `None`: at
             rounding only.
-        init (`str`, or `torch.Tensor` or `numpy.ndarray` of shape `(features, num_atoms)`, *optional*, defaults to `"signals"`): First atoms: random signals, less
+        init (`str`, or `torch.Tensor` or `numpy.ndarray` of shape `(features, num_atoms)`, *optional*, defaults to
+            `"signals"`): First atoms: random signals, less
             what they nearly all share (`initialisation.py`); `"random"`: uniform on the sphere; or those given, which are normalised.
         forgetting (`float`, *optional*, defaults to 4.0): Exponent p of the forgetting factor of eq 25, at least 0; 1 is the paper's, 0 forgets
             nothing.
@@ -92,7 +93,8 @@ class OnlineDictionaryLearner:
         B (`torch.Tensor` of shape `(features, atoms)`): Statistics of signals and codes (eq 24).
         step (`int`): Minibatches learned.
         position ([`Position`]): Passes, items and minibatches completed by `fit`.
-        change (`float` or `None`): ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ of the last step (Frobenius norms), where `fit` had a `change_tolerance`.
+        change (`float` or `None`): ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ of the last step (Frobenius norms), where `fit` had a
+            `change_tolerance`.
         counts (`torch.Tensor` of shape `(atoms,)`): Codes that used each atom in the current window (without revival: so far), over all
             ranks; int64.
         revived (`torch.Tensor`): Atoms replaced so far, 0-dim; int64.
@@ -180,13 +182,16 @@ class OnlineDictionaryLearner:
         Learns from all signals, in minibatches of random ones.
 
         Args:
-            signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`, or an iterable of such): The signals, on any device; what is on the
+            signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`, or an iterable of such): The signals,
+                on any device; what is on the
                 CPU may be mapped from a file. The minibatches of an iterable are drawn within its items, one after the other: items
                 of many signals each, in random order, learn best. Over ranks, each rank gives its own signals.
             passes (`int`, *optional*, defaults to 1): Passes over the signals.
             steps (`int`, *optional*): Minibatches to learn instead, in as many passes as that takes.
-            change_tolerance (`float`, *optional*, defaults to 0.0): The fit ends early after a step that changed the dictionary by at most this
-                share, ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ (as `tol` of scikit-learn's `MiniBatchDictionaryLearning`). 0 never ends it, and
+            change_tolerance (`float`, *optional*, defaults to 0.0): The fit ends early after a step that changed the
+                dictionary by at most this
+                share, ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ (as `tol` of scikit-learn's `MiniBatchDictionaryLearning`). 0 never
+                ends it, and
                 spares the look at the change, which an accelerator would be waited for.
             resume (`bool`, *optional*, defaults to `False`): Whether to go on from where the learner stands until `passes` or `steps` are
                 reached, both counted from the very start; an iterable has to give the same items again. Otherwise all that was
@@ -199,7 +204,8 @@ class OnlineDictionaryLearner:
             [`OnlineDictionaryLearner`]: The learner.
 
         Raises:
-            ValueError: If the signals are no finite floating-point matrices of one length, there is none, `passes` or `steps` is below 1, or
+            ValueError: If the signals are no finite floating-point matrices of one length, there is none, `passes` or
+                `steps` is below 1, or
                 `change_tolerance` is no finite number of at least 0.
         """
         for name, value in (("passes", passes), ("steps", 1 if steps is None else steps)):
@@ -240,7 +246,8 @@ class OnlineDictionaryLearner:
         return self
 
     def _change_from(self, before: torch.Tensor) -> float:
-        """How far the dictionary has moved, as a share of its norm; the same on all ranks, which have to end together."""
+        """How far the dictionary has moved, as a share of its norm; the same on all ranks, which have to end
+        together."""
         change = (self.dictionary - before).norm() / before.norm().clamp_min(1e-30)
         return float(broadcast(change))
 
@@ -252,7 +259,8 @@ class OnlineDictionaryLearner:
         Learns from one minibatch, as it is given; the first one also initialises the dictionary.
 
         Args:
-            batch (`torch.Tensor` or `numpy.ndarray` of shape `(n, features)`): Signals. Minibatches weigh by their number of signals.
+            batch (`torch.Tensor` or `numpy.ndarray` of shape `(n, features)`): Signals. Minibatches weigh by their
+                number of signals.
 
         Returns:
             [`OnlineDictionaryLearner`]: The learner.
@@ -392,7 +400,8 @@ class OnlineDictionaryLearner:
             state (`dict`): What `state_dict` gave.
 
         Raises:
-            ValueError: If it was made with other arguments than this learner's, or is damaged: of other shapes, not finite. The learner then
+            ValueError: If it was made with other arguments than this learner's, or is damaged: of other shapes, not
+                finite. The learner then
                 stays as it was.
         """
         theirs = check_state(state)
