@@ -11,7 +11,6 @@ made right. A process of its own decodes them, and is replaced where it dies. At
 format. Exit code 1 where anything failed.
 """
 
-import argparse
 import io
 import multiprocessing
 import os
@@ -27,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from diffusers_lasers.training import ImageDataset, UnreadableImageError
+from diffusers_lasers.utils import CommandParser
 from diffusers_lasers.utils.image_decoding import picture_formats, to_rgb
 
 
@@ -288,9 +288,7 @@ def drain(queue, counts, failures):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000, help="how many files")
     parser.add_argument("--seed", type=int, default=0, help="seed of the damages")
     parser.add_argument("--first", type=int, default=0, help="number of the first file")

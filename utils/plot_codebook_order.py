@@ -8,7 +8,6 @@ sub-codebooks, the three measures of `score_order`. "random" stands for the orde
 the random patches that it started from.
 """
 
-import argparse
 import statistics
 from pathlib import Path
 
@@ -18,12 +17,12 @@ from PIL import Image, ImageDraw
 
 from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.functional import ORDERS, score_order
-from diffusers_lasers.utils import save_image
+from diffusers_lasers.utils import CommandParser, save_image
 from diffusers_lasers.utils.image_sources import to_rgb
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("codec")
     parser.add_argument("image")
     parser.add_argument("--shift", type=int, default=1)
