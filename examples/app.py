@@ -28,6 +28,7 @@ from app_html import CSS, figures, file_table, flip_figure, hint, message, statu
 from app_models import Shelf  # noqa: E402
 from app_results import PictureError, atoms_used, controls, describe, read_picture  # noqa: E402
 
+from diffusers_lasers.commands.batch import printable  # noqa: E402
 from diffusers_lasers.utils import CommandParser  # noqa: E402
 from diffusers_lasers.utils.image_sources import bundled_photos  # noqa: E402
 from diffusers_lasers.utils.import_utils import requires  # noqa: E402
@@ -327,7 +328,11 @@ def parse_args(input_args=None):
 
 def cli(input_args=None):
     """Runs with a command line; what is wrong with it or its files is one sentence."""
-    args = parse_args(input_args)
+    with printable():
+        _serve(parse_args(input_args))
+
+
+def _serve(args):
     try:
         requires("gradio", extra="app")
         shelf = Shelf(args.model, args.codec, args.cache_dir)
