@@ -27,8 +27,8 @@ from tqdm.auto import tqdm
 
 from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec, PerceptualSimilarity
 from diffusers_lasers.metrics import LPIPS, PSNR, SSIM
+from diffusers_lasers.training import Judgement, check_held_out_images, check_output_folder, load_image_dataset
 from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
-from diffusers_lasers.utils.image_sources import load_image_dataset
 from diffusers_lasers.visualization import rate_distortion, save_figure
 
 
@@ -280,11 +280,13 @@ def draw_grid(pictures, crop):
 
 
 def main(args):
+    output_dir = Path(args.output_dir)
+    check_output_folder(output_dir, overwrite=True)
     source = load_image_dataset(
         train_data_dir=args.data, split="validation", image_column=args.image_column, max_samples=args.max_images
     )
     models = [(load(path).to(args.device).eval(), path) for path in args.models]
-    output_dir = Path(args.output_dir)
+    check_held_out_images(source)
     output_dir.mkdir(parents=True, exist_ok=True)
     formats, missing = available(args.formats)
     judge = Judge(args)
@@ -296,6 +298,21 @@ def main(args):
         kinds[row] = kind
         if args.grid_crop and len(pictures.setdefault(row, [])) < 6:
             pictures[row].append(sample.cpu())
+
+    def write():
+        """Writes all figures until now."""
+        rows = [mean_row(name, entries) | {"kind": kinds[name]} for name, entries in figures.items()]
+        results = {
+            "settings": vars(args),
+            "versions": {name: metadata.version(name) for name in ("torch", "Pillow", "torchmetrics")},
+            "formats": {name: FORMATS[name] for name in formats},
+            "protocols": {name: metric.protocol() for name, metric in judge.metrics.items()},
+            "unavailable": {**missing, **judge.missing},
+            "rows": rows,
+            "images": figures,
+        }
+        write_json(output_dir / "results.json", results)
+        return rows
 
     labels = []
     for model, path in models:
@@ -312,8 +329,8 @@ def main(args):
             for name in formats:
                 compared, sample = judge_file(image, pixels, name, entry["bytes"], judge, args)
                 record(f"{name} ≤ {label}", name, {"image": names[index], **compared}, sample)
+        rows = write()
 
-    rows = [mean_row(name, entries) | {"kind": kinds[name]} for name, entries in figures.items()]
     notes = [f"{len(source)} images; means over images. MP/s on {torch.get_num_threads()} threads, {args.device}."]
     notes += [f"- {name} is missing: {reason}." for name, reason in {**missing, **judge.missing}.items()]
     text = markdown(rows)
@@ -322,24 +339,16 @@ def main(args):
             single = [mean_row(row, [entries[index]]) for row, entries in figures.items()]
             text += f"\n{name}\n\n{markdown(single)}"
     text += "\n" + "\n".join(notes) + "\n"
-    results = {
-        "settings": vars(args),
-        "versions": {name: metadata.version(name) for name in ("torch", "Pillow", "torchmetrics")},
-        "formats": {name: FORMATS[name] for name in formats},
-        "protocols": {name: metric.protocol() for name, metric in judge.metrics.items()},
-        "unavailable": {**missing, **judge.missing},
-        "rows": rows,
-        "images": figures,
-    }
-    write_json(output_dir / "results.json", results)
     write_text(output_dir / "results.md", text)
     print(text)
-    points = {}
-    for row in rows:
-        points.setdefault(row["kind"], []).append((row["bits_per_pixel"], row["psnr"]))
-    save_figure(rate_distortion(points, "bits a pixel, written"), output_dir / "rate.png")
-    if args.grid_crop:
-        save_image(output_dir / "grid.png", draw_grid(list(pictures.items()), args.grid_crop))
+    judgement, points = Judgement(output_dir, saved="The results are"), {}
+    with judgement.of("the pictures"):
+        for row in rows:
+            points.setdefault(row["kind"], []).append((row["bits_per_pixel"], row["psnr"]))
+        save_figure(rate_distortion(points, "bits a pixel, written"), output_dir / "rate.png")
+        if args.grid_crop:
+            save_image(output_dir / "grid.png", draw_grid(list(pictures.items()), args.grid_crop))
+    judgement.end()
 
 
 def cli(input_args=None):

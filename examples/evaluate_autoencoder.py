@@ -25,7 +25,14 @@ import diffusers_lasers
 from diffusers_lasers import AutoencoderDL, PerceptualSimilarity
 from diffusers_lasers.functional.dictionary import mutual_coherence
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, RFID, SSIM, AtomUsage, CodeRate, LatentNMSE, flip_map
-from diffusers_lasers.training import Degradation, ImageDataset, load_image_dataset
+from diffusers_lasers.training import (
+    Degradation,
+    ImageDataset,
+    Judgement,
+    check_held_out_images,
+    check_output_folder,
+    load_image_dataset,
+)
 from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
 from diffusers_lasers.visualization import image_grid
 
@@ -131,6 +138,7 @@ def load_data(args, resolution):
     source = load_image_dataset(
         train_data_dir=args.data, split="validation", image_column=args.image_column, max_samples=args.max_images
     )
+    check_held_out_images(source)
     crops = args.crops_per_image or (1 if args.data else 32)
     dataset = ImageDataset(
         source, resolution, resize=args.resize, center_crop=crops == 1, crops_per_image=crops, seed=args.seed
@@ -348,56 +356,69 @@ def versions():
 
 def main(args):
     output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    resolution = args.resolution or int(AutoencoderDL.load_config(args.models[0])["sample_size"])
-    try:
-        Degradation(args.task, args.scale, args.mask, args.mask_fraction)(torch.zeros(1, 3, resolution, resolution))
-    except ValueError as error:
-        raise SystemExit(f"evaluate_autoencoder.py: error: {error}") from error
+    check_output_folder(output_dir, overwrite=True)
+    configs = [AutoencoderDL.load_config(path) for path in args.models]
+    resolution = args.resolution or int(configs[0]["sample_size"])
+    Degradation(args.task, args.scale, args.mask, args.mask_fraction)(torch.zeros(1, 3, resolution, resolution))
     dataset, about = load_data(args, resolution)
+    output_dir.mkdir(parents=True, exist_ok=True)
     metrics, missing = image_metrics(args, dataset)
     if "rfid" in metrics:  # the references' features serve all models
         total = math.ceil(len(dataset) / args.batch_size)
         for images in tqdm(batches(dataset, args.batch_size, args.device), total=total, desc="rFID references"):
             metrics["rfid"].update(None, images)
 
-    rows, pictures, protocols, originals = [], [], {}, None
-    if args.task != "reconstruction":
-        row, shown = evaluate_inputs(dataset, metrics, missing, args)
+    rows, shown, protocols = [], [], {}
+
+    def record(row, images):
+        """Keeps a row, and writes all until now."""
         rows.append(row)
-        if shown is not None:
-            originals = next(batches(dataset, len(shown), "cpu"))
-            pictures.append((row["name"], shown))
+        if images is not None:
+            shown.append((row, images))
+        results = {
+            "settings": vars(args),
+            "versions": versions(),
+            "batch_size_of_speeds": min(args.batch_size, len(dataset)),
+            "device": torch.cuda.get_device_name(args.device)
+            if "cuda" in args.device
+            else platform.processor() or "cpu",
+            "data": about,
+            "protocols": protocols,
+            "unavailable": missing,
+            "models": rows,
+        }
+        write_json(output_dir / "results.json", results)
+        write_text(output_dir / "results.md", markdown(rows, about, missing))
+
+    if args.task != "reconstruction":
+        record(*evaluate_inputs(dataset, metrics, missing, args))
     for path, name in zip(args.models, names_of(args.models)):
         for label, model in variants(path, name, args):
-            row, used, shown = evaluate(label, model, dataset, metrics, missing, args)
-            rows.append({"path": str(path)} | row)
+            row, used, images = evaluate(label, model, dataset, metrics, missing, args)
             protocols |= used
-            if shown is not None:
-                if originals is None:
-                    originals = next(batches(dataset, len(shown), "cpu"))
-                pictures.append((label, shown))
-                if row["flip"] is not None:
-                    pictures.append((f"{label} FLIP", flip_map(originals, shown, magma=True)))
+            record({"path": str(path)} | row, images)
+    print(markdown(rows, about, missing))
+    judgement = Judgement(output_dir, saved="The results are")
+    if shown:
+        with judgement.of("the pictures"):
+            originals = next(batches(dataset, len(shown[0][1]), "cpu"))
+            pictures = [("original", originals)]
+            for row, images in shown:
+                pictures.append((row["name"], images))
+                if row["path"] is not None and row["flip"] is not None:
+                    pictures.append((f"{row['name']} FLIP", flip_map(originals, images, magma=True)))
+            save_image(output_dir / "grid.png", image_grid(pictures))
+            print(f"Pictures: {output_dir / 'grid.png'}")
+    judgement.end()
 
-    table = markdown(rows, about, missing)
-    results = {
-        "settings": vars(args),
-        "versions": versions(),
-        "batch_size_of_speeds": min(args.batch_size, len(dataset)),
-        "device": torch.cuda.get_device_name(args.device) if "cuda" in args.device else platform.processor() or "cpu",
-        "data": about,
-        "protocols": protocols,
-        "unavailable": missing,
-        "models": rows,
-    }
-    write_json(output_dir / "results.json", results)
-    write_text(output_dir / "results.md", table)
-    print(table)
-    if pictures:
-        save_image(output_dir / "grid.png", image_grid([("original", originals), *pictures]))
-        print(f"Pictures: {output_dir / 'grid.png'}")
+
+def cli(input_args=None):
+    """Runs with a command line; what is wrong with it or its files is one sentence."""
+    try:
+        main(parse_args(input_args))
+    except (ValueError, ImportError, OSError) as error:
+        raise SystemExit(f"evaluate_autoencoder.py: error: {error}") from error
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    cli()

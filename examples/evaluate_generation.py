@@ -23,7 +23,13 @@ from tqdm.auto import tqdm
 from diffusers_lasers import ModelBasedLatentDiffusionPipeline
 from diffusers_lasers.metrics.fid import FeatureNetwork
 from diffusers_lasers.models.codecs import decode_indices, encode_indices
-from diffusers_lasers.training import ImageDataset, load_image_dataset
+from diffusers_lasers.training import (
+    ImageDataset,
+    Judgement,
+    check_output_folder,
+    load_image_dataset,
+    model_fingerprint,
+)
 from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
 
 
@@ -117,20 +123,13 @@ def batches(dataset, args, label):
         yield dataset.__getitems__(indices)["pixel_values"].to(args.device)
 
 
-def codec_name(codec):
-    """What tells codecs apart: their configuration and weights."""
-    settings = {name: value for name, value in codec.config.items() if not name.startswith("_")}  # not its folder
-    digest = hashlib.sha256(repr(sorted(settings.items(), key=str)).encode())
-    for name, tensor in sorted(codec.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 class Judge:
-    """Collects features of images batch by batch, and turns them into rows."""
+    """Collects features of images batch by batch, and turns them into rows, each of which is written at once."""
 
-    def __init__(self, args, network, reference, folder):
-        self.args, self.network, self.reference, self.folder, self.rows = args, network, reference, folder, []
+    def __init__(self, args, network, reference, write):
+        self.args, self.network, self.reference, self.write, self.rows = args, network, reference, write, []
+        self.folder = Path(args.output_dir)
+        self.pictures = Judgement(self.folder, saved="The results are")
         self.known, _ = self.features(as_uint8(batch) for batch in batches(reference, args, "References"))
 
     @torch.no_grad()
@@ -147,23 +146,52 @@ class Judge:
         start = time.perf_counter()
         features, shown = self.features(images)
         seconds = time.perf_counter() - start
-        self.rows.append({"name": name, **distances(features, self.known, self.args), **more})
-        if not pictures:
-            return
-        self.rows[-1]["images_per_second"] = len(features) / seconds
-        nearest = torch.cdist(features[:8], self.known).min(dim=1)
-        self.rows[-1]["nearest_distance"] = statistics.fmean(nearest.values.tolist())
+        row = {"name": name, **distances(features, self.known, self.args), **more}
+        if pictures:
+            nearest = torch.cdist(features[:8], self.known).min(dim=1)
+            row["images_per_second"] = len(features) / seconds
+            row["nearest_distance"] = statistics.fmean(nearest.values.tolist())
+        self.rows.append(row)
+        self.write(self.rows)
+        if pictures:
+            with self.pictures.of(f"the pictures of {name}"):
+                self.draw(name, shown, nearest.indices.tolist())
+
+    def draw(self, name, shown, neighbours):
         label = name.replace("/", "-").replace(" ", "-").replace("γ=", "temperature-")
         whole = len(shown) - len(shown) % 8 or len(shown)
         save_image(self.folder / f"samples-{label}.png", picture(shown[:whole].split(min(8, whole))))
-        found = as_uint8(self.reference.__getitems__(nearest.indices.tolist())["pixel_values"])
+        found = as_uint8(self.reference.__getitems__(neighbours)["pixel_values"])
         save_image(self.folder / f"neighbours-{label}.png", picture([shown[:8], found]))
+
+
+def markdown(rows, reference, args):
+    lines = ["| images | bpp | KID × 1000 ↓ | ± | FID ↓ | n | images/s |", "| --- |" + " ---: |" * 6]
+    for row in rows:
+        bits = f"{row['bits_per_pixel']:.3f}" if "bits_per_pixel" in row else "–"
+        speed = f"{row['images_per_second']:.2f}" if "images_per_second" in row else "–"
+        kid = f"{1000 * row['kid']:.1f} | {1000 * row['kid_std']:.1f}"
+        lines.append(f"| {row['name']} | {bits} | {kid} | {row['fid']:.1f} | {row['n']} | {speed} |")
+    size = reference.resolution
+    lines += [
+        "",
+        f"Against {len(reference)} images of {size} × {size}; {args.num_inference_steps} steps; KID of 50 subsets of "
+        f"{args.kid_subset_size}; images/s with the feature network.",
+    ]
+    return "\n".join(lines)
 
 
 def main(args):
     if not Path(args.features).is_file():
         raise ValueError(f"--features must be a TorchScript file, {args.features!r} does not exist.")
+    check_output_folder(args.output_dir, overwrite=True)
     pipelines = {path: ModelBasedLatentDiffusionPipeline.from_pretrained(path) for path in args.pipelines}
+    for path, pipeline in pipelines.items():
+        trained = pipeline.scheduler.config.num_train_timesteps
+        if args.num_inference_steps > trained:
+            raise ValueError(
+                f"--num_inference_steps must be at most the {trained} that {path} was trained with, got {args.num_inference_steps}."
+            )
     first = next(iter(pipelines.values()))
     resolution = args.resolution or first.unet.config.sample_size * first.codec_scale_factor
     network = FeatureNetwork(
@@ -173,37 +201,6 @@ def main(args):
     held_out = real_images(args.held_out, resolution, args) if args.held_out else None
     out = Path(args.output_dir)
     out.mkdir(parents=True, exist_ok=True)
-    judge = Judge(args, network, reference, out)
-    if held_out is not None:
-        judge.row("other real images", (as_uint8(batch) for batch in batches(held_out, args, "Other real images")))
-    floors = set()
-    for path, pipeline in pipelines.items():
-        pipeline.to(args.device).set_progress_bar_config(disable=True)
-        codec, bits = pipeline.codec, pipeline.codec.bits_per_pixel(resolution, resolution)
-        if codec_name(codec) not in floors:
-            floors.add(codec_name(codec))
-            decoded = (
-                as_uint8(decode_indices(codec, encode_indices(codec, batch))[..., :resolution, :resolution])
-                for batch in batches(reference, args, "Codec floor")
-            )
-            label = "codec floor" if len(floors) == 1 else f"codec floor of {Path(path).name}"
-            judge.row(label, decoded, bits_per_pixel=bits)
-        logits = pipeline.unet.config.parameterization != "continuous"
-        for temperature in args.temperatures if args.temperatures and logits else [None]:
-            name = Path(path).name + ("" if temperature is None else f" γ={temperature:g}")
-            judge.row(name, samples(pipeline, temperature, args), pictures=True, bits_per_pixel=bits)
-
-    lines = ["| images | bpp | KID × 1000 ↓ | ± | FID ↓ | n | images/s |", "| --- |" + " ---: |" * 6]
-    for row in judge.rows:
-        bits = f"{row['bits_per_pixel']:.3f}" if "bits_per_pixel" in row else "–"
-        speed = f"{row['images_per_second']:.2f}" if "images_per_second" in row else "–"
-        kid = f"{1000 * row['kid']:.1f} | {1000 * row['kid_std']:.1f}"
-        lines.append(f"| {row['name']} | {bits} | {kid} | {row['fid']:.1f} | {row['n']} | {speed} |")
-    lines += [
-        "",
-        f"Against {len(reference)} images of {resolution} × {resolution}; {args.num_inference_steps} steps; KID of 50 subsets of "
-        f"{args.kid_subset_size}; images/s with the feature network.",
-    ]
     protocol = {
         "reference": str(args.data),
         "reference_images": len(reference),
@@ -215,9 +212,32 @@ def main(args):
         "features_sha256": hashlib.sha256(Path(args.features).read_bytes()).hexdigest(),
         "kid_subsets": [50, args.kid_subset_size],
     }
-    write_json(out / "results.json", {"settings": vars(args), "protocol": protocol, "rows": judge.rows})
-    write_text(out / "results.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+
+    def write(rows):
+        write_json(out / "results.json", {"settings": vars(args), "protocol": protocol, "rows": rows})
+        write_text(out / "results.md", markdown(rows, reference, args) + "\n")
+
+    judge = Judge(args, network, reference, write)
+    if held_out is not None:
+        judge.row("other real images", (as_uint8(batch) for batch in batches(held_out, args, "Other real images")))
+    floors = set()
+    for path, pipeline in pipelines.items():
+        pipeline.to(args.device).set_progress_bar_config(disable=True)
+        codec, bits = pipeline.codec, pipeline.codec.bits_per_pixel(resolution, resolution)
+        if model_fingerprint(codec) not in floors:
+            floors.add(model_fingerprint(codec))
+            decoded = (
+                as_uint8(decode_indices(codec, encode_indices(codec, batch))[..., :resolution, :resolution])
+                for batch in batches(reference, args, "Codec floor")
+            )
+            label = "codec floor" if len(floors) == 1 else f"codec floor of {Path(path).name}"
+            judge.row(label, decoded, bits_per_pixel=bits)
+        logits = pipeline.unet.config.parameterization != "continuous"
+        for temperature in args.temperatures if args.temperatures and logits else [None]:
+            name = Path(path).name + ("" if temperature is None else f" γ={temperature:g}")
+            judge.row(name, samples(pipeline, temperature, args), pictures=True, bits_per_pixel=bits)
+    print(markdown(judge.rows, reference, args))
+    judge.pictures.end()
 
 
 def cli(input_args=None):

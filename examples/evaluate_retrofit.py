@@ -38,7 +38,15 @@ from diffusers_lasers import (
 )
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, RFID, SSIM, CodeRate, LatentNMSE, flip_map
 from diffusers_lasers.models.autoencoders import decode_latents
-from diffusers_lasers.training import ImageDataset, collect_latents, fit_to_latents, load_image_dataset
+from diffusers_lasers.training import (
+    ImageDataset,
+    Judgement,
+    check_held_out_images,
+    check_output_folder,
+    collect_latents,
+    fit_to_latents,
+    load_image_dataset,
+)
 from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
 from diffusers_lasers.utils.import_utils import requires
 from diffusers_lasers.visualization import image_grid, new_figure, rate_distortion, save_figure
@@ -438,17 +446,31 @@ def draw(rows, path):
     save_figure(figure, path)
 
 
+def draw_images(rows, references, shown, flip):
+    """The first images of the configuration of each family that is nearest to one bit a latent element, with FLIP maps where these can be made."""
+    pictures = [("decode(z)", references)]
+    for name in dict.fromkeys(row["family"] for row in rows):
+        family = (row for row in rows if row["family"] == name)
+        near = min(family, key=lambda row: abs(row["bits_per_element"] - 1))["name"]
+        pictures.append((near, shown[near]))
+        if flip:
+            pictures.append(("FLIP", flip_map(references, shown[near], magma=True)))
+    return image_grid(pictures)
+
+
 @torch.no_grad()
 def main(args):
     requires("matplotlib", extra="visualization")
     folder = Path(args.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_output_folder(folder, overwrite=True)
     train = load_data(args, args.train_data_dir, "train", args.max_train_samples)
     held_out = load_data(args, args.validation_data_dir, "validation", args.max_validation_samples)
+    check_held_out_images(held_out.source)
     if args.taef2:
         autoencoder = load_taef2(args.taef2).to(args.device)
     else:
         autoencoder = AutoModel.from_pretrained(args.autoencoder, subfolder=args.subfolder).to(args.device).eval()
+    folder.mkdir(parents=True, exist_ok=True)
     latents = [torch.cat(collect_latents(autoencoder, train, args.batch_size))]
     judged = collect_latents(autoencoder, held_out, args.batch_size)
     metrics, missing = image_metrics(args) if args.image_metrics else ({}, {})
@@ -491,20 +513,15 @@ def main(args):
             "versions": {"diffusers_lasers": diffusers_lasers.__version__, "torch": torch.__version__},
         }
         write_json(folder / "results.json", results)
-    write_text(folder / "results.md", markdown(results))
-    draw(rows, folder / "rate_distortion.png")
-    if args.image_metrics:
-        chosen = []
-        for name in dict.fromkeys(row["family"] for row in rows):
-            near = min(
-                (row for row in rows if row["family"] == name), key=lambda row: abs(row["bits_per_element"] - 1)
-            )
-            chosen.append(near["name"])
-        pictures = [("decode(z)", references[:4])]
-        for name in chosen:
-            pictures += [(name, shown[name]), ("FLIP", flip_map(references[:4], shown[name], magma=True))]
-        save_image(folder / "grid.png", image_grid(pictures))
+        write_text(folder / "results.md", markdown(results))
     print(markdown(results))
+    judgement = Judgement(folder, saved="The results are")
+    with judgement.of("the curves"):
+        draw(rows, folder / "rate_distortion.png")
+    if args.image_metrics:
+        with judgement.of("the pictures"):
+            save_image(folder / "grid.png", draw_images(rows, references[:4], shown, "flip" in metrics))
+    judgement.end()
 
 
 def cli(input_args=None):

@@ -5,7 +5,7 @@
     python examples/fit_codec.py --train_data_dir photos/ --notation "RQ-{32-8-8}" --validation_data_dir more_photos/ --output_dir rq
 
 OUTPUT_DIR gets the codec, settings.json (command, data, seconds, peak memory), a model card with the rate and, with --validation_data_dir, the
-PSNR of held-out images beside it, and reconstructions.png. Without --train_data_dir or --dataset_name the photographs that scikit-image installs are
+PSNR of held-out images beside it, and reconstructions.png; the codec is saved before it is judged. Without --train_data_dir or --dataset_name the photographs that scikit-image installs are
 fitted, and two of them that were not are the held-out ones.
 """
 
@@ -20,16 +20,25 @@ from PIL import Image
 
 import diffusers_lasers
 from diffusers_lasers import ModelBasedVQCodec
+from diffusers_lasers.training import (
+    Judgement,
+    add_data_flags,
+    add_hub_flags,
+    check_held_out_images,
+    check_output_folder,
+    open_images,
+)
 from diffusers_lasers.utils import (
     CommandParser,
+    create_repository,
     hide_token,
     push_folder,
     recorded_arguments,
     save_image,
+    save_whole,
     write_json,
     write_model_card,
 )
-from diffusers_lasers.utils.image_sources import load_image_dataset
 
 
 def parse_args(input_args=None):
@@ -38,13 +47,7 @@ def parse_args(input_args=None):
     add("--notation", default="OPQ-{32-8-8}", help="Kind, and bits a patch of Y, Cb and Cr, as in the paper.")
     add("--patch_size", type=int, default=8)
     add("--codebook_bits", type=int, default=8, help="Bits of a sub-codebook of PQ, OPQ and RQ.")
-    add("--train_data_dir", help="Folder of images (recursive), parquet file or folder, or pattern.")
-    add("--dataset_name", help="Data set of the Hub.")
-    add("--dataset_config_name")
-    add("--image_column", default="image")
-    add("--max_train_samples", type=int, help="Take only the first so many images.")
-    add("--validation_data_dir", help="Held-out images: their PSNR goes into the card.")
-    add("--max_validation_samples", type=int)
+    add_data_flags(parser)
     add("--stride", type=int, default=1, help="Pixels between patches.")
     add("--max_patches", type=int, default=2**19, help="Patches that are drawn from all of them.")
     add("--no_flip", action="store_true", help="Do not also read each image upside down.")
@@ -52,9 +55,7 @@ def parse_args(input_args=None):
     add("--seed", type=int, default=0)
     add("--threads", type=int, help="Threads of faiss. Default: all.")
     add("--output_dir", default="codec")
-    add("--push_to_hub", action="store_true")
-    add("--hub_model_id", help="Default: the name of --output_dir.")
-    add("--hub_token")
+    add_hub_flags(parser)
     args = parser.parse_args(input_args)
     for name in ("stride", "max_patches", "iterations", "threads", "max_train_samples", "max_validation_samples"):
         value = getattr(args, name)
@@ -128,27 +129,23 @@ def card_sections(settings):
     return sections
 
 
+def write_about(folder, settings):
+    """settings.json and the card, with what is known of the codec."""
+    write_json(folder / "settings.json", settings)
+    tags = ("image-compression", "vector-quantization")
+    write_model_card(folder, "ModelBasedVQCodec", tags=tags, sections=card_sections(settings))
+
+
 def main(args):
-    bundled = args.train_data_dir is None and args.dataset_name is None
-    names = {"image_column": args.image_column}
-    train = load_image_dataset(
-        dataset_name=args.dataset_name,
-        dataset_config_name=args.dataset_config_name,
-        train_data_dir=args.train_data_dir,
-        max_samples=args.max_train_samples,
-        **names,
-    )
-    held_out = None
-    if args.validation_data_dir or bundled:
-        held_out = load_image_dataset(
-            train_data_dir=args.validation_data_dir,
-            split="validation",
-            max_samples=args.max_validation_samples,
-            **names,
-        )
+    folder = Path(args.output_dir)
+    check_output_folder(folder, args.overwrite_output_dir)
     codec = ModelBasedVQCodec.from_notation(
         args.notation, patch_size=args.patch_size, codebook_bits=args.codebook_bits
     )
+    held_out = check_held_out_images(open_images(args, "validation"), skip_unreadable=args.skip_unreadable)
+    train = check_held_out_images(open_images(args), skip_unreadable=args.skip_unreadable)
+    if args.push_to_hub:
+        create_repository(folder, args.hub_model_id, args.hub_token)
     start = time.perf_counter()
     codec.fit(
         train,
@@ -160,7 +157,6 @@ def main(args):
         threads=args.threads,
     )
     seconds, peak = time.perf_counter() - start, peak_memory_gib()
-    figures, picture = judge(codec, held_out) if held_out is not None else (None, None)
     settings = {
         "command": "python " + shlex.join(hide_token(sys.argv, args.hub_token)),
         "arguments": recorded_arguments(args),
@@ -171,28 +167,27 @@ def main(args):
         "compression_ratio": codec.compression_ratio,
         "seconds": seconds,
         "peak_memory_gib": peak,
-        "validation": figures,
+        "validation": None,
         "versions": {"diffusers_lasers": diffusers_lasers.__version__, "torch": torch.__version__},
     }
-    folder = Path(args.output_dir)
-    codec.save_pretrained(folder)
-    write_model_card(
-        folder,
-        "ModelBasedVQCodec",
-        tags=("image-compression", "vector-quantization"),
-        sections=card_sections(settings),
-    )
-    write_json(folder / "settings.json", settings)
-    if picture is not None:
-        save_image(folder / "reconstructions.png", picture)
+    save_whole(codec, folder)
+    (folder / "reconstructions.png").unlink(missing_ok=True)  # of a codec that was overwritten
+    write_about(folder, settings)
     memory = "" if peak is None else f", peak memory {peak:.2f} GiB"
     print(f"{codec.notation} fitted to {len(train)} images in {seconds:.0f} s{memory}: {folder}")
-    if figures:
-        print(
-            f"{figures['images']} held-out images: {figures['psnr_db']:.2f} dB at {figures['bits_per_pixel']:.3f} bits a pixel"
-        )
+    judgement = Judgement(folder)
+    if held_out is not None:
+        with judgement.of("the held-out images"):
+            figures, picture = judge(codec, held_out)
+            write_about(folder, {**settings, "validation": figures})
+            print(
+                f"{figures['images']} held-out images: {figures['psnr_db']:.2f} dB at {figures['bits_per_pixel']:.3f} bits a pixel"
+            )
+            save_image(folder / "reconstructions.png", picture)
     if args.push_to_hub:
-        push_folder(folder, args.hub_model_id, args.hub_token, f"{codec.notation}, fitted")
+        with judgement.of("the upload"):
+            push_folder(folder, args.hub_model_id, args.hub_token, f"{codec.notation}, fitted")
+    judgement.end()
 
 
 def cli(input_args=None):

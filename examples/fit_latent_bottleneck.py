@@ -5,7 +5,7 @@
     python examples/fit_latent_bottleneck.py --autoencoder vae/ --train_data_dir photos/ --bottleneck residual_vq --num_symbols 256 --depth 4 --output_dir rvq
 
 OUTPUT_DIR gets the bottleneck, which `LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=...)` takes, settings.json and a card with the figures of held-out
-images (--validation_data_dir) and the bits that they cost. Without --train_data_dir or --dataset_name the photographs that scikit-image installs are read.
+images (--validation_data_dir) and the bits that they cost; the bottleneck is saved before it is judged. Without --train_data_dir or --dataset_name the photographs that scikit-image installs are read.
 """
 
 import shlex
@@ -26,12 +26,24 @@ from diffusers_lasers import (
 )
 from diffusers_lasers.metrics import PSNR, CodeRate, LatentNMSE
 from diffusers_lasers.models.autoencoders import decode_latents
-from diffusers_lasers.training import ImageDataset, collect_latents, fit_bottleneck, load_image_dataset
+from diffusers_lasers.training import (
+    ImageDataset,
+    Judgement,
+    add_data_flags,
+    add_hub_flags,
+    check_held_out_images,
+    check_output_folder,
+    collect_latents,
+    fit_bottleneck,
+    open_images,
+)
 from diffusers_lasers.utils import (
     CommandParser,
+    create_repository,
     hide_token,
     push_folder,
     recorded_arguments,
+    save_whole,
     write_json,
     write_model_card,
 )
@@ -42,13 +54,7 @@ def parse_args(input_args=None):
     add = parser.add_argument
     add("--autoencoder", required=True, help="Folder (or Hub name) of an autoencoder of diffusers, or of a pipeline.")
     add("--subfolder", help="Where it is in a pipeline's folder, e.g. vae.")
-    add("--train_data_dir", help="Folder of images (recursive), parquet file or folder, or pattern.")
-    add("--dataset_name", help="Data set of the Hub.")
-    add("--dataset_config_name")
-    add("--image_column", default="image")
-    add("--max_train_samples", type=int)
-    add("--validation_data_dir", help="Held-out images: their figures go into the card.")
-    add("--max_validation_samples", type=int, default=64)
+    add_data_flags(parser, max_validation_samples=64)
     add("--resolution", type=int, default=256, help="Side of the square crops.")
     add("--crops_per_image", type=int, help="Default: 1, or 32 of the bundled photographs.")
     add("--batch_size", type=int, default=16, help="Images that the autoencoder reads at a time.")
@@ -78,9 +84,7 @@ def parse_args(input_args=None):
     add("--seed", type=int, default=0)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--output_dir", default="latent-bottleneck")
-    add("--push_to_hub", action="store_true")
-    add("--hub_model_id", help="Default: the name of --output_dir.")
-    add("--hub_token")
+    add_hub_flags(parser)
     args = parser.parse_args(input_args)
     for name in (
         "resolution",
@@ -170,35 +174,38 @@ def card_sections(settings):
     return sections
 
 
+def write_about(folder, bottleneck, settings):
+    """settings.json and the card, with what is known of the bottleneck."""
+    write_json(folder / "settings.json", settings)
+    write_model_card(folder, type(bottleneck).__name__, tags=("latent-compression",), sections=card_sections(settings))
+
+
 def main(args):
-    bundled = args.train_data_dir is None and args.dataset_name is None
+    folder = Path(args.output_dir)
+    check_output_folder(folder, args.overwrite_output_dir)
 
-    def data(split, own, **source):
-        images = load_image_dataset(split=split, image_column=args.image_column, **source)
-        crops, resize = args.crops_per_image or (1 if own else 32), args.resolution if own else None
+    def crops(images, own, skip_unreadable=False):
+        number, resize = args.crops_per_image or (1 if own else 32), args.resolution if own else None
         return ImageDataset(
-            images, args.resolution, resize, center_crop=crops == 1, crops_per_image=crops, seed=args.seed
+            images,
+            args.resolution,
+            resize,
+            center_crop=number == 1,
+            crops_per_image=number,
+            seed=args.seed,
+            skip_unreadable=skip_unreadable,
         )
 
-    train = data(
-        "train",
-        not bundled,
-        dataset_name=args.dataset_name,
-        dataset_config_name=args.dataset_config_name,
-        train_data_dir=args.train_data_dir,
-        max_samples=args.max_train_samples,
-    )
-    held_out = None
-    if args.validation_data_dir or bundled:
-        held_out = data(
-            "validation",
-            args.validation_data_dir is not None,
-            train_data_dir=args.validation_data_dir,
-            max_samples=args.max_validation_samples,
-        )
+    own = bool(args.train_data_dir or args.dataset_name)
+    held_out = check_held_out_images(open_images(args, "validation"), skip_unreadable=args.skip_unreadable)
+    if held_out is not None:
+        held_out = crops(held_out, own or args.validation_data_dir is not None)
+    train = crops(open_images(args), own, args.skip_unreadable)
     autoencoder = AutoModel.from_pretrained(args.autoencoder, subfolder=args.subfolder).to(args.device).eval()
     bottleneck, fit_arguments = build_bottleneck(args, autoencoder.config.latent_channels)
     bottleneck.to(args.device)
+    if args.push_to_hub:
+        create_repository(folder, args.hub_model_id, args.hub_token)
     start = time.perf_counter()
     fit_bottleneck(autoencoder, train, bottleneck, args.batch_size, args.normalize, **fit_arguments)
     settings = {
@@ -209,22 +216,25 @@ def main(args):
         "images": len(train),
         "seconds": time.perf_counter() - start,
         "bits_per_site": bottleneck.bits_per_site,
-        "validation": judge(autoencoder, bottleneck, held_out, args) if held_out is not None else None,
+        "validation": None,
         "versions": {"diffusers_lasers": diffusers_lasers.__version__, "torch": torch.__version__},
     }
-    folder = Path(args.output_dir)
-    bottleneck.save_pretrained(folder)
-    write_model_card(folder, type(bottleneck).__name__, tags=("latent-compression",), sections=card_sections(settings))
-    write_json(folder / "settings.json", settings)
+    save_whole(bottleneck, folder)
+    write_about(folder, bottleneck, settings)
     print(f"{type(bottleneck).__name__} fitted to {len(train)} crops in {settings['seconds']:.0f} s: {folder}")
-    if settings["validation"]:
-        figures = settings["validation"]
-        print(
-            f"{figures['images']} held-out crops: latent SNR {figures['latent_snr_db']:.2f} dB, PSNR {figures['psnr_db']:.2f} dB, "
-            f"{figures['entropy_bits_per_element']:.3f} bits a latent element, {figures['entropy_bits_per_pixel']:.3f} a pixel (entropy)"
-        )
+    judgement = Judgement(folder)
+    if held_out is not None:
+        with judgement.of("the held-out images"):
+            figures = judge(autoencoder, bottleneck, held_out, args)
+            write_about(folder, bottleneck, {**settings, "validation": figures})
+            print(
+                f"{figures['images']} held-out crops: latent SNR {figures['latent_snr_db']:.2f} dB, PSNR {figures['psnr_db']:.2f} dB, "
+                f"{figures['entropy_bits_per_element']:.3f} bits a latent element, {figures['entropy_bits_per_pixel']:.3f} a pixel (entropy)"
+            )
     if args.push_to_hub:
-        push_folder(folder, args.hub_model_id, args.hub_token, f"{type(bottleneck).__name__}, fitted")
+        with judgement.of("the upload"):
+            push_folder(folder, args.hub_model_id, args.hub_token, f"{type(bottleneck).__name__}, fitted")
+    judgement.end()
 
 
 def cli(input_args=None):

@@ -5,31 +5,28 @@
     accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/ --resolution 64 --parameterization continuous …
 
 CODEC is a folder of a fitted `ModelBasedVQCodec` (`examples/fit_codec.py`), or of an `AutoencoderDL` with VQ or residual VQ. The images are coded once, before
-the training, and the codes kept in OUTPUT_DIR/codes (or --codes_dir, which several runs can share). --parameterization: `categorical` is the
+the training, and the codes kept in OUTPUT_DIR/codes (or --codes_dir, which several runs can share, also when they start at once). --parameterization: `categorical` is the
 paper's reverse process (eq 24), `continuous` its first one (eq 4), `uniform` and `absorbing` are the D3PM baselines on the same codes.
 
 OUTPUT_DIR gets the pipeline (`ModelBasedLatentDiffusionPipeline.from_pretrained` loads it), a model card, settings.json, training_log.jsonl,
-pictures of samples in validation/, and checkpoint-N/ to resume from.
+pictures of samples in validation/, and checkpoint-N/ to resume from. The pipeline is saved before it is judged.
 """
 
 import argparse
-import hashlib
-import json
 import math
 import os
 import shlex
-import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import accelerate
-import datasets
 import diffusers
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import DDPMScheduler, DiscreteDDIMScheduler
 from diffusers.optimization import get_scheduler
@@ -51,21 +48,31 @@ from diffusers_lasers.models.codecs import encode_indices, index_layout
 from diffusers_lasers.training import (
     ImageDataset,
     IndexDiffusionObjective,
+    Judgement,
     ModelAverage,
+    RunFolder,
     StreamSampler,
     TrainingLog,
     TrainingState,
     Window,
-    latest_checkpoint,
-    load_image_dataset,
-    save_checkpoint,
+    adam_optimizer,
+    add_data_flags,
+    add_hub_flags,
+    cached_codes,
+    images_fingerprint,
+    model_fingerprint,
+    open_images,
+    run_identity,
+    scaled_learning_rate,
 )
 from diffusers_lasers.utils import (
     CommandParser,
+    create_repository,
     hide_token,
     push_folder,
     recorded_arguments,
     save_image,
+    save_whole,
     settle,
     write_json,
     write_model_card,
@@ -85,12 +92,8 @@ def parse_args(input_args=None):
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--codec", required=True, help="Folder (or Hub name) of a ModelBasedVQCodec or an AutoencoderDL.")
-    add("--train_data_dir", help="Folder of images (recursive), parquet, or pattern. Default: scikit-image's photos.")
-    add("--dataset_name", help="Data set of the Hub.")
-    add("--dataset_config_name")
-    add("--image_column", default="image")
-    add("--max_train_samples", type=int)
-    add("--validation_data_dir", help="Held-out images: their loss goes into the log and the card.")
+    add("--pretrained_model_name_or_path", help="Start from this denoiser: its folder or Hub name, or a pipeline's.")
+    add_data_flags(parser)
     add("--resolution", type=int, default=64, help="Side of the square crops.")
     add("--resize", type=int, help="Short side before cropping. Default: --resolution; 0: keep the size.")
     add("--random_flip", action="store_true", help="Code each image also mirrored.")
@@ -120,12 +123,14 @@ def parse_args(input_args=None):
     add("--gradient_accumulation_steps", type=int, default=1)
     add("--gradient_checkpointing", action="store_true")
     add("--learning_rate", type=float, default=3e-4)
+    add("--scale_lr", action="store_true", help="Times the images of a step.")
     add("--lr_scheduler", default="cosine")
     add("--lr_warmup_steps", type=int, default=200)
     add("--adam_beta1", type=float, default=0.9)
     add("--adam_beta2", type=float, default=0.99)
     add("--adam_weight_decay", type=float, default=0.0)
     add("--adam_epsilon", type=float, default=1e-8)
+    add("--use_8bit_adam", action="store_true")
     add("--max_grad_norm", type=float, default=1.0)
     add("--use_ema", action="store_true")
     add("--ema_decay", type=float, default=0.999)
@@ -138,18 +143,22 @@ def parse_args(input_args=None):
     add("--temperature", type=float, default=1.0, help="γ of eq 25 in these pictures and the saved scheduler.")
     add("--checkpointing_steps", type=int, default=0, help="0: none.")
     add("--checkpoints_total_limit", type=int)
-    add("--resume_from_checkpoint", help="A folder checkpoint-N, or `latest`.")
+    add("--resume_from_checkpoint", help="`latest`, a checkpoint's folder, or its name in --output_dir.")
     add("--report_to", default="none", help="tensorboard, wandb, trackio, … or none.")
     add("--tracker_project_name", default="categorical-ddpm")
     add("--output_dir", default="categorical-ddpm")
-    add("--push_to_hub", action="store_true")
-    add("--hub_model_id", help="Default: the name of --output_dir.")
-    add("--hub_token")
+    add_hub_flags(parser)
     args = parser.parse_args(input_args)
     positive = (
         "resolution train_batch_size max_train_steps gradient_accumulation_steps log_steps num_validation_images"
     )
-    for name in [*positive.split(), "num_inference_steps", "max_train_samples", "checkpoints_total_limit"]:
+    for name in [
+        *positive.split(),
+        "num_inference_steps",
+        "max_train_samples",
+        "max_validation_samples",
+        "checkpoints_total_limit",
+    ]:
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name} must be at least 1, got {value}")
@@ -159,6 +168,15 @@ def parse_args(input_args=None):
         parser.error(f"--temperature must not be negative, got {args.temperature}")
     if NETWORK[args.parameterization] == "discrete" and args.num_train_timesteps != 1000:
         parser.error("--num_train_timesteps must be 1000 for uniform and absorbing")
+    if args.num_inference_steps > args.num_train_timesteps:
+        parser.error(
+            f"--num_inference_steps must be at most --num_train_timesteps, {args.num_train_timesteps}, got {args.num_inference_steps}"
+        )
+    trackers = ["none", "all", *sorted(str(name) for name in get_available_trackers())]
+    if args.report_to not in trackers:
+        parser.error(f"--report_to must be one of what is installed, {', '.join(trackers)}, got {args.report_to}")
+    if args.pretrained_model_name_or_path and (args.block_out_channels or args.layers_per_block):
+        parser.error("--block_out_channels and --layers_per_block are those of --pretrained_model_name_or_path")
     return args
 
 
@@ -171,65 +189,54 @@ def load_codec(path):
     return model.requires_grad_(False).eval()
 
 
-def fingerprint(codec, **arguments):
-    """A name for codes: what they depend on."""
-    digest = hashlib.sha256(json.dumps([dict(codec.config), arguments], sort_keys=True, default=str).encode())
-    for name, tensor in sorted(codec.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16]
+def load_denoiser(path, dropout, **given):
+    """A trained denoiser of a pipeline, a checkpoint, or a folder of its own; what is given must be its own configuration."""
+    try:
+        model = CategoricalUNet2DModel.from_pretrained(path, subfolder="unet", dropout=dropout)
+    except OSError:
+        model = CategoricalUNet2DModel.from_pretrained(path, dropout=dropout)
+    for name, value in given.items():
+        if model.config[name] != value:
+            raise ValueError(
+                f"--pretrained_model_name_or_path {path} has {name} {model.config[name]!r}, and this run needs {value!r}."
+            )
+    return model
 
 
 def coded_dataset(codec, args, split, folder, device):
-    """The codes of all images as a `datasets.Dataset` on disk; made once."""
-    held_out = split == "validation"
-    arguments = {
-        "data": os.path.abspath(args.validation_data_dir) if held_out else args.dataset_name or args.train_data_dir,
-        "config": args.dataset_config_name,
-        "column": args.image_column,
-        "max_samples": None if held_out else args.max_train_samples,
+    """The codes `(N, c̄, h, w)` of all images, from the cache; None where there are no images of the split."""
+    source = open_images(args, split)
+    if source is None:
+        return None
+    resize = args.resolution if args.resize is None else args.resize or None
+    images = ImageDataset(
+        source, args.resolution, resize=resize, center_crop=True, skip_unreadable=args.skip_unreadable
+    )
+    views = 2 if args.random_flip and split == "train" else 1
+    slots, codewords, side = index_layout(codec)
+    grid = -(-args.resolution // side)
+
+    def make():
+        for start in tqdm(range(0, len(images), 64), desc=f"Codes, {split}", file=sys.stderr):
+            indices = list(range(start, min(start + 64, len(images))))
+            pixels = images.__getitems__(indices)["pixel_values"].to(device)
+            for view in (pixels, pixels.flip(-1))[:views]:
+                yield encode_indices(codec, view).cpu().numpy()
+
+    key = {
+        "images": images_fingerprint(source),
+        "codec": model_fingerprint(codec),
         "resolution": args.resolution,
-        "resize": args.resize,
-        "flip": args.random_flip and not held_out,
+        "resize": resize,
+        "views": views,
+        "skip_unreadable": args.skip_unreadable,
+        "version": diffusers_lasers.__version__,
     }
-    place = Path(folder) / f"{split}-{fingerprint(codec, **arguments)}"
-    if not place.is_dir():
-        source = load_image_dataset(
-            dataset_name=None if held_out else args.dataset_name,
-            dataset_config_name=args.dataset_config_name,
-            train_data_dir=args.validation_data_dir if held_out else args.train_data_dir,
-            split=split,
-            image_column=args.image_column,
-            max_samples=arguments["max_samples"],
-        )
-        resize = args.resolution if args.resize is None else args.resize or None
-        images = ImageDataset(source, args.resolution, resize=resize, center_crop=True)
-        slots, _, side = index_layout(codec)
-        grid = -(-args.resolution // side)
-        features = datasets.Features({"codes": datasets.Array3D((slots, grid, grid), "uint16")})
-        codec = codec.to(device)
-
-        def rows():
-            for start in tqdm(range(0, len(images), 64), desc=f"Codes, {split}", file=sys.stderr):
-                indices = list(range(start, min(start + 64, len(images))))
-                pixels = images.__getitems__(indices)["pixel_values"].to(device)
-                for view in (pixels, pixels.flip(-1)) if arguments["flip"] else (pixels,):
-                    for code in encode_indices(codec, view).cpu().numpy():
-                        yield {"codes": code.astype(np.uint16)}
-
-        scratch, cache = (place.with_name(place.name + end) for end in (".tmp", ".cache"))
-        for leftover in (scratch, cache):
-            shutil.rmtree(leftover, ignore_errors=True)
-        table = datasets.Dataset.from_generator(
-            rows, features=features, cache_dir=str(cache), fingerprint=place.name.replace("-", "")
-        )
-        table.save_to_disk(str(scratch))
-        os.replace(scratch, place)
-        shutil.rmtree(cache)
-    return datasets.load_from_disk(str(place)).with_format("numpy")
+    return cached_codes(folder, split, key, make, (views * len(images), slots, grid, grid), codewords)
 
 
-def collate(rows):
-    return torch.from_numpy(np.stack([row["codes"] for row in rows]).astype(np.int64))
+def collate(codes):
+    return torch.from_numpy(np.stack(codes).astype(np.int64))
 
 
 def make_scheduler(args, codewords):
@@ -254,33 +261,26 @@ def prepare(args):
         project_config=ProjectConfiguration(args.output_dir, logging_dir=os.path.join(args.output_dir, "logs")),
     )
     set_seed(args.seed)
-    run.checkpoint = None
-    if args.resume_from_checkpoint == "latest":
-        run.checkpoint = latest_checkpoint(args.output_dir, logger.warning)
-        if run.checkpoint is None:
-            logger.warning(f"There is no checkpoint in {args.output_dir}: starting from scratch.")
-    elif args.resume_from_checkpoint:
-        run.checkpoint = Path(args.resume_from_checkpoint)
-        if not run.checkpoint.is_dir():
-            raise ValueError(
-                f"--resume_from_checkpoint must be a folder or `latest`, got {args.resume_from_checkpoint!r}."
-            )
     run.codec = load_codec(args.codec)
-    slots, codewords, side = index_layout(run.codec)
-    given = ("block_out_channels", "layers_per_block", "self_conditioning")
-    run.model = CategoricalUNet2DModel.from_preset(
-        args.preset,
-        num_slots=slots,
-        num_codewords=codewords,
-        parameterization=NETWORK[args.parameterization],
-        sample_size=-(-args.resolution // side),
-        dropout=args.dropout,
-        **{name: getattr(args, name) for name in given if getattr(args, name) is not None},
+    run.batch_size = args.train_batch_size * run.accelerator.num_processes * args.gradient_accumulation_steps
+    identity = run_identity(args, total_batch_size=run.batch_size, codec_weights=model_fingerprint(run.codec))
+    run.folder = RunFolder(
+        run.accelerator, args.output_dir, identity, args.resume_from_checkpoint, args.overwrite_output_dir
     )
+    slots, codewords, side = index_layout(run.codec)
+    must = {"num_slots": slots, "num_codewords": codewords, "parameterization": NETWORK[args.parameterization]}
+    names = ("block_out_channels", "layers_per_block", "self_conditioning")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.pretrained_model_name_or_path:
+        run.model = load_denoiser(args.pretrained_model_name_or_path, args.dropout, **must, **given)
+    else:
+        size = -(-args.resolution // side)
+        run.model = CategoricalUNet2DModel.from_preset(
+            args.preset, sample_size=size, dropout=args.dropout, **must, **given
+        )
     args.self_conditioning = run.model.config.self_conditioning
     if args.gradient_checkpointing:
         run.model.enable_gradient_checkpointing()
-    codes_dir = args.codes_dir or os.path.join(args.output_dir, "codes")
     run.objective = IndexDiffusionObjective(
         args.parameterization,
         codewords,
@@ -294,18 +294,8 @@ def prepare(args):
     )
     device = run.accelerator.device
     run.codec.to(device)
-    with run.accelerator.main_process_first():
-        run.dataset = coded_dataset(run.codec, args, "train", codes_dir, device)
-        run.held_out = None
-        if args.validation_data_dir:
-            run.held_out = coded_dataset(run.codec, args, "validation", codes_dir, device)
-    run.batch_size = args.train_batch_size * run.accelerator.num_processes * args.gradient_accumulation_steps
-    run.optimizer = torch.optim.AdamW(
-        run.model.parameters(),
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        eps=args.adam_epsilon,
+    run.optimizer = adam_optimizer(
+        run.model.parameters(), args, scaled_learning_rate(args, run.accelerator.num_processes)
     )
     run.lr_scheduler = get_scheduler(
         args.lr_scheduler,
@@ -316,7 +306,19 @@ def prepare(args):
     run.model.to(device).train()
     run.average = ModelAverage(run.model, args.ema_decay) if args.use_ema else None
     run.state = TrainingState()
+    parts = {"lr_scheduler": run.lr_scheduler, "state": run.state, "average": run.average}
+    run.parts = {name: part for name, part in parts.items() if part is not None}
+    if args.push_to_hub and run.accelerator.is_main_process:
+        create_repository(args.output_dir, args.hub_model_id, args.hub_token)
     return run
+
+
+def code_images(run, args):
+    """The codes of both splits, held-out ones first: what cannot be read of them is found before the long part."""
+    folder = args.codes_dir or os.path.join(args.output_dir, "codes")
+    with run.accelerator.main_process_first():
+        for name, split in (("held_out", "validation"), ("dataset", "train")):
+            setattr(run, name, coded_dataset(run.codec, args, split, folder, run.accelerator.device))
 
 
 def register_hooks(run):
@@ -368,16 +370,17 @@ def validate(run, args, step):
     """Held-out loss and a picture of samples, of the weights that would be saved now; on the main process."""
     with run.average.applied(run.model) if run.average is not None else nullcontext():
         run.model.eval()
-        figures = held_out_loss(run, args)
-        generator = torch.Generator().manual_seed(args.seed)
-        images = make_pipeline(run, args)(
-            batch_size=args.num_validation_images,
-            num_inference_steps=args.num_inference_steps,
-            temperature=args.temperature,
-            generator=generator,
-            output_type="pt",
-        ).images
-        run.model.train()
+        try:
+            figures = held_out_loss(run, args)
+            images = make_pipeline(run, args)(
+                batch_size=args.num_validation_images,
+                num_inference_steps=args.num_inference_steps,
+                temperature=args.temperature,
+                generator=torch.Generator().manual_seed(args.seed),
+                output_type="pt",
+            ).images
+        finally:
+            run.model.train()
     columns = math.ceil(math.sqrt(len(images)))
     canvas = torch.ones(3, -(-len(images) // columns) * images.shape[-2], columns * images.shape[-1])
     for index, image in enumerate(images.cpu()):
@@ -412,28 +415,38 @@ def describe(run, args):
     }
 
 
-def finish(run, args, settings, figures, picture):
-    """Saves the pipeline and its card, and uploads them where that is wanted."""
-    folder = Path(args.output_dir)
-    with run.average.applied(run.model) if run.average is not None else nullcontext():
-        make_pipeline(run, args).save_pretrained(folder)
+def write_card(args, settings, figures, picture):
+    """The pipeline's card, with what is known of it."""
     arguments = settings["arguments"]
+    data = arguments["dataset_name"] or arguments["train_data_dir"] or "photographs bundled with scikit-image"
     lines = [
-        f"- Data: {arguments['dataset_name'] or arguments['train_data_dir'] or 'photographs bundled with scikit-image'} ({settings['codes']} codes)",
+        f"- Data: {data} ({settings['codes']} codes)",
         f"- Codec: {arguments['codec']}, {settings['bits_per_pixel']:.4g} bits per pixel; no sample can be better than its reconstructions",
         f"- Reverse process: {arguments['parameterization']}, {settings['parameters'] / 1e6:.1f} million parameters",
         f"- Steps: {args.max_train_steps} of {settings['total_batch_size']} codes",
     ]
     lines += [f"- Held-out loss: {value:.4f}" for value in figures.values()]
-    sections = {
-        "Training": "\n".join([*lines, "", f"```bash\n{settings['command']}\n```"]),
-        "Samples": f"At {args.num_inference_steps} steps.\n\n![Samples]({picture})",
-    }
+    sections = {"Training": "\n".join([*lines, "", f"```bash\n{settings['command']}\n```"])}
+    if picture is not None:
+        sections["Samples"] = f"At {args.num_inference_steps} steps.\n\n![Samples]({picture})"
     tags = ("unconditional-image-generation",)
-    write_model_card(folder, "ModelBasedLatentDiffusionPipeline", tags=tags, sections=sections)
+    write_model_card(args.output_dir, "ModelBasedLatentDiffusionPipeline", tags=tags, sections=sections)
+
+
+def finish(run, args, settings, log):
+    """Saves the pipeline, judges it, and uploads it where that is wanted; on the main process."""
+    with run.average.applied(run.model) if run.average is not None else nullcontext():
+        save_whole(make_pipeline(run, args), args.output_dir)
+    write_card(args, settings, {}, None)
+    with run.judgement.of("the held-out loss and samples"):
+        figures, picture = validate(run, args, run.state.step)
+        if figures:
+            log.write({"step": run.state.step, **figures})
+        write_card(args, settings, figures, picture)
     if args.push_to_hub:
-        ignored = ["checkpoint-*", "logs/*", "codes/*"]
-        push_folder(folder, args.hub_model_id, args.hub_token, "End of training", ignored)
+        with run.judgement.of("the upload"):
+            ignored = ["checkpoint-*", "logs/*", "codes/*", "run.json"]
+            push_folder(args.output_dir, args.hub_model_id, args.hub_token, "End of training", ignored)
 
 
 def train(run, args, model, log):
@@ -474,21 +487,15 @@ def train(run, args, model, log):
             accelerator.log(record, step=state.step)
             bar.set_postfix({name: record[name] for name in ("loss", "accuracy") if name in record})
         with window.paused():
+            if args.checkpointing_steps and state.step % args.checkpointing_steps == 0:
+                run.folder.save(state.step, run.parts, args.checkpoints_total_limit)
             if args.validation_steps and state.step % args.validation_steps == 0 and state.step < args.max_train_steps:
                 if accelerator.is_main_process:
-                    figures, _ = validate(run, args, state.step)
-                    if figures:
-                        log.write({"step": state.step, **figures})
+                    with run.judgement.of(f"the validation at step {state.step}"):
+                        figures, _ = validate(run, args, state.step)
+                        if figures:
+                            log.write({"step": state.step, **figures})
                 accelerator.wait_for_everyone()
-            if args.checkpointing_steps and state.step % args.checkpointing_steps == 0:
-                save_checkpoint(
-                    args.output_dir,
-                    state.step,
-                    accelerator.save_state,
-                    total_limit=args.checkpoints_total_limit,
-                    is_main_process=accelerator.is_main_process,
-                    wait=accelerator.wait_for_everyone,
-                )
     bar.close()
 
 
@@ -507,30 +514,33 @@ class KeyedCodes(torch.utils.data.Dataset):
 
 def main(args):
     run = prepare(args)
+    for sentence in run.folder.passed_over:
+        logger.warning(sentence)
+    code_images(
+        run, args
+    )  # before the folder is taken: what cannot be read leaves no run that would have to be overwritten
+    run.folder.claim()
+    folder, log, main_process = Path(args.output_dir), None, run.accelerator.is_main_process
+    if main_process:
+        config = {k: v for k, v in recorded_arguments(args).items() if isinstance(v, (int, float, str, bool))}
+        run.accelerator.init_trackers(args.tracker_project_name, config=config)
     settings = describe(run, args)
     model, run.optimizer = run.accelerator.prepare(run.model, run.optimizer)
     register_hooks(run)
-    kept = [run.lr_scheduler, run.state, run.average]
-    run.accelerator.register_for_checkpointing(*(part for part in kept if part is not None))
     set_seed(args.seed, device_specific=True)  # ranks draw noise of their own
-    if run.checkpoint is not None:
-        run.accelerator.load_state(str(run.checkpoint))
-    folder, log = Path(args.output_dir), None
-    if run.accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
+    run.folder.load(run.parts)
+    run.judgement = Judgement(folder)  # only the main process judges
+    if main_process:
         write_json(folder / "settings.json", settings)
         log = TrainingLog(folder / "training_log.jsonl", resume_step=run.state.step)
-        config = {k: v for k, v in settings["arguments"].items() if isinstance(v, (int, float, str, bool))}
-        run.accelerator.init_trackers(args.tracker_project_name, config=config)
     train(run, args, model, log)
-    if run.accelerator.is_main_process:
-        figures, picture = validate(run, args, run.state.step)
-        if figures:
-            log.write({"step": run.state.step, **figures})
-        finish(run, args, settings, figures, picture)
+    if main_process:
+        finish(run, args, settings, log)
     run.accelerator.wait_for_everyone()
     settle()
     run.accelerator.end_training()
+    run.folder.release()
+    run.judgement.end()
 
 
 def cli(input_args=None):

@@ -5,16 +5,19 @@
         --pipeline cats-continuous --output_dir cats-refined
 
 Each image is coded, its indices as numbers in [-1, 1] get Gaussian noise of a standard deviation drawn up to --noise, and the decoded image is refined towards the
-original by L1 and 1 − SSIM. OUTPUT_DIR gets the refiner in refiner/, its card and settings.json; with --pipeline the whole pipeline, with this refiner.
+original by L1 and 1 − SSIM. OUTPUT_DIR gets the refiner in refiner/, its card, settings.json and training_log.jsonl; with --pipeline the whole pipeline, with this
+refiner; and checkpoint-N/ to resume from. The refiner is saved before it is judged.
 """
 
 import shlex
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader
@@ -24,15 +27,38 @@ from tqdm.auto import tqdm
 from diffusers_lasers import LatentRefiner, ModelBasedLatentDiffusionPipeline, ModelBasedVQCodec
 from diffusers_lasers.functional import index_to_number, number_to_index
 from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
-from diffusers_lasers.training import ImageDataset, StreamSampler, TrainingLog, Window, load_image_dataset, take_batch
+from diffusers_lasers.training import (
+    ImageDataset,
+    Judgement,
+    RunFolder,
+    StreamSampler,
+    TrainingLog,
+    TrainingState,
+    Window,
+    adam_optimizer,
+    add_data_flags,
+    add_hub_flags,
+    check_held_out_images,
+    model_fingerprint,
+    open_images,
+    run_identity,
+    scaled_learning_rate,
+    take_batch,
+)
 from diffusers_lasers.utils import (
     CommandParser,
+    create_repository,
     hide_token,
     push_folder,
     recorded_arguments,
+    save_whole,
+    settle,
     write_json,
     write_model_card,
 )
+
+
+logger = get_logger(__name__)
 
 
 def parse_args(input_args=None):
@@ -40,30 +66,41 @@ def parse_args(input_args=None):
     add = parser.add_argument
     add("--codec", required=True, help="Folder (or Hub name) of a ModelBasedVQCodec.")
     add("--pipeline", help="Pipeline that gets the refiner.")
-    add("--train_data_dir", help="Folder of images (recursive), parquet, or pattern. Default: scikit-image's photos.")
-    add("--validation_data_dir", help="Held-out images: PSNR before and after go into the card.")
-    add("--image_column", default="image")
+    add("--pretrained_model_name_or_path", help="Start from this refiner: its folder or Hub name, or a pipeline's.")
+    add_data_flags(parser)
     add("--resolution", type=int, default=64, help="Side of the square crops.")
     add("--noise", type=float, default=0.05, help="Largest standard deviation of the noise on indices in [-1, 1].")
     add("--ssim_weight", type=float, default=1.0, help="Weight of 1 − SSIM beside L1.")
-    add("--block_out_channels", type=int, nargs="+", default=(32, 64, 96))
-    add("--norm_num_groups", type=int, default=16)
+    add("--block_out_channels", type=int, nargs="+", help="Channels of its stages. Default: 32 64 96.")
+    add("--norm_num_groups", type=int, help="Default: 16.")
     add("--train_batch_size", type=int, default=16)
     add("--max_train_steps", type=int, default=5000)
     add("--learning_rate", type=float, default=3e-4)
+    add("--scale_lr", action="store_true", help="Times the images of a step.")
+    add("--lr_scheduler", default="cosine")
     add("--lr_warmup_steps", type=int, default=100)
+    add("--adam_beta1", type=float, default=0.9)
+    add("--adam_beta2", type=float, default=0.999)
+    add("--adam_weight_decay", type=float, default=0.0)
+    add("--adam_epsilon", type=float, default=1e-8)
+    add("--use_8bit_adam", action="store_true")
     add("--max_grad_norm", type=float, default=1.0)
     add("--mixed_precision", choices=["no", "fp16", "bf16"])
     add("--seed", type=int, default=0)
     add("--log_steps", type=int, default=50)
+    add("--checkpointing_steps", type=int, default=0, help="0: none.")
+    add("--checkpoints_total_limit", type=int)
+    add("--resume_from_checkpoint", help="`latest`, a checkpoint's folder, or its name in --output_dir.")
     add("--output_dir", default="refiner")
-    add("--push_to_hub", action="store_true", help="Upload the refiner, or with --pipeline the pipeline.")
-    add("--hub_model_id", help="Default: the name of --output_dir.")
-    add("--hub_token")
+    add_hub_flags(parser)
     args = parser.parse_args(input_args)
-    for name in ("resolution", "train_batch_size", "max_train_steps", "log_steps"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    positive = "resolution train_batch_size max_train_steps log_steps max_train_samples max_validation_samples"
+    for name in [*positive.split(), "checkpoints_total_limit"]:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
+    if args.pretrained_model_name_or_path and (args.block_out_channels or args.norm_num_groups):
+        parser.error("--block_out_channels and --norm_num_groups are those of --pretrained_model_name_or_path")
     if args.noise <= 0:
         parser.error(f"--noise must be positive, got {args.noise}")
     return args
@@ -104,42 +141,68 @@ def validate(codec, refiner, dataset, args):
     return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
 
 
-def main(args):
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+def make_refiner(args):
+    """A new refiner, or a trained one of a pipeline or a folder of its own."""
+    path = args.pretrained_model_name_or_path
+    if path is None:
+        given = {name: getattr(args, name) for name in ("block_out_channels", "norm_num_groups")}
+        return LatentRefiner(**{name: value for name, value in given.items() if value is not None})
+    try:
+        return LatentRefiner.from_pretrained(path, subfolder="refiner")
+    except OSError:
+        return LatentRefiner.from_pretrained(path)
+
+
+def prepare(args):
+    """The parts of a run. What can be wrong with the arguments and held-out images fails here, before anything is written."""
+    run = Namespace(accelerator=Accelerator(mixed_precision=args.mixed_precision))
+    accelerator = run.accelerator
     set_seed(args.seed)
-    codec = ModelBasedVQCodec.from_pretrained(args.codec).to(accelerator.device).eval()
-    pipeline = ModelBasedLatentDiffusionPipeline.from_pretrained(args.pipeline) if args.pipeline else None
-    refiner = LatentRefiner(
-        block_out_channels=tuple(args.block_out_channels), norm_num_groups=args.norm_num_groups
-    ).train()
-    source = load_image_dataset(train_data_dir=args.train_data_dir, image_column=args.image_column)
+    run.codec = ModelBasedVQCodec.from_pretrained(args.codec).to(accelerator.device).eval()
+    run.batch_size = args.train_batch_size * accelerator.num_processes
+    identity = run_identity(args, total_batch_size=run.batch_size, codec_weights=model_fingerprint(run.codec))
+    run.folder = RunFolder(
+        accelerator, args.output_dir, identity, args.resume_from_checkpoint, args.overwrite_output_dir
+    )
+    run.pipeline = ModelBasedLatentDiffusionPipeline.from_pretrained(args.pipeline) if args.pipeline else None
+    run.refiner = make_refiner(args).train()
     shape = {"resize": args.resolution, "center_crop": True, "seed": args.seed}
-    dataset, held_out = ImageDataset(source, args.resolution, **shape), None
-    if args.validation_data_dir:
-        source = load_image_dataset(
-            train_data_dir=args.validation_data_dir, split="validation", image_column=args.image_column
-        )
-        held_out = ImageDataset(source, args.resolution, **shape)
-    optimizer = torch.optim.AdamW(refiner.parameters(), lr=args.learning_rate, weight_decay=0.0)
-    schedule = get_scheduler(
-        "cosine", optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+    run.dataset = ImageDataset(open_images(args), args.resolution, skip_unreadable=args.skip_unreadable, **shape)
+    held_out = check_held_out_images(
+        open_images(args, "validation"), accelerator.is_local_main_process, args.skip_unreadable
     )
-    batch = args.train_batch_size * accelerator.num_processes
-    sampler = StreamSampler(len(dataset), batch * args.max_train_steps, seed=args.seed)
-    loader = DataLoader(dataset, args.train_batch_size, sampler=sampler, collate_fn=take_batch)
-    model, optimizer = accelerator.prepare(refiner, optimizer)
-    set_seed(args.seed, device_specific=True)  # ranks draw noise of their own
-    folder, log = Path(args.output_dir), None
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        log = TrainingLog(folder / "training_log.jsonl")
+    run.held_out = None if held_out is None else ImageDataset(held_out, args.resolution, **shape)
+    run.optimizer = adam_optimizer(
+        run.refiner.parameters(), args, scaled_learning_rate(args, accelerator.num_processes)
+    )
+    run.schedule = get_scheduler(
+        args.lr_scheduler,
+        run.optimizer,
+        num_warmup_steps=args.lr_warmup_steps,
+        num_training_steps=args.max_train_steps,
+    )
+    run.state = TrainingState()
+    run.parts = {"schedule": run.schedule, "state": run.state}
+    if args.push_to_hub and accelerator.is_main_process:
+        create_repository(args.output_dir, args.hub_model_id, args.hub_token)
+    return run
+
+
+def train(run, args, model, optimizer, log):
+    """All steps."""
+    accelerator, state = run.accelerator, run.state
     window = Window(accelerator.num_processes)
-    batches = tqdm(
-        accelerator.prepare_data_loader(loader), desc="Steps", disable=not accelerator.is_local_main_process
+    end = state.samples_seen + max(0, args.max_train_steps - state.step) * run.batch_size
+    sampler = StreamSampler(len(run.dataset), end, start=state.samples_seen, seed=args.seed)
+    loader = DataLoader(
+        run.dataset, args.train_batch_size, sampler=sampler, collate_fn=take_batch, generator=torch.Generator()
     )
-    for step, rows in enumerate(batches, start=1):
+    bar = tqdm(
+        total=args.max_train_steps, initial=state.step, desc="Steps", disable=not accelerator.is_local_main_process
+    )
+    for rows in accelerator.prepare_data_loader(loader):
         images = rows["pixel_values"]
-        broken = corrupted(codec, images, args.noise)
+        broken = corrupted(run.codec, images, args.noise)
         output = model(broken).sample
         loss, parts = refiner_loss(output, images, args.ssim_weight)
         accelerator.backward(loss)
@@ -147,38 +210,81 @@ def main(args):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if not accelerator.optimizer_step_was_skipped:
-            schedule.step()
+            run.schedule.step()
+        state.step += 1
+        state.samples_seen += run.batch_size
+        bar.update()
         window.add({"loss": loss.detach(), **parts}, None, len(images))
-        if step % args.log_steps == 0 or step == args.max_train_steps:
-            record = window.summary()
+        if state.step % args.log_steps == 0 or state.step == args.max_train_steps:
+            record = {**window.summary(), "lr": run.schedule.get_last_lr()[0]}
             if accelerator.is_main_process:
-                log.write({"step": step, **record})
-    if accelerator.is_main_process:
-        figures = validate(codec, refiner, held_out, args) if held_out is not None else {}
-        command = "accelerate launch " + shlex.join(hide_token(sys.argv, args.hub_token))
-        refiner.save_pretrained(folder / "refiner")
-        if pipeline is not None:
-            pipeline.register_modules(refiner=refiner)
-            pipeline.save_pretrained(folder)
-        arguments = recorded_arguments(args)
-        settings = {"command": command, "arguments": arguments, "images": len(dataset), "validation": figures}
-        write_json(folder / "settings.json", settings)
-        lines = [
-            f"- Images: {len(dataset)}, {args.max_train_steps} steps of {batch}; L1 + {args.ssim_weight} (1 − SSIM)",
-            f"- Codes: {codec.notation}, {codec.bits_per_pixel(args.resolution, args.resolution):.4g} bits per pixel, noise up to {args.noise}",
-        ]
-        if figures:
-            lines.append(
-                f"- Held-out images: {figures['psnr_before']:.2f} dB before, {figures['psnr_after']:.2f} dB after"
-            )
-        sections = {"Training": "\n".join([*lines, "", f"```bash\n{command}\n```"])}
-        kind = "LatentRefiner" if pipeline is None else "ModelBasedLatentDiffusionPipeline"
-        saved = folder / "refiner" if pipeline is None else folder
-        write_model_card(saved, kind, sections=sections)
-        print(lines[-1].removeprefix("- "))
-        if args.push_to_hub:
-            push_folder(saved, args.hub_model_id or folder.resolve().name, args.hub_token, "End of training")
-    accelerator.wait_for_everyone()
+                log.write({"step": state.step, **record})
+        if args.checkpointing_steps and state.step % args.checkpointing_steps == 0:
+            with window.paused():
+                run.folder.save(state.step, run.parts, args.checkpoints_total_limit)
+    bar.close()
+
+
+def write_about(run, args, saved, figures):
+    """settings.json, and the card of what is saved, with what is known of it; the card's last line comes back."""
+    command = "accelerate launch " + shlex.join(hide_token(sys.argv, args.hub_token))
+    settings = {"command": command, "arguments": recorded_arguments(args), "images": len(run.dataset)}
+    write_json(Path(args.output_dir) / "settings.json", {**settings, "validation": figures})
+    rate = run.codec.bits_per_pixel(args.resolution, args.resolution)
+    lines = [
+        f"- Images: {len(run.dataset)}, {args.max_train_steps} steps of {run.batch_size}; L1 + {args.ssim_weight} (1 − SSIM)",
+        f"- Codes: {run.codec.notation}, {rate:.4g} bits per pixel, noise up to {args.noise}",
+    ]
+    if figures:
+        lines.append(
+            f"- Held-out images: {figures['psnr_before']:.2f} dB before, {figures['psnr_after']:.2f} dB after"
+        )
+    sections = {"Training": "\n".join([*lines, "", f"```bash\n{command}\n```"])}
+    kind = "LatentRefiner" if run.pipeline is None else "ModelBasedLatentDiffusionPipeline"
+    write_model_card(saved, kind, sections=sections)
+    return lines[-1].removeprefix("- ")
+
+
+def finish(run, args):
+    """Saves the refiner, judges it, and uploads it where that is wanted; on the main process."""
+    folder, judgement = Path(args.output_dir), Judgement(args.output_dir)
+    save_whole(run.refiner, folder / "refiner")
+    if run.pipeline is not None:
+        run.pipeline.register_modules(refiner=run.refiner)
+        save_whole(run.pipeline, folder)
+    saved = folder / "refiner" if run.pipeline is None else folder
+    said = write_about(run, args, saved, {})
+    if run.held_out is not None:
+        with judgement.of("the held-out images"):
+            said = write_about(run, args, saved, validate(run.codec, run.refiner, run.held_out, args))
+    print(said)
+    if args.push_to_hub:
+        with judgement.of("the upload"):
+            name = args.hub_model_id or folder.resolve().name
+            ignored = ["checkpoint-*", "run.json"]
+            push_folder(saved, name, args.hub_token, "End of training", ignored)
+    return judgement
+
+
+def main(args):
+    run = prepare(args)
+    for sentence in run.folder.passed_over:
+        logger.warning(sentence)
+    run.folder.claim()
+    model, optimizer = run.accelerator.prepare(run.refiner, run.optimizer)
+    set_seed(args.seed, device_specific=True)  # ranks draw noise of their own
+    run.folder.load(run.parts)
+    judgement, log = Judgement(args.output_dir), None
+    if run.accelerator.is_main_process:
+        log = TrainingLog(Path(args.output_dir) / "training_log.jsonl", resume_step=run.state.step)
+    train(run, args, model, optimizer, log)
+    if run.accelerator.is_main_process:
+        judgement = finish(run, args)
+    run.accelerator.wait_for_everyone()
+    settle()
+    run.accelerator.end_training()
+    run.folder.release()
+    judgement.end()
 
 
 def cli(input_args=None):

@@ -9,7 +9,6 @@ all images, and the figure that the paper's tables show according to the authors
 The latter is close to K whatever the code is: softmax of K - S zeros and S moderate numbers is nearly uniform.
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -18,7 +17,14 @@ from tqdm.auto import tqdm
 
 from diffusers_lasers import AutoencoderDL, SparseCode
 from diffusers_lasers.metrics import PSNR, AtomUsage, CodeRate, LatentNMSE
-from diffusers_lasers.training import ImageDataset, load_image_dataset
+from diffusers_lasers.training import (
+    ImageDataset,
+    Judgement,
+    TrainingLog,
+    check_held_out_images,
+    check_output_folder,
+    load_image_dataset,
+)
 from diffusers_lasers.utils import CommandParser, save_image, write_json
 from diffusers_lasers.visualization import (
     atom_map,
@@ -108,37 +114,56 @@ def look(model, dataset, args):
     return row | {key: float(value) for key, value in usage.compute().items()}, shown, counts.cpu()
 
 
+def draw(model, name, images, counts, args):
+    """The pictures of one model."""
+    images, before, after = images
+    save_image(args.output_dir / f"{name}-components.png", component_grid(before, after, images))
+    atoms = vectors(model.bottleneck)
+    if atoms is None:
+        return
+    used = counts[: atoms.shape[1]]
+    save_image(args.output_dir / f"{name}-atoms.png", atom_tiles(atoms, usage=used))
+    save_figure(atom_map(atoms, usage=used, method=args.map), args.output_dir / f"{name}-map.png")
+    save_figure(usage_histogram(counts, title=name), args.output_dir / f"{name}-usage.png")
+    unit = torch.nn.functional.normalize(atoms, dim=0)
+    save_figure(coherence_histogram(unit, title=name), args.output_dir / f"{name}-coherence.png")
+
+
 def main(args):
+    check_output_folder(args.output_dir, overwrite=True)
+    for path in args.models:
+        AutoencoderDL.load_config(path)
     source = load_image_dataset(
         train_data_dir=args.data, split="validation", image_column=args.image_column, max_samples=args.max_images
     )
+    check_held_out_images(source)
     dataset = ImageDataset(source, args.resolution, resize=args.resize, center_crop=True)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    rows, logs = [], {}
+    rows, logs, judgement = [], {}, Judgement(args.output_dir, saved="The results are")
     for path in args.models:
         model = AutoencoderDL.from_pretrained(path).to(args.device).eval()
-        row, (images, before, after), counts = look(model, dataset, args)
+        row, images, counts = look(model, dataset, args)
         rows.append({"name": path.name, **row})
+        write_json(args.output_dir / "results.json", {"settings": vars(args), "n": len(dataset), "models": rows})
         print(f"{path.name}: " + ", ".join(f"{key} {value:.4g}" for key, value in row.items() if value is not None))
-        log = path / "training_log.jsonl"
-        if log.is_file():
-            logs[path.name] = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-        if args.no_pictures:
-            continue
-        save_image(args.output_dir / f"{path.name}-components.png", component_grid(before, after, images))
-        atoms = vectors(model.bottleneck)
-        if atoms is None:
-            continue
-        used = counts[: atoms.shape[1]]
-        save_image(args.output_dir / f"{path.name}-atoms.png", atom_tiles(atoms, usage=used))
-        save_figure(atom_map(atoms, usage=used, method=args.map), args.output_dir / f"{path.name}-map.png")
-        save_figure(usage_histogram(counts, title=path.name), args.output_dir / f"{path.name}-usage.png")
-        unit = torch.nn.functional.normalize(atoms, dim=0)
-        save_figure(coherence_histogram(unit, title=path.name), args.output_dir / f"{path.name}-coherence.png")
+        if log := TrainingLog.read(path / "training_log.jsonl"):
+            logs[path.name] = log
+        if not args.no_pictures:
+            with judgement.of(f"the pictures of {path.name}"):
+                draw(model, path.name, images, counts, args)
     if logs and not args.no_pictures:
-        save_figure(training_curves(logs), args.output_dir / "curves.png")
-    write_json(args.output_dir / "results.json", {"settings": vars(args), "n": len(dataset), "models": rows})
+        with judgement.of("the curves"):
+            save_figure(training_curves(logs), args.output_dir / "curves.png")
+    judgement.end()
+
+
+def cli(input_args=None):
+    """Runs with a command line; what is wrong with it or its files is one sentence."""
+    try:
+        main(parse_args(input_args))
+    except (ValueError, ImportError, OSError) as error:
+        raise SystemExit(f"model_pictures.py: error: {error}") from error
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    cli()

@@ -265,4 +265,4 @@ def test_a_degradation_that_does_not_fit_is_refused_at_once(folder, script, tmp_
         *flags,
     ]
     with pytest.raises(SystemExit, match=sentence):
-        script.main(script.parse_args(arguments))
+        script.cli(arguments)

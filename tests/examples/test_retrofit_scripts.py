@@ -115,6 +115,7 @@ def test_fits_a_dictionary_that_loads_and_whose_figures_hold(folder, tmp_path):
 def test_fits_the_other_bottlenecks(folder, tmp_path, flags, monkeypatch):
     script = module("fit_latent_bottleneck")
     uploads = []
+    monkeypatch.setattr(script, "create_repository", lambda *arguments: uploads.clear())  # before the work
     monkeypatch.setattr(script, "push_folder", lambda *arguments: uploads.append(arguments))
     words = [*sources(folder), *flags, "--output_dir", tmp_path / "out", "--push_to_hub", "--hub_token", "secret"]
     script.cli([str(word) for word in words])
@@ -122,7 +123,7 @@ def test_fits_the_other_bottlenecks(folder, tmp_path, flags, monkeypatch):
     assert settings["validation"]["latent_snr_db"] > 1
     assert uploads[0][0] == tmp_path / "out" and "secret" not in (tmp_path / "out" / "settings.json").read_text()
     with pytest.raises(SystemExit, match="fit_latent_bottleneck.py: error: "):
-        script.cli([str(word) for word in [*words, "--autoencoder", tmp_path / "gone"]])
+        script.cli([str(word) for word in [*words, "--overwrite_output_dir", "--autoencoder", tmp_path / "gone"]])
 
 
 def test_every_family_is_judged_at_its_rate(folder, tmp_path):

@@ -220,8 +220,8 @@ def test_a_failed_fit_changes_nothing(codecs):
     "arguments, sentence",
     [
         ({"quantizer": "LSQ"}, "`quantizer` must be one of"),
-        ({"bits": (8, 8)}, "`bits` must be three"),
-        ({"bits": (8, 8, 0)}, "`bits` must be three"),
+        ({"bits": (8, 8)}, "`bits` must be a list of 3 integers from 1"),
+        ({"bits": (8, 8, 0)}, "`bits` must be a list of 3 integers from 1"),
         ({"bits": (12, 8, 8)}, "`bits` must be multiples of `codebook_bits`, 8"),
         ({"bits": (24, 8, 8)}, "must divide the 64 pixels"),
         ({"quantizer": "VQ", "bits": (17, 8, 8)}, "`bits` must be at most 16"),

@@ -212,7 +212,7 @@ class LPIPS(ImagePairMetric):
 
     def scores(self, reconstructions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         """Distances `(B,)`."""
-        return self.network(reconstructions, references, check_range=True)
+        return self.network(reconstructions, references, check_range=True).distances
 
     def protocol(self) -> dict[str, Any]:
         """How the value was computed: JSON-able; `weights_sha256` is over the parameters in the order of their

@@ -17,6 +17,7 @@ from .adversarial import (
 )
 from .block_coordinate import BlockCoordinateUpdate
 from .checkpoints import TrainingState, latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
+from .code_cache import cached_codes, images_fingerprint, model_fingerprint
 from .data import ImageDataset, take_batch
 from .degradation import Degradation
 from .ema import ModelAverage
@@ -31,6 +32,7 @@ from .script_flags import (
     adam_optimizer,
     add_data_flags,
     add_hub_flags,
+    check_data_flags,
     check_held_out_images,
     open_images,
     scaled_learning_rate,
@@ -67,6 +69,8 @@ __all__ = [
     "add_hub_flags",
     "adversarial_factor",
     "bundled_photos",
+    "cached_codes",
+    "check_data_flags",
     "check_held_out_images",
     "check_output_folder",
     "collect_latents",
@@ -75,10 +79,12 @@ __all__ = [
     "fit_to_latents",
     "generator_loss",
     "gradient_norm",
+    "images_fingerprint",
     "latest_checkpoint",
     "list_checkpoints",
     "load_image_dataset",
     "local_part",
+    "model_fingerprint",
     "open_image_stream",
     "open_images",
     "run_identity",

@@ -12,7 +12,8 @@ from diffusers.utils import BaseOutput
 
 from ...coding import CodeHeader, IndexCode, SparseCode, pack_levels, unpack_levels
 from ...functional.patches import latents_to_signals, patch_grid, signals_to_latents
-from ...utils.hub import LasersHubMixin
+from ...utils.config_checks import CHANNELS
+from ...utils.model_loading import LasersModelMixin
 from .packing import check_code, pack_code, unpack_code
 
 
@@ -41,7 +42,7 @@ class BottleneckOutput(BaseOutput):
     code: SparseCode | IndexCode | None = None
 
 
-class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
+class Bottleneck(LasersModelMixin, ModelMixin, ConfigMixin):
     """
     Base of the bottlenecks. A subclass defines `encode`, `decode`, `forward`, `bits_per_site` and `num_symbols`, `initialize` where it
     learns from the first latents of a training, and `fit` where it can learn from fixed ones.
@@ -55,11 +56,13 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
     """
 
     _supports_group_offloading = False
+    _no_split_modules: list[str] = []
     # buffers and parameters of all subclasses: coding is in float32, also of a model that is loaded in half precision
     _keep_in_fp32_modules = [
         *("latent_shift", "latent_scale", "dictionary", "coefficient_scale", "codebook", "counts", "sums"),
         *("quantizer", "mean", "basis", "low", "steps", "points"),
     ]
+    _config_fields = {"latent_channels": CHANNELS}
     num_symbols: int = 0
     _decoding_config: tuple[str, ...] = ()  # what decoding reads beside the weights and the patch size
     _kind = "index"  # of its codes, in a file
@@ -68,7 +71,6 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
     def __init__(self):
         super().__init__()
         channels = self.config.latent_channels
-        check_positive(latent_channels=channels)
         self.register_buffer("latent_shift", torch.zeros(channels))
         self.register_buffer("latent_scale", torch.ones(channels))
 

@@ -24,6 +24,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from PIL import Image
 
 from ...coding.container import CodeHeader, check_sites, fingerprint, pack_container, unpack_container
 from ...coding.packing import pack_indices, unpack_indices
@@ -34,14 +35,17 @@ from ...functional.rates import entropy
 from ...functional.subquantizers import decode_channels, encode_product, encode_residual
 from ...learning.patches import sample_patches
 from ...learning.quantizers import QUANTIZERS, fit_quantizer
-from ...utils.hub import LasersHubMixin
+from ...utils import config_checks as checks
+from ...utils.image_inputs import preprocess_images
 from ...utils.image_sources import load_image_dataset, to_rgb
 from ...utils.import_utils import requires
+from ...utils.model_loading import LasersModelMixin
 
 
 __all__ = ["ModelBasedVQCodec", "ModelBasedVQCodecOutput"]
 
 _CHANNELS = ("y", "cb", "cr")
+_LARGEST = 1.01  # magnitude of a colour, with what resampling and half precision may add
 _NOTATION = re.compile(r"(VQ|PQ|OPQ|RQ)-\{(\d+)-(\d+)-(\d+)\}")
 _MAX_PIXELS = 2**28  # in an unpacked code: 16384 × 16384, above what Pillow opens
 
@@ -60,7 +64,7 @@ class ModelBasedVQCodecOutput(BaseOutput):
     image_size: tuple[int, int] | None = None
 
 
-class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
+class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
     r"""
     Codes images by fitted codebooks of YCbCr patches (Scribano et al., 2023).
 
@@ -78,6 +82,13 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
 
     _supports_group_offloading = False
     _no_split_modules: list[str] = []
+    _config_fields = {
+        "quantizer": checks.Word(*QUANTIZERS),
+        "bits": checks.Sequence(checks.Integer(1, 2**14), least=3, most=3),
+        "patch_size": checks.Integer(1, 2**10),
+        "codebook_bits": checks.Integer(1, 12),
+        "beam": checks.Integer(1, 2**16),
+    }
 
     @register_to_config
     def __init__(
@@ -89,15 +100,6 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         beam: int = 8,
     ):
         super().__init__()
-        if quantizer not in QUANTIZERS:
-            raise ValueError(f"`quantizer` must be one of {QUANTIZERS}, got {quantizer!r}.")
-        if len(bits) != 3 or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in bits):
-            raise ValueError(f"`bits` must be three positive integers, of Y, Cb and Cr, got {bits!r}.")
-        for name, value in (("patch_size", patch_size), ("beam", beam)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-        if not isinstance(codebook_bits, int) or not 1 <= codebook_bits <= 12:
-            raise ValueError(f"`codebook_bits` must be an integer from 1 to 12, got {codebook_bits!r}.")
         features = patch_size * patch_size
         for channel, wanted in zip(_CHANNELS, bits):
             if quantizer == "VQ":
@@ -117,6 +119,9 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
                         f"`bits` / `codebook_bits` must divide the {features} pixels of a patch for {quantizer}, got {slots} of {channel}."
                     )
             width = features if quantizer == "RQ" else features // slots
+            turned = features**2 if quantizer == "OPQ" and slots > 1 else 0
+            deciding = {"bits": bits, "patch_size": patch_size, "codebook_bits": codebook_bits}
+            checks.check_size(3 * (slots * 2**size * width + turned), **deciding)
             self.register_buffer(f"codebooks_{channel}", torch.zeros(slots, 2**size, width))
             if quantizer == "OPQ" and slots > 1:
                 self.register_buffer(f"rotation_{channel}", torch.eye(features))
@@ -220,7 +225,9 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
 
         Args:
             images (`str`, `datasets.Dataset`, `torch.Tensor` or iterable): A folder, file or pattern as in [`load_image_dataset`]; a data set; images
-                `(B, 3, H, W)` in [-1, 1]; or any iterable of such tensors `(3, H, W)`, of `PIL.Image`s or of uint8 arrays.
+                `(B, 3, H, W)` in [-1, 1] or of uint8; or any iterable of such tensors `(3, H, W)`, of pictures of any
+                mode, or of arrays `(H, W, 3)` of uint8 or in [0, 1]. Floating-point tensors are what `encode` takes:
+                that one without negative values were in [0, 1] is not guessed from image to image.
             stride (`int`, defaults to 1): Pixels between patches.
             max_patches (`int`, defaults to 524288): Patches in the sample; its memory is 3 · 4 · s² bytes each, and about as much three times over for a while.
             flip (`bool`, defaults to `True`): Whether each image is also read upside down, as in the paper.
@@ -234,8 +241,8 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
             [`ModelBasedVQCodec`]: This codec.
 
         Raises:
-            ValueError: If there are no images, or fewer patches than codewords. ImportError: If faiss is missing (`pip install
-            diffusers_lasers[codec]`).
+            ValueError: If there are no images, they are out of range, or there are fewer patches than codewords.
+            ImportError: If faiss is missing (`pip install diffusers_lasers[codec]`).
         """
         tqdm = requires("tqdm.auto", "codec").tqdm
         source = tqdm(_images(images, image_column), desc="Patches", disable=not progress)
@@ -338,7 +345,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
             )
         if _may_look(pixel_values):
             low, high = pixel_values.aminmax()
-            if not (low >= -1.01 and high <= 1.01):
+            if not (low >= -_LARGEST and high <= _LARGEST):
                 raise ValueError(f"`pixel_values` must lie in [-1, 1], got {low.item():.4g} to {high.item():.4g}.")
         size, side = tuple(pixel_values.shape[-2:]), self.config.patch_size
         rows, columns = patch_grid(*size, side)
@@ -593,7 +600,9 @@ def _may_look(values: torch.Tensor) -> bool:
 
 def _images(images: Any, column: str) -> Iterable[torch.Tensor]:
     """Images `(3, H, W)` in [-1, 1] from whatever `fit` takes."""
-    if isinstance(images, str) or hasattr(images, "__fspath__"):
+    if isinstance(images, Image.Image):
+        images = [images]
+    elif isinstance(images, str) or hasattr(images, "__fspath__"):
         images = load_image_dataset(train_data_dir=str(images), image_column=column)
     elif hasattr(images, "column_names"):
         images = (row[column] for row in images)
@@ -601,12 +610,17 @@ def _images(images: Any, column: str) -> Iterable[torch.Tensor]:
     def convert() -> Iterator[torch.Tensor]:
         for index, image in enumerate(images):
             if not torch.is_tensor(image):
-                pixels = np.array(to_rgb(image, f"image {index}"))
-                image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
-            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+                image = image if isinstance(image, np.ndarray) else to_rgb(image, f"image {index}")
+                image = preprocess_images(image, name="images", signed=False)[0]
+            elif image.dtype == torch.uint8:
+                image = preprocess_images(image, name="images")[0]
+            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point() or not image.numel():
                 raise ValueError(
                     f"`images` must hold tensors (3, H, W) in [-1, 1], got {image.dtype} of shape {tuple(image.shape)}."
                 )
+            low, high = image.aminmax()
+            if not (low >= -_LARGEST and high <= _LARGEST):
+                raise ValueError(f"`images` must lie in [-1, 1], got {low.item():.4g} to {high.item():.4g}.")
             yield image.cpu()
 
     return convert()
