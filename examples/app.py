@@ -250,8 +250,8 @@ def build(shelf: Shelf, max_side: int = 384):
             "inputs": [seen, model, codec],
             "outputs": [progress, model, codec, timer, seen],
         }
-        # Without gradio's preprocessing, which opens the file before it can be checked, by any of Pillow's decoders: `read_upload` and `read_picture`
-        # do its work, and say what is wrong in a sentence.
+        # Without gradio's preprocessing, which opens the file before it can be checked, by any of Pillow's decoders:
+        # `read_upload` and `read_picture` do its work, and say what is wrong in a sentence.
         read = {"fn": on_picture, "inputs": upload, "outputs": [state, note, original], "preprocess": False, **quick}
         configured = {"fn": on_model, "inputs": model, "outputs": [about, sparsity, bits, is_float]}
         compared = {
@@ -279,7 +279,10 @@ def build(shelf: Shelf, max_side: int = 384):
 
 
 def launch(page, server_name: str | None = None, server_port: int | None = None, wait: bool = True):
-    """Serves the page: its own fonts, no links outwards, no history of runs in the browser; calls name uploads alone, and what is kept for visitors is bounded."""
+    """
+    Serves the page: its own fonts, no links outwards, no history of runs in the browser; calls name uploads alone, and
+    what is kept for visitors is bounded.
+    """
     gr = requires("gradio", extra="app")
     from starlette.middleware import Middleware
 

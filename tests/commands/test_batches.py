@@ -1,4 +1,6 @@
-"""Several files, and files as people have them: one that fails, names that no terminal can print, links, pipes, formats that nothing writes, codes of strangers."""
+"""Several files, and files as people have them: one that fails, names that no terminal can print, links, pipes, formats
+that nothing writes, codes of strangers.
+"""
 
 import io
 import json

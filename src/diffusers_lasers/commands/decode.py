@@ -112,7 +112,10 @@ class DecodeCommand:
         return data
 
     def _decode(self, model: Any, data: bytes) -> tuple[torch.Tensor, float]:
-        """The image `(1, 3, H, W)`, and the nominal bits of its code. What the header names is checked before anything is made of it."""
+        """
+        The image `(1, 3, H, W)`, and the nominal bits of its code. What the header names is checked before anything
+        is made of it.
+        """
         import torch
 
         from ..coding import unpack_container
