@@ -437,6 +437,7 @@ def finish(run, args, settings, log):
     """Saves the pipeline, judges it, and uploads it where that is wanted; on the main process."""
     with run.average.applied(run.model) if run.average is not None else nullcontext():
         save_whole(make_pipeline(run, args), args.output_dir)
+    run.judgement.saved = "The model is"
     write_card(args, settings, {}, None)
     with run.judgement.of("the held-out loss and samples"):
         figures, picture = validate(run, args, run.state.step)
@@ -529,7 +530,7 @@ def main(args):
     register_hooks(run)
     set_seed(args.seed, device_specific=True)  # ranks draw noise of their own
     run.folder.load(run.parts)
-    run.judgement = Judgement(folder)  # only the main process judges
+    run.judgement = Judgement(folder, saved="The training goes on")  # only the main process judges
     if main_process:
         write_json(folder / "settings.json", settings)
         log = TrainingLog(folder / "training_log.jsonl", resume_step=run.state.step)
