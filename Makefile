@@ -33,8 +33,8 @@ DEMO_ARGS ?= --resolution 64 --max_train_steps 600 --learning_rate 1e-3 --seed 0
 launch := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 demo: $(STAMP)
-	$(launch) examples/train_dlgan.py --bottleneck dictionary --output_dir $(DEMO_OUT)/dl $(DEMO_ARGS)
-	$(launch) examples/train_dlgan.py --bottleneck vq --output_dir $(DEMO_OUT)/vq $(DEMO_ARGS)
+	$(launch) examples/train_dlgan.py --bottleneck dictionary --output_dir $(DEMO_OUT)/dl --overwrite_output_dir $(DEMO_ARGS)
+	$(launch) examples/train_dlgan.py --bottleneck vq --output_dir $(DEMO_OUT)/vq --overwrite_output_dir $(DEMO_ARGS)
 	$(BIN)/python examples/evaluate_autoencoder.py $(DEMO_OUT)/dl $(DEMO_OUT)/vq --resolution 64 --output_dir $(DEMO_OUT)
 
 # Two workers, each with its share of the cores, whole files to each: the fixtures of a file are made once.

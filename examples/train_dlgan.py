@@ -14,7 +14,8 @@ With `--task super_resolution` or `inpainting` the encoder is given degraded ima
 
 The folder `--output_dir` receives the model (`AutoencoderDL.from_pretrained` loads it; with `--use_ema` the averaged one), the discriminator
 in `discriminator/`, a card, `settings.json`, `training_log.jsonl`, `validation/*.png` and `checkpoint-N/`; each checkpoint holds loadable
-models in `autoencoder/` and `discriminator/` too.
+models in `autoencoder/` and `discriminator/` too. What can be wrong is looked for before anything is written. A checkpoint is saved before a validation, and the model
+before the last one: figures that fail are warnings, and exit code 1 at the end.
 """
 
 import argparse
@@ -22,9 +23,8 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import accelerate
@@ -38,7 +38,7 @@ from accelerate.utils import ProjectConfiguration, parse_flag_from_env, set_seed
 from diffusers.optimization import get_scheduler
 from PIL import Image
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 import diffusers_lasers
@@ -58,28 +58,38 @@ from diffusers_lasers.training import (
     FullySharded,
     ImageDataset,
     ImageStream,
+    Judgement,
     LeCamRegularizer,
     ModelAverage,
     ReconstructionLoss,
+    RunFolder,
     StreamSampler,
     TrainingLog,
     TrainingState,
     UnreadableImageError,
     Window,
+    adam_optimizer,
+    add_data_flags,
+    add_hub_flags,
+    check_data_flags,
+    check_held_out_images,
     gradient_norm,
     latest_checkpoint,
-    load_image_dataset,
     open_image_stream,
-    save_checkpoint,
+    open_images,
+    run_identity,
     save_optimizer_whole,
+    scaled_learning_rate,
     take_batch,
-    verify_checkpoint,
 )
 from diffusers_lasers.utils import (
     CommandParser,
+    create_repository,
     hide_token,
     push_folder,
     recorded_arguments,
+    save_image,
+    save_whole,
     settle,
     write_json,
     write_model_card,
@@ -123,17 +133,20 @@ AT_LEAST = {
 TRAINING_PRESETS = {
     "paper": {
         **{"max_grad_norm": 0.0, "revive_every": 0, "data_initialization": False, "tangent_projection": False},
-        **{"bcd_memory": 0, "adversarial_weight": 1.0, "discriminator_norm": "batch"},
+        **{"bcd_memory": 0, "adversarial_weight": 1.0},
+        **{"discriminator_channels": 64, "discriminator_layers": 3, "discriminator_norm": "batch"},
         **{"discriminator_adam_beta1": 0.9, "discriminator_adam_beta2": 0.999},
     },
     "corrected": {
         **{"max_grad_norm": 1.0, "revive_every": 100, "data_initialization": True, "tangent_projection": True},
-        **{"bcd_memory": 500, "adversarial_weight": 0.75, "discriminator_norm": "group"},
+        **{"bcd_memory": 500, "adversarial_weight": 0.75},
+        **{"discriminator_channels": 64, "discriminator_layers": 3, "discriminator_norm": "group"},
         **{"discriminator_adam_beta1": 0.5, "discriminator_adam_beta2": 0.9},
     },
 }
 # Shares of the steps: before the discriminator learns, and until its loss counts in full.
 DISCRIMINATOR_PRESETS = {"paper": (10 / 11, 0.0), "corrected": (0.5, 0.1)}
+DISCRIMINATOR_FLAGS = ("discriminator_channels", "discriminator_layers", "discriminator_norm")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 CROPS_PER_BUNDLED_PHOTO = {"train": 256, "validation": 32}
 
@@ -143,13 +156,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description="Train an autoencoder with a dictionary, VQ, residual VQ, FSQ or no bottleneck.",
         usage="accelerate launch train_dlgan.py --output_dir FOLDER [flags; --help lists them]",
     )
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset_name", help="Data set on the Hub.")
-    add("--dataset_config_name", help="Its configuration.")
-    add("--train_data_dir", help="Folder of images or parquet files, one such file, or a pattern.")
-    add("--image_column", default="image", help="Column with the images.")
-    add("--max_train_samples", type=int, help="Take only the first so many images.")
-    add("--cache_dir", help="Where `datasets` keeps what it prepares.")
+    group = parser.add_argument_group("data")
+    add_data_flags(group, max_validation_samples=256)
+    add = group.add_argument
     add("--cache_in_memory", action="store_true", help="Decode all images once (uint8) before training.")
     add("--resolution", type=int, default=64, help="Side of the training crops in pixels.")
     add(
@@ -163,7 +172,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dataloader_num_workers", type=int, default=0)
     add("--streaming", action="store_true", help="Read the data as a stream; nothing is prepared or held.")
     add("--shuffle_buffer_size", type=int, default=1000, help="Rows that a stream is shuffled among.")
-    add("--skip_unreadable", action="store_true", help="Leave out images that cannot be decoded, and count them.")
 
     add = parser.add_argument_group("task").add_argument
     add("--task", choices=["reconstruction", "super_resolution", "inpainting"], default="reconstruction")
@@ -173,6 +181,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     add = parser.add_argument_group("model").add_argument
     add("--preset", choices=list(TRAINING_PRESETS), help="Where the defaults come from. Default: corrected.")
+    add("--pretrained_model_name_or_path", help="An AutoencoderDL to start from, instead of the other flags here.")
     add("--model_config_name_or_path", help="A config of AutoencoderDL, instead of the other flags of this group.")
     add("--bottleneck", choices=list(BOTTLENECK_FLAGS), help="Default: dictionary.")
     add("--num_atoms", type=int, help="Atoms or codewords. Default: 512.")
@@ -202,8 +211,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--discriminator_lr_warmup_steps", type=int, default=0)
     add("--discriminator_adam_beta1", type=float, help="Default: 0.5 (paper: 0.9).")
     add("--discriminator_adam_beta2", type=float, help="Default: 0.9 (paper: 0.999).")
-    add("--discriminator_channels", type=int, default=64, help="Of its first layer.")
-    add("--discriminator_layers", type=int, default=3, help="Strided layers; 3 is the 70 × 70 PatchGAN.")
+    add("--discriminator_channels", type=int, help="Of its first layer. Default: 64.")
+    add("--discriminator_layers", type=int, help="Strided layers. Default: 3, the 70 × 70 PatchGAN.")
     add("--discriminator_norm", choices=["group", "batch", "none"], help="Default: group (paper: batch).")
     add("--discriminator_config_name_or_path", help="A config of PatchDiscriminator, instead of the last three.")
     add("--lecam_weight", type=float, default=0.0, help="Weight of LeCam regularisation; 0: none.")
@@ -215,12 +224,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_train_epochs", type=int, default=100)
     add("--learning_rate", type=float, default=1e-4)
     add("--dictionary_learning_rate", type=float, help="Default: the learning rate.")
+    add("--scale_lr", action="store_true", help="Multiply the learning rates by the images of a step.")
     add("--lr_scheduler", choices=SCHEDULES, default="constant")
     add("--lr_warmup_steps", type=int, default=0)
     add("--adam_beta1", type=float, default=0.9)
     add("--adam_beta2", type=float, default=0.999)
     add("--adam_weight_decay", type=float, default=0.0, help="Never applied to the dictionary.")
     add("--adam_epsilon", type=float, default=1e-8)
+    add(
+        "--use_8bit_adam", action="store_true", help="Moments in 8 bits, but for the dictionary's; needs bitsandbytes."
+    )
     add("--max_grad_norm", type=float, help="0 does not clip. Default: the preset's, 1 (paper: 0).")
     add("--revive_every", type=int, help="Steps of a window of atom usage; 0: never. Default: 100 (paper: 0).")
     add("--revive_fraction", type=float, default=0.05, help="Largest share of the atoms revived at once.")
@@ -243,7 +256,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--channels_last", action="store_true", help="Memory format of the convolutions.")
     add("--seed", type=int, default=0)
 
-    add = parser.add_argument_group("output").add_argument
+    group = parser.add_argument_group("output")
+    add = group.add_argument
     add("--output_dir", default="dlgan-model")
     add("--logging_dir", default="logs", help="Below --output_dir.")
     add("--report_to", default="tensorboard", help="tensorboard, wandb, trackio, …, all or none.")
@@ -252,15 +266,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--checkpointing_steps", type=int, default=500, help="0 writes no checkpoints.")
     add("--checkpoints_total_limit", type=int, help="Checkpoints to keep. Default: all.")
     add("--resume_from_checkpoint", help="A checkpoint's path, its name in --output_dir, or `latest`.")
-    add("--validation_data_dir", help="Held-out images, like --train_data_dir.")
-    add("--validation_split", help="Held-out split of --dataset_name.")
-    add("--max_validation_samples", type=int, default=256)
     add("--validation_steps", type=int, default=500, help="0 validates only at the end.")
     add("--num_validation_images", type=int, default=8, help="Images in the pictures.")
     add("--license", help="Licence of the weights, in the Hub's words, for the card. Default: none stated.")
-    add("--push_to_hub", action="store_true")
-    add("--hub_model_id", help="Default: the name of --output_dir.")
-    add("--hub_token")
+    add_hub_flags(group)
     args = parser.parse_args(argv)
     sentence = check_args(args)
     if sentence:
@@ -270,15 +279,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def check_args(args: argparse.Namespace) -> str | None:
     """The first thing wrong with the arguments, as a sentence; sets the defaults of --eta and of the preset."""
-    for name, value in TRAINING_PRESETS[args.preset or "corrected"].items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, value)
+    described = [name for name in DISCRIMINATOR_FLAGS if getattr(args, name) is not None]
+    if described and args.discriminator_config_name_or_path:
+        return f"--{described[0]} cannot be given together with --discriminator_config_name_or_path."
+    # not described: the discriminator that comes with a pretrained model, if there is one
+    left = DISCRIMINATOR_FLAGS if args.pretrained_model_name_or_path and not described else ()
+    set_defaults(args, [name for name in TRAINING_PRESETS["corrected"] if name not in left])
     for least, names in AT_LEAST.items():
         for name in names:
             if getattr(args, name) is not None and getattr(args, name) < least:
                 return f"--{name} must be at least {least}, got {getattr(args, name)}."
-    if args.dataset_name and args.train_data_dir:
-        return "Give --dataset_name or --train_data_dir, not both."
+    try:
+        check_data_flags(args)
+    except ValueError as error:
+        return str(error)
     if args.streaming and not (args.dataset_name or args.train_data_dir):
         return "--streaming needs --dataset_name or --train_data_dir."
     if args.streaming and not args.max_train_steps:
@@ -298,10 +312,6 @@ def check_args(args: argparse.Namespace) -> str | None:
         available = sorted(str(name) for name in get_available_trackers())
         if args.report_to not in available:
             return f"--report_to {args.report_to} is not installed; installed: {', '.join(available) or 'none'}."
-    if args.validation_split and not args.dataset_name:
-        return "--validation_split names a split of --dataset_name, which is not given."
-    if args.validation_split and args.validation_data_dir:
-        return "Give --validation_split or --validation_data_dir, not both."
     if args.perceptual_weights and args.perceptual == "none":
         return "--perceptual_weights needs --perceptual squeeze, alex or vgg."
     if args.task == "super_resolution" and args.resolution % args.scale:
@@ -315,9 +325,11 @@ def check_args(args: argparse.Namespace) -> str | None:
     if args.eta < 1 and args.perceptual == "none":
         return f"--eta {args.eta} needs a perceptual network: give --perceptual squeeze, alex or vgg."
     given = sorted({n for names in BOTTLENECK_FLAGS.values() for n in names if getattr(args, n) is not None})
-    if args.model_config_name_or_path:
-        extra = [name for name in ("preset", "bottleneck", "latent_channels") if getattr(args, name)] + given
-        return f"--{extra[0]} cannot be given together with --model_config_name_or_path." if extra else None
+    for source in ("pretrained_model_name_or_path", "model_config_name_or_path"):
+        if getattr(args, source):
+            others = ["model_config_name_or_path", "preset", "bottleneck", "latent_channels", *given]
+            extra = [name for name in others if name != source and getattr(args, name) is not None]
+            return f"--{extra[0]} cannot be given together with --{source}." if extra else None
     kind = args.bottleneck or "dictionary"
     wrong = [name for name in given if name not in BOTTLENECK_FLAGS[kind]]
     if args.dictionary_update == "bcd" and kind != "dictionary":
@@ -325,8 +337,19 @@ def check_args(args: argparse.Namespace) -> str | None:
     return f"--{wrong[0]} has no meaning for --bottleneck {kind}." if wrong else None
 
 
+def set_defaults(args: argparse.Namespace, names: Iterable[str]) -> None:
+    """Sets those of the arguments that were not given as the preset says."""
+    for name in names:
+        if getattr(args, name, None) is None:
+            setattr(args, name, TRAINING_PRESETS[args.preset or "corrected"][name])
+
+
 def build_model(args: argparse.Namespace) -> AutoencoderDL:
-    """The untrained model that the arguments describe."""
+    """The model that the arguments describe, untrained unless they name a trained one."""
+    place = args.pretrained_model_name_or_path
+    if place:  # a model, or a checkpoint of this script
+        subfolder = "autoencoder" if os.path.isdir(os.path.join(place, "autoencoder")) else None
+        return AutoencoderDL.from_pretrained(place, subfolder=subfolder)
     if args.model_config_name_or_path:
         return AutoencoderDL.from_config(AutoencoderDL.load_config(args.model_config_name_or_path))
     kind, channels = args.bottleneck or "dictionary", args.latent_channels or 16
@@ -349,14 +372,28 @@ def build_model(args: argparse.Namespace) -> AutoencoderDL:
     )
 
 
+def pretrained_discriminator(args: argparse.Namespace) -> PatchDiscriminator | None:
+    """The one that comes with the model to start from, or `None`: there is none, or another is described."""
+    place = args.pretrained_model_name_or_path
+    if not place or args.discriminator_config_name_or_path or args.discriminator_channels is not None:
+        return None
+    try:
+        return PatchDiscriminator.from_pretrained(place, subfolder="discriminator")
+    except OSError:
+        logger.info(f"{place} has no discriminator: it begins anew.")
+        return None
+
+
 def build_discriminator(args: argparse.Namespace) -> PatchDiscriminator | None:
-    """The untrained discriminator, or `None`."""
+    """The discriminator, untrained unless it comes with a trained model, or `None`."""
     if args.adversarial_loss == "none":
         return None
-    if args.discriminator_config_name_or_path:
+    discriminator = pretrained_discriminator(args)
+    set_defaults(args, DISCRIMINATOR_FLAGS)
+    if discriminator is None and args.discriminator_config_name_or_path:
         config = PatchDiscriminator.load_config(args.discriminator_config_name_or_path)
         discriminator = PatchDiscriminator.from_config(config)
-    else:
+    elif discriminator is None:
         discriminator = PatchDiscriminator(
             base_channels=args.discriminator_channels,
             num_layers=args.discriminator_layers,
@@ -376,14 +413,14 @@ def build_data(args: argparse.Namespace) -> tuple[Any, ImageDataset | None]:
     place = {"image_column": args.image_column}
     hub = {"dataset_name": args.dataset_name, "dataset_config_name": args.dataset_config_name}
     bundled = not (args.dataset_name or args.train_data_dir)
-    train = {**hub, "train_data_dir": args.train_data_dir, "max_samples": args.max_train_samples, **place}
     scale = args.resize if args.resize is not None else args.resolution
     shown = {"resize": scale or None, "center_crop": True, "skip_unreadable": args.skip_unreadable}
     if args.streaming:
-        dataset = open_image_stream(**train)
+        train = {**hub, "train_data_dir": args.train_data_dir}
+        dataset = open_image_stream(**train, **place, max_samples=args.max_train_samples)
     else:
         dataset = ImageDataset(
-            load_image_dataset(**train, cache_dir=args.cache_dir),
+            open_images(args),
             args.resolution,
             resize=(args.resize if bundled else scale) or None,
             center_crop=args.center_crop,
@@ -393,22 +430,19 @@ def build_data(args: argparse.Namespace) -> tuple[Any, ImageDataset | None]:
             cache_in_memory=args.cache_in_memory or bundled,
             skip_unreadable=args.skip_unreadable,
         )
-    if args.validation_data_dir or args.validation_split:
+    if args.streaming and (args.validation_data_dir or args.validation_split):
         where = {"train_data_dir": args.validation_data_dir} if args.validation_data_dir else hub
         where = {**where, "split": args.validation_split or "validation", "max_samples": args.max_validation_samples}
-        if args.streaming:
-            rows = open_image_stream(**where, **place).iter(batch_size=1)
-            held_out = StreamedSource([row[args.image_column][0] for row in rows])
-        else:
-            held_out = load_image_dataset(**where, **place, cache_dir=args.cache_dir)
-        return dataset, ImageDataset(held_out, args.resolution, **shown)
-    if bundled:
+        rows = open_image_stream(**where, **place).iter(batch_size=1)
+        held_out = StreamedSource([row[args.image_column][0] for row in rows])
+    else:
+        held_out = open_images(args, "validation")
+    if held_out is None:
+        return dataset, None
+    if bundled and not args.validation_data_dir:
         crops = CROPS_PER_BUNDLED_PHOTO["validation"]
-        photos = load_image_dataset(split="validation")
-        return dataset, ImageDataset(
-            photos, args.resolution, resize=args.resize or None, crops_per_image=crops, cache_in_memory=True
-        )
-    return dataset, None
+        shown = {"resize": args.resize or None, "crops_per_image": crops, "cache_in_memory": True}
+    return dataset, ImageDataset(held_out, args.resolution, **shown)
 
 
 class StreamedSource(list):
@@ -418,33 +452,28 @@ class StreamedSource(list):
         return to_rgb(super().__getitem__(index), f"row {index} of the held-out images")
 
 
-def find_checkpoint(args: argparse.Namespace) -> Path | None:
-    """The checkpoint to resume from; `None` starts from scratch."""
-    if args.resume_from_checkpoint is None:
-        return None
-    if args.resume_from_checkpoint == "latest":
-        return latest_checkpoint(args.output_dir, report=lambda s: logger.warning(f"{s} Trying the one before."))
-    for path in (Path(args.resume_from_checkpoint), Path(args.output_dir) / args.resume_from_checkpoint):
-        if path.is_dir():
-            wrong = verify_checkpoint(path)
-            if wrong:
-                raise ValueError(f"--resume_from_checkpoint {args.resume_from_checkpoint!r}: {wrong}")
-            return path
-    raise ValueError(
-        f"--resume_from_checkpoint {args.resume_from_checkpoint!r} is neither a folder nor in --output_dir."
-    )
+def check_held_out(run: argparse.Namespace, args: argparse.Namespace) -> None:
+    """Reads the held-out images once, this process its share of them, before hours are spent."""
+    if run.held_out is None:
+        return
+    if args.skip_unreadable:
+        run.held_out[0]  # there is one that can be read
+        return
+    source = run.held_out.source
+    share = range(run.accelerator.process_index, len(source), run.accelerator.num_processes)
+    check_held_out_images(Subset(source, share), progress=run.accelerator.is_main_process)
 
 
 def build_optimizer(
-    model: AutoencoderDL, discriminator: PatchDiscriminator | None, args: argparse.Namespace
+    model: AutoencoderDL, discriminator: PatchDiscriminator | None, args: argparse.Namespace, num_processes: int
 ) -> torch.optim.Optimizer:
     """Adam with groups of their own for the dictionary, without weight decay, and for the discriminator.
 
     One optimiser and not two: they would share one gradient scaler, which each `step` of accelerate updates.
     """
 
-    def rate(own: float | None) -> float:
-        return args.learning_rate if own is None else own
+    def rate(own: float | None = None) -> float:
+        return scaled_learning_rate(args, num_processes, own)
 
     dictionary = [p for name, p in model.named_parameters() if name == "bottleneck.dictionary" and p.requires_grad]
     groups = [{"params": [p for name, p in model.named_parameters() if name != "bottleneck.dictionary"]}]
@@ -454,13 +483,7 @@ def build_optimizer(
         betas = (args.discriminator_adam_beta1, args.discriminator_adam_beta2)
         groups.append({"params": list(discriminator.parameters()), "lr": rate(args.discriminator_learning_rate)})
         groups[-1]["betas"] = betas
-    return torch.optim.AdamW(
-        groups,
-        lr=args.learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        weight_decay=args.adam_weight_decay,
-    )
+    return adam_optimizer(groups, args, rate(), full_precision=dictionary)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, args: argparse.Namespace, steps: int) -> LambdaLR:
@@ -548,26 +571,32 @@ def image_psnr(sample: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | 
 
 @torch.no_grad()
 def validate(model: AutoencoderDL, run: argparse.Namespace, args: argparse.Namespace) -> dict[str, float]:
-    """Figures over the held-out images, which the processes share."""
+    """Figures over the held-out images, which the processes share; where one of them fails, all do."""
     perceptual, window, total = run.criterion.perceptual, Window(run.accelerator.num_processes), {}
-    starts = range(0, len(run.held_out), args.train_batch_size)
-    for start in starts[run.accelerator.process_index :: run.accelerator.num_processes]:
-        indices = range(start, min(start + args.train_batch_size, len(run.held_out)))
-        images = run.held_out.__getitems__(indices)["pixel_values"].to(run.accelerator.device)
-        inputs, mask = run.degrade(images, torch.Generator().manual_seed(start))
-        with run.accelerator.autocast():
-            output = model(inputs)
-        sums = {"psnr": image_psnr(output.sample, images).double().sum()}
-        if mask is not None:
-            sums["masked_psnr"] = image_psnr(output.sample, images, mask).double().sum()
-        if perceptual is not None:
-            sums["lpips"] = perceptual(output.sample.float().clamp(-1, 1), images).double().sum()
-        total = {name: total.get(name, 0) + value for name, value in sums.items()}
-        window.add({}, output.code, len(indices))
+    starts, failure = range(0, len(run.held_out), args.train_batch_size), None
+    try:
+        for start in starts[run.accelerator.process_index :: run.accelerator.num_processes]:
+            indices = range(start, min(start + args.train_batch_size, len(run.held_out)))
+            images = run.held_out.__getitems__(indices)["pixel_values"].to(run.accelerator.device)
+            inputs, mask = run.degrade(images, torch.Generator().manual_seed(start))
+            with run.accelerator.autocast():
+                output = model(inputs)
+            sums = {"psnr": image_psnr(output.sample, images).double().sum()}
+            if mask is not None:
+                sums["masked_psnr"] = image_psnr(output.sample, images, mask).double().sum()
+            if perceptual is not None:
+                sums["lpips"] = perceptual(output.sample.float().clamp(-1, 1), images).distances.double().sum()
+            total = {name: total.get(name, 0) + value for name, value in sums.items()}
+            window.add({}, output.code, len(indices))
+    except Exception as error:  # whatever it is: the other processes would wait for this one's share
+        failure = error
     names = ["psnr"] + ["masked_psnr"] * (args.task == "inpainting") + ["lpips"] * (perceptual is not None)
     zero = torch.zeros((), dtype=torch.float64, device=run.accelerator.device)
-    values = run.accelerator.reduce(torch.stack([total.get(name, zero) for name in names]), reduction="sum")
-    figures = {f"validation_{n}": v / len(run.held_out) for n, v in zip(names, values.tolist())}
+    shares = [zero + (failure is not None), *(total.get(name, zero) for name in names)]
+    failed, *values = run.accelerator.reduce(torch.stack(shares), reduction="sum").tolist()
+    if failed:
+        raise failure or ValueError("another process could not judge its share of the held-out images.")
+    figures = {f"validation_{name}": value / len(run.held_out) for name, value in zip(names, values)}
     usage = window.summary() if len(starts) >= run.accelerator.num_processes else {}  # each process needs a code
     return {**figures, **{f"validation_{n}": usage[n] for n in ("perplexity", "dead_atoms") if n in usage}}
 
@@ -623,8 +652,8 @@ def describe(args: argparse.Namespace, run: argparse.Namespace) -> dict[str, Any
     }
 
 
-def card_sections(settings: dict, results: dict, picture: str) -> dict[str, str]:
-    """The model card's account of the training and its figures, each with its bits."""
+def card_sections(settings: dict, results: dict, picture: str, failures: list[str]) -> dict[str, str]:
+    """The model card's account of the training and its figures, each with its bits, and of what could not be done."""
     arguments = settings["arguments"]
     images = "a stream" if settings["images"] is None else f"{settings['images']} images"
     lines = [
@@ -658,8 +687,11 @@ def card_sections(settings: dict, results: dict, picture: str) -> dict[str, str]
         body = "\n".join(f"| {title} | {value} |" for title, value in rows)
         held_out = f"{results['validation_images']} held-out crops of {arguments['resolution']} pixels."
         sections["Evaluation"] = f"On {held_out}\n\n| figure | value |\n| --- | ---: |\n{body}"
-    above = "Originals" if arguments["task"] == "reconstruction" else "Originals and what is given"
-    sections["Reconstructions"] = f"{above} above, reconstructions below.\n\n![Reconstructions]({picture})"
+    if failures:
+        sections["Missing"] = "\n".join(f"- {failure}" for failure in failures)
+    if picture:
+        above = "Originals" if arguments["task"] == "reconstruction" else "Originals and what is given"
+        sections["Reconstructions"] = f"{above} above, reconstructions below.\n\n![Reconstructions]({picture})"
     return {**sections, "Settings": "See `settings.json` and `training_log.jsonl`."}
 
 
@@ -750,86 +782,97 @@ def training_batches(
     yield from run.accelerator.prepare_data_loader(loader)
 
 
-def checkpoint(accelerator: Accelerator, args: argparse.Namespace, step: int) -> None:
-    """Writes a checkpoint; ends the run with one sentence where that fails, as on a full disk."""
-    try:
-        save_checkpoint(
-            args.output_dir,
-            step,
-            accelerator.save_state,
-            total_limit=args.checkpoints_total_limit,
-            is_main_process=accelerator.is_main_process,
-            wait=accelerator.wait_for_everyone,
-        )
-    except OSError as error:
-        last = latest_checkpoint(args.output_dir)
-        kept = f"the last whole checkpoint is {last}" if last else "there is no checkpoint before it"
-        raise SystemExit(f"train_dlgan.py: error: {error}; {kept}.") from error
-
-
 class Recorder:
-    """Writes what happens to `--output_dir` and the trackers, on the main process; validates on all."""
+    """Writes what happens to `--output_dir` and the trackers, on the main process; validates on all. Making it takes the folder for this run."""
 
     def __init__(self, run: argparse.Namespace, args: argparse.Namespace, settings: dict, state: TrainingState):
         self.accelerator, self.run, self.args, self.settings, self.state = run.accelerator, run, args, settings, state
-        self.folder, self.results, self.picture = Path(args.output_dir), {}, ""
-        if self.accelerator.is_main_process:
-            (self.folder / "validation").mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "settings.json", settings)
-            self.log = TrainingLog(self.folder / "training_log.jsonl", resume_step=state.step)
-            config = {k: v for k, v in settings["arguments"].items() if isinstance(v, (int, float, str, bool))}
+        self.folder, self.results, self.picture = run.folder.path, {}, ""
+        self.judgement = Judgement(self.folder, secret=args.hub_token)  # `validate` lets no process wait for another
+        run.folder.claim()
+        if not self.accelerator.is_main_process:
+            return
+        (self.folder / "validation").mkdir(exist_ok=True)
+        write_json(self.folder / "settings.json", settings)
+        self.log = TrainingLog(self.folder / "training_log.jsonl", resume_step=state.step)
+        config = {k: v for k, v in settings["arguments"].items() if isinstance(v, (int, float, str, bool))}
+        try:
             self.accelerator.init_trackers(args.tracker_project_name, config=config)
+        except Exception as error:  # each tracker has errors of its own
+            raise ValueError(f"--report_to {args.report_to} cannot be used: {error}") from error
 
     def write(self, record: dict) -> None:
         if self.accelerator.is_main_process:
             self.log.write({"step": self.state.step, **record})
         self.accelerator.log(record, step=self.state.step)
 
-    def validate(self) -> None:
-        """Figures and a picture of the weights that would be saved now."""
-        run, args = self.run, self.args
-        with run.average.applied(run.model) if run.average is not None else nullcontext():
-            model = whole(run, run.model).eval()
-            figures = validate(model, run, args) if run.held_out is not None else {}
-            picture = draw(model, run, args) if self.accelerator.is_main_process else None
-            run.model.train()
-        if figures:
-            self.results = {**figures, "validation_images": len(run.held_out)}
-            self.write({name: round(value, 4) for name, value in figures.items()})
-        if picture is not None:
-            self.picture = f"validation/step-{self.state.step:07d}.png"
-            picture.save(self.folder / self.picture)
-            for tracker in self.accelerator.trackers:
-                log_picture(tracker, picture, self.state.step)
-        self.accelerator.wait_for_everyone()
+    def checkpoint(self) -> None:
+        self.run.folder.save(self.state.step, self.run.parts, self.args.checkpoints_total_limit)
 
-    def finish(self) -> None:
+    @contextmanager
+    def saved_weights(self) -> Iterator[torch.nn.Module]:
+        """In this context the model that would be saved now: averaged, whole, in evaluation mode."""
         run = self.run
         with run.average.applied(run.model) if run.average is not None else nullcontext():
-            model = whole(run, run.model).eval()
+            try:
+                yield whole(run, run.model).eval()
+            finally:
+                run.model.train()
+
+    def validate(self) -> None:
+        """Figures and a picture of the weights that would be saved now; what fails of them is a warning, and the run goes on."""
+        run, args, step = self.run, self.args, self.state.step
+        self.results, self.picture = {}, ""
+        with self.saved_weights() as model:
+            with self.judgement.of(f"the figures of the held-out images after step {step}"):
+                if run.held_out is not None:
+                    figures = validate(model, run, args)
+                    self.results = {**figures, "validation_images": len(run.held_out)}
+                    self.write({name: round(value, 4) for name, value in figures.items()})
+            with self.judgement.of(f"the picture after step {step}"):
+                if self.accelerator.is_main_process:
+                    picture, name = draw(model, run, args), f"validation/step-{step:07d}.png"
+                    save_image(self.folder / name, picture)
+                    self.picture = name
+                    for tracker in self.accelerator.trackers:
+                        log_picture(tracker, picture, step)
+        self.accelerator.wait_for_everyone()
+
+    def save(self) -> None:
+        """The model and all that belongs to it."""
+        with self.saved_weights() as model:
             if self.accelerator.is_main_process:
-                model.save_pretrained(str(self.folder))
+                save_whole(model, self.folder)
                 if self.args.task != "reconstruction":
                     pipeline = DLRestorationPipeline(model, task=self.args.task, scale=self.args.scale)
-                    pipeline.save_pretrained(str(self.folder / "pipeline"))
-        discriminator = None if run.discriminator is None else whole(run, run.discriminator)
+                    save_whole(pipeline, self.folder / "pipeline")
+        if self.run.discriminator is not None:
+            discriminator = whole(self.run, self.run.discriminator)
+            if self.accelerator.is_main_process:
+                save_whole(discriminator, self.folder / "discriminator")
+        self.write_card()
+
+    def write_card(self) -> None:
         if self.accelerator.is_main_process:
-            if discriminator is not None:
-                discriminator.save_pretrained(str(self.folder / "discriminator"))
             results = {"step": self.state.step, "unreadable": self.state.unreadable, **self.results}
-            sections = card_sections(self.settings, results, self.picture)
-            write_model_card(self.folder, type(model).__name__, license=self.args.license, sections=sections)
-            if self.args.push_to_hub:
-                push_folder(
-                    self.folder,
-                    self.args.hub_model_id,
-                    self.args.hub_token,
-                    "End of training",
-                    ["checkpoint-*", f"{self.args.logging_dir}/*"],
-                )
+            sections = card_sections(self.settings, results, self.picture, self.judgement.failures)
+            write_model_card(self.folder, "AutoencoderDL", license=self.args.license, sections=sections)
+
+    def finish(self) -> None:
+        """Saves, then judges what is saved; what fails then is a warning, and `judgement.end` gives exit code 1."""
+        self.results, self.picture = {}, ""
+        self.save()
+        self.validate()
+        with self.judgement.of("the card"):
+            self.write_card()
+        if self.args.push_to_hub and self.accelerator.is_main_process:
+            stays = ["checkpoint-*", "run.json", f"{self.args.logging_dir}/*"]
+            with self.judgement.of("the upload"):
+                push_folder(self.folder, self.args.hub_model_id, self.args.hub_token, "End of training", stays)
         self.accelerator.wait_for_everyone()
         settle()
-        self.accelerator.end_training()
+        with self.judgement.of("the trackers"):
+            self.accelerator.end_training()
 
 
 def log_picture(tracker: GeneralTracker, picture: Image.Image, step: int) -> None:
@@ -891,12 +934,20 @@ def prepare(args: argparse.Namespace) -> argparse.Namespace:
         )
     if fsdp is not None and args.channels_last:
         raise ValueError("--channels_last cannot be given together with FSDP, which shards contiguous weights only.")
+    if fsdp is not None and args.use_8bit_adam:
+        raise ValueError("--use_8bit_adam cannot be given together with FSDP, whose shards its moments do not follow.")
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
     set_seed(args.seed)
     run.degrade = Degradation(args.task, args.scale, args.mask, args.mask_fraction)
-    run.checkpoint = find_checkpoint(args)
-    if run.checkpoint is None and args.resume_from_checkpoint:
+    run.batch_size = args.train_batch_size * run.accelerator.num_processes * args.gradient_accumulation_steps
+    identity = run_identity(args, total_batch_size=run.batch_size)
+    run.folder = RunFolder(
+        run.accelerator, args.output_dir, identity, args.resume_from_checkpoint, args.overwrite_output_dir
+    )
+    for sentence in run.folder.passed_over:
+        logger.warning(f"{sentence} Trying the one before.")
+    if run.folder.checkpoint is None and args.resume_from_checkpoint:
         logger.warning(f"There is no checkpoint in {args.output_dir}: starting from scratch.")
     run.model, run.discriminator = build_model(args), build_discriminator(args)
     if args.dictionary_update == "bcd" and not isinstance(run.model.bottleneck, DictionaryBottleneck):
@@ -912,13 +963,13 @@ def prepare(args: argparse.Namespace) -> argparse.Namespace:
     run.criterion = ReconstructionLoss(args.eta, perceptual).to(run.accelerator.device)
     with run.accelerator.main_process_first():  # it prepares what `datasets` keeps, the others read that
         run.dataset, run.held_out = build_data(args)
-    run.batch_size = args.train_batch_size * run.accelerator.num_processes * args.gradient_accumulation_steps
+    check_held_out(run, args)
     run.steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(run.dataset) / run.batch_size)
     run.adversarial = build_adversarial(run, args)
     bcd = None
     if args.dictionary_update == "bcd":
         bcd = BlockCoordinateUpdate(run.model.bottleneck, memory=args.bcd_memory or None)
-    run.optimizer = build_optimizer(run.model, run.discriminator, args)
+    run.optimizer = build_optimizer(run.model, run.discriminator, args, run.accelerator.num_processes)
     if run.sharded:
         save_optimizer_whole(run.optimizer)
     run.lr_scheduler = build_schedule(run.optimizer, args, run.steps)
@@ -973,7 +1024,7 @@ def set_up(run: argparse.Namespace, args: argparse.Namespace) -> tuple[Any, Any,
         if args.channels_last:
             network.to(memory_format=torch.channels_last)
         network.train()
-    if run.checkpoint is None and args.data_initialization:
+    if run.folder.checkpoint is None and args.data_initialization and not args.pretrained_model_name_or_path:
         initialize_from_data(model, run, args)
     if args.mask == "random":
         set_seed(args.seed, device_specific=True)  # each rank hides rectangles of its own
@@ -986,32 +1037,44 @@ def set_up(run: argparse.Namespace, args: argparse.Namespace) -> tuple[Any, Any,
     else:
         *wrapped, run.optimizer = accelerator.prepare(*networks, run.optimizer)
     register_hooks(run)
-    kept = [run.lr_scheduler, run.upkeep, state, run.average, run.adversarial and run.adversarial.lecam]
-    accelerator.register_for_checkpointing(*(part for part in kept if part is not None))
-    if run.checkpoint is not None:
-        accelerator.load_state(str(run.checkpoint))
+    parts = {"lr_scheduler": run.lr_scheduler, "upkeep": run.upkeep, "state": state, "average": run.average}
+    parts["lecam"] = run.adversarial and run.adversarial.lecam
+    run.parts = {name: part for name, part in parts.items() if part is not None}
+    run.folder.load(run.parts)
     return wrapped[0], wrapped[1] if discriminator is not None else None, state, settings
 
 
-def main(args: argparse.Namespace) -> None:
-    hint = ""
+@contextmanager
+def one_sentence(args: argparse.Namespace, *kinds: type[Exception], training: bool = False) -> Iterator[None]:
+    """Errors of these kinds end the program with one sentence."""
     try:
+        yield
+    except kinds as error:
+        sentence = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, UnreadableImageError):
+            # a data loader's worker puts its traceback before the sentence, and the error's name
+            sentence = sentence.split("UnreadableImageError: ")[-1] + " --skip_unreadable leaves such images out."
+        elif training:
+            last = latest_checkpoint(args.output_dir)
+            sentence += f"; the last whole checkpoint is {last}." if last else "; there is no checkpoint."
+        raise SystemExit(f"train_dlgan.py: error: {hide_token([sentence], args.hub_token)[0]}") from None
+
+
+def main(args: argparse.Namespace) -> None:
+    with one_sentence(args, ImportError, OSError, ValueError):
         run = prepare(args)
         model, discriminator, state, settings = set_up(run, args)
-    except (ImportError, OSError, ValueError) as error:
-        if isinstance(error, UnreadableImageError):
-            hint = " --skip_unreadable leaves such images out."
-        raise SystemExit(f"train_dlgan.py: error: {error}{hint}") from None
-    recorder = Recorder(run, args, settings, state)
+        if args.push_to_hub and run.accelerator.is_main_process:
+            create_repository(args.output_dir, args.hub_model_id, args.hub_token)
     try:
-        train(run, args, model, discriminator, state, recorder)
-        recorder.validate()
-    except UnreadableImageError as error:
-        # a data loader's worker puts its traceback before the sentence, and the error's name
-        sentence = str(error).strip().splitlines()[-1].split("UnreadableImageError: ")[-1]
-        hint = " --skip_unreadable leaves such images out."
-        raise SystemExit(f"train_dlgan.py: error: {sentence}{hint}") from None
-    recorder.finish()
+        with one_sentence(args, OSError, ValueError):
+            recorder = Recorder(run, args, settings, state)
+        with one_sentence(args, OSError, UnreadableImageError, training=True):
+            train(run, args, model, discriminator, state, recorder)
+            recorder.finish()
+        recorder.judgement.end()
+    finally:
+        run.folder.release()
 
 
 def train(
@@ -1069,10 +1132,10 @@ def train(
             recorder.write(record)
             bar.set_postfix({name: record[name] for name in ("loss", "psnr", "perplexity") if name in record})
         with window.paused():
+            if args.checkpointing_steps and state.step % args.checkpointing_steps == 0:
+                recorder.checkpoint()
             if args.validation_steps and state.step % args.validation_steps == 0 and state.step < run.steps:
                 recorder.validate()
-            if args.checkpointing_steps and state.step % args.checkpointing_steps == 0:
-                checkpoint(accelerator, args, state.step)
     bar.close()
 
 

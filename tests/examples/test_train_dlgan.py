@@ -127,8 +127,10 @@ def run(script, data, tmp_path):
         AcceleratorState._reset_state(True)
         GradientState._reset_state()
         base = {"resolution": 32, "train_batch_size": 4, "log_steps": 1, "checkpointing_steps": 0, "report_to": "none"}
-        if "model_config_name_or_path" not in flags and "bottleneck" not in flags:
+        if not {"model_config_name_or_path", "pretrained_model_name_or_path", "bottleneck"} & set(flags):
             base.update(num_atoms=16, sparsity=2)
+        if "resume_from_checkpoint" not in flags:
+            base["overwrite_output_dir"] = None  # many tests train twice
         arguments = {**data, **base, "max_train_steps": steps, "output_dir": tmp_path / "out", **flags}
         script.main(script.parse_args(words(**{k: v for k, v in arguments.items() if v is not False})))
         return tmp_path / "out"
@@ -187,16 +189,15 @@ def test_the_discriminator_starts_when_it_should_and_is_saved(trained):
     untrained = PatchDiscriminator(base_channels=8, norm_num_groups=8)
     assert discriminator.config.base_channels == 8
     moved = discriminator.layers[0].weight - untrained.layers[0].weight
-    assert moved.abs().max() > 0 and discriminator(images()).isfinite().all()
+    assert moved.abs().max() > 0 and discriminator(images()).logits.isfinite().all()
 
 
 def test_the_saved_weights_are_the_average(trained):
     raw = AutoencoderDL.from_pretrained(trained / "checkpoint-6", subfolder="autoencoder").state_dict()
     averaged = AutoencoderDL.from_pretrained(trained).state_dict()
-    kept = [torch.load(path) for path in sorted((trained / "checkpoint-6").glob("custom_checkpoint_*.pkl"))]
-    tensors = next(state["tensors"] for state in kept if "tensors" in state)
+    tensors = load_file(trained / "checkpoint-6" / "run_state.safetensors")
     for name, tensor in averaged.items():
-        assert torch.equal(tensor, tensors[name]), name
+        assert torch.equal(tensor, tensors[f"average/tensors/{name}"]), name
     assert not torch.equal(raw["encoder.conv_out.weight"], averaged["encoder.conv_out.weight"])
 
 
@@ -512,6 +513,343 @@ def test_the_hub_gets_the_model_without_checkpoints_or_token(run, monkeypatch):
         assert not path.is_file() or b"hf_secret" not in path.read_bytes(), path
 
 
+# A run that is finished is never lost
+
+
+def stopped(run, **flags):
+    """Runs the script, which has to end with exit code 1."""
+    with pytest.raises(SystemExit) as stop:
+        run(**flags)
+    assert stop.value.code == 1
+
+
+def test_a_held_out_image_that_breaks_during_the_run_costs_no_model(run, script, data, tmp_path, monkeypatch, caplog):
+    held_out, train = Path(shutil.copytree(data["validation_data_dir"], tmp_path / "held-out")), script.train
+
+    def break_and_train(*arguments):
+        (held_out / "2.png").write_bytes((held_out / "2.png").read_bytes()[:60])
+        train(*arguments)
+
+    monkeypatch.setattr(script, "train", break_and_train)
+    flags = {"validation_data_dir": held_out, "adversarial_loss": "hinge", "discriminator_channels": 8}
+    stopped(run, **flags, task="super_resolution", scale=2, checkpointing_steps=2)
+    folder = tmp_path / "out"
+    assert AutoencoderDL.from_pretrained(folder).decoder is not None
+    PatchDiscriminator.from_pretrained(folder, subfolder="discriminator")
+    DLRestorationPipeline.from_pretrained(folder / "pipeline")
+    card = (folder / "README.md").read_text()
+    assert "## Evaluation" not in card and "The image" in card.split("## Missing")[1] and "2.png" in caplog.text
+    assert (folder / "settings.json").is_file() and (folder / "checkpoint-2").is_dir()
+    assert not any("validation_psnr" in line for line in TrainingLog.read(folder / "training_log.jsonl"))
+
+
+def test_a_validation_that_fails_on_the_way_changes_nothing_but_the_exit_code(run, script, tmp_path, monkeypatch):
+    flags = {"steps": 3, "checkpointing_steps": 1, "validation_steps": 1, "use_ema": None}
+    whole, validate, calls = load_file(run(**flags) / WEIGHTS), script.validate, []
+
+    def fail_twice(*arguments):
+        calls.append(1)
+        if len(calls) < 3:
+            raise RuntimeError("no room on the device")
+        return validate(*arguments)
+
+    monkeypatch.setattr(script, "validate", fail_twice)
+    stopped(run, **flags)
+    weights, card = load_file(tmp_path / "out" / WEIGHTS), (tmp_path / "out" / "README.md").read_text()
+    assert all(torch.equal(whole[name], weights[name]) for name in whole)  # it is back in training mode
+    assert "| PSNR |" in card and card.count("no room on the device") == 2
+    log = TrainingLog.read(tmp_path / "out" / "training_log.jsonl")
+    assert [line["step"] for line in log if "validation_psnr" in line] == [3]
+
+
+def test_the_checkpoint_comes_before_the_validation_and_resumes_bitwise(run, script, tmp_path, monkeypatch):
+    flags = {"steps": 4, "checkpointing_steps": 2, "validation_steps": 2}
+    whole, validate = load_file(run(**flags) / WEIGHTS), script.validate
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "validate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(**flags)
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-2"]
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")]
+    monkeypatch.setattr(script, "validate", validate)
+    resumed = load_file(run(**flags, resume_from_checkpoint="latest") / WEIGHTS)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_full_disk_in_the_last_picture_costs_no_model(run, script, tmp_path, monkeypatch, caplog):
+    def full(path, picture):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(script, "save_image", full)
+    stopped(run)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "the picture after step 2: [Errno 28] No space left on device" in caplog.text
+    assert "| PSNR |" in card and "![" not in card and AutoencoderDL.from_pretrained(tmp_path / "out")
+
+
+def test_a_full_disk_in_the_log_or_the_model_is_one_sentence(run, script, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "model")
+
+    for place, name in ((script, "save_whole"), (TrainingLog, "write")):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, full)
+            with pytest.raises(
+                SystemExit, match=r"error: \[Errno 28\] No space left.*; the last whole .*checkpoint-[12]\.$"
+            ):
+                run(steps=2, checkpointing_steps=1, log_steps=2)
+
+
+def judge_on_two_ranks(rank, port, folder):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    specification = importlib.util.spec_from_file_location("train_dlgan", SCRIPT)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+
+    class HeldOut:
+        broken = rank == 1
+
+        def __len__(self):
+            return 2
+
+        def __getitems__(self, indices):
+            if self.broken:
+                raise ValueError("one of mine is broken")
+            return {"pixel_values": torch.zeros(1, 3, 32, 32)}
+
+    accelerator, held_out, said = script.Accelerator(cpu=True), HeldOut(), []
+    run = argparse.Namespace(accelerator=accelerator, held_out=held_out, degrade=lambda images, _: (images, None))
+    run.criterion = argparse.Namespace(perceptual=None)
+    model = AutoencoderDL(bottleneck_config={"num_atoms": 16, "sparsity": 2}).eval()
+    args = argparse.Namespace(train_batch_size=1, task="reconstruction")
+    try:
+        script.validate(model, run, args)
+    except ValueError as error:
+        said.append(str(error))
+    held_out.broken = False
+    figures = script.validate(model, run, args)
+    torch.save({"said": said, "psnr": figures["validation_psnr"]}, f"{folder}/{rank}.pt")
+    accelerator.wait_for_everyone()
+
+
+def test_no_process_waits_for_one_that_cannot_judge_its_share(in_two_processes, tmp_path):
+    first, second = in_two_processes(judge_on_two_ranks, tmp_path)
+    assert first["said"] == ["another process could not judge its share of the held-out images."]
+    assert second["said"] == ["one of mine is broken"] and first["psnr"] == second["psnr"]
+
+
+def test_trackers_that_cannot_be_used_end_the_run_before_its_first_step(run, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    def refuse(self, *arguments, **named):
+        raise RuntimeError("not logged in")
+
+    monkeypatch.setattr(Accelerator, "init_trackers", refuse)
+    with pytest.raises(SystemExit, match="error: --report_to tensorboard cannot be used: not logged in"):
+        run(report_to="tensorboard")
+    assert TrainingLog.read(tmp_path / "out" / "training_log.jsonl") == []
+
+
+# A folder belongs to one run
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_with_a_run_is_kept_unless_overwriting_is_asked_for(run):
+    folder = run(adversarial_loss="hinge", discriminator_channels=8, checkpointing_steps=1)
+    before = contents(folder)
+    for flags in ({"overwrite_output_dir": False}, {"resume_from_checkpoint": "latest", "num_atoms": 8}):
+        with pytest.raises(SystemExit, match="error: .*(is not empty: give another one|belongs to another run)"):
+            run(**flags)
+        assert contents(folder) == before
+    run(overwrite_output_dir=None)
+    assert not list(folder.glob("checkpoint-*")) and not (folder / "discriminator").exists()
+
+
+def test_only_damaged_checkpoints_end_latest_with_a_sentence(run):
+    folder = run(checkpointing_steps=2)
+    (folder / "checkpoint-2" / "optimizer.bin").write_bytes(b"")
+    before = contents(folder)
+    with pytest.raises(
+        SystemExit, match=r"No checkpoint in .* is whole .*: restore one, or give --overwrite_output_dir"
+    ):
+        run(resume_from_checkpoint="latest")
+    assert contents(folder) == before
+    run(resume_from_checkpoint="latest", overwrite_output_dir=None)
+    assert TrainingLog.read(folder / "training_log.jsonl")[0]["step"] == 1 and not list(folder.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        ({"num_atoms": 8}, "--num_atoms 16 and not 8"),
+        ({"latent_channels": 4}, "--latent_channels None and not 4"),
+        ({"use_ema": None}, "--use_ema False and not True"),
+        ({"train_batch_size": 2}, "--total_batch_size 4 and not 2"),
+        ({"train_data_dir": "validation"}, "held-out"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+@pytest.mark.parametrize("resume", ["latest", "checkpoint-1"])
+def test_another_runs_checkpoint_is_refused(finished, flags, sentence, resume):
+    run, data = finished
+    flags = {name: data["validation_data_dir"] if name == "train_data_dir" else value for name, value in flags.items()}
+    with pytest.raises(SystemExit, match="error: .* belongs to another run, with ") as stop:
+        run(resume_from_checkpoint=resume, **flags)
+    assert sentence in stop.value.code
+
+
+@pytest.fixture
+def finished(run, data):
+    """A run with one checkpoint."""
+    run(steps=1, checkpointing_steps=1)
+    return run, data
+
+
+def test_more_steps_and_another_layout_of_the_batch_go_on(finished):
+    run, _ = finished
+    flags = {"train_batch_size": 2, "gradient_accumulation_steps": 2, "validation_data_dir": False}
+    folder = run(steps=2, resume_from_checkpoint="latest", **flags)
+    assert [line["step"] for line in TrainingLog.read(folder / "training_log.jsonl") if "loss" in line] == [1, 2]
+
+
+def test_one_run_at_a_time_writes_into_a_folder(run, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".run.lock"):
+        before = contents(tmp_path)
+        with pytest.raises(
+            SystemExit, match=r"error: --output_dir '.*out' is in use by another run: give another one\."
+        ):
+            run()
+        assert contents(tmp_path) == before
+    run()
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "read-only"])
+def test_an_output_folder_that_cannot_be_one_is_one_sentence(run, tmp_path, kind):
+    place = {"file": "mine", "below a file": "mine/out", "read-only": "closed/out"}[kind]
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "closed").mkdir(mode=0o500)
+    if kind == "read-only" and os.access(tmp_path / "closed", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    with pytest.raises(SystemExit, match="train_dlgan.py: error: --output_dir .*(must be a folder|cannot be written)"):
+        run(output_dir=tmp_path / place)
+    assert (tmp_path / "mine").read_text() == "mine" and not list((tmp_path / "closed").iterdir())
+
+
+def test_checkpoints_hold_no_pickle_of_ours(trained):
+    names = {path.name for path in (trained / "checkpoint-6").iterdir()}
+    assert names == {
+        *("autoencoder", "discriminator", "manifest.json", "optimizer.bin", "random_states_0.pkl"),
+        *("run.json", "run_state.safetensors"),
+    }
+    states = load_file(trained / "checkpoint-6" / "run_state.safetensors")
+    assert {name.split("/")[0] for name in states} == {"average", "lecam", "upkeep"}
+
+
+# Trained weights to start from, and the optimiser
+
+
+@pytest.mark.parametrize("place", ["model", "checkpoint"])
+def test_training_starts_from_trained_weights(run, tmp_path, place):
+    flags = {"adversarial_loss": "hinge", "discriminator_start": 0, "revive_every": 0}
+    folder = run(steps=2, checkpointing_steps=2, discriminator_channels=8, **flags)
+    source = shutil.copytree(folder if place == "model" else folder / "checkpoint-2", tmp_path / "source")
+    folder = run(
+        steps=1, pretrained_model_name_or_path=source, learning_rate=0, discriminator_lr_scheduler="constant", **flags
+    )
+    old = load_file(source / ("autoencoder" if place == "checkpoint" else ".") / WEIGHTS)
+    new = load_file(folder / WEIGHTS)
+    for name in set(old) - {"bottleneck.coefficient_scale", "bottleneck.scale_steps"}:  # moved by every batch
+        torch.testing.assert_close(new[name], old[name], rtol=0, atol=1e-6)
+    ours, theirs = (load_file(path / "discriminator" / WEIGHTS) for path in (folder, source))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert AutoencoderDL.from_pretrained(folder).bottleneck.dictionary.shape == (16, 16)
+    # another discriminator is asked for, or none comes with the model
+    other = run(steps=1, pretrained_model_name_or_path=source, discriminator_channels=16, **flags)
+    assert PatchDiscriminator.from_pretrained(other / "discriminator").config.base_channels == 16
+    shutil.rmtree(source / "discriminator")
+    other = run(steps=1, pretrained_model_name_or_path=source, **flags)
+    assert PatchDiscriminator.from_pretrained(other / "discriminator").config.base_channels == 64
+
+
+def test_learning_rates_are_scaled_by_the_images_of_a_step(run):
+    flags = {"learning_rate": 1e-4, "adversarial_loss": "hinge", "discriminator_channels": 8}
+    folder = run(steps=1, scale_lr=None, gradient_accumulation_steps=2, discriminator_learning_rate=2e-4, **flags)
+    line = TrainingLog.read(folder / "training_log.jsonl")[0]
+    assert line["lr"] == pytest.approx(8e-4) and line["discriminator_lr"] == pytest.approx(16e-4)
+
+
+def test_8_bit_adam_needs_its_extra(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(SystemExit, match=r"error: .*diffusers_lasers\[8bit\]"):
+        run(use_8bit_adam=None)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("update", ["gradient", "bcd"])
+def test_8_bit_adam_trains_and_resumes_with_the_dictionarys_moments_as_floats(run, update):
+    pytest.importorskip("bitsandbytes")
+    flags = {"use_8bit_adam": None, "num_atoms": 512, "revive_every": 1, "dictionary_update": update}
+    folder = run(steps=4, checkpointing_steps=2, **flags)
+    state = torch.load(folder / "checkpoint-4" / "optimizer.bin")["state"]
+
+    moments = [
+        next(value["state1"] for value in [entry, *entry.values()] if isinstance(value, dict) and "state1" in value)
+        for entry in state.values()
+    ]
+    kinds = {moment.shape: moment.dtype for moment in moments}
+    assert torch.uint8 in kinds.values()
+    assert kinds.get((16, 512)) == (torch.float32 if update == "gradient" else None)
+    whole = load_file(folder / WEIGHTS)
+    resumed = load_file(run(steps=4, resume_from_checkpoint="checkpoint-2", **flags) / WEIGHTS)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+# Secrets
+
+
+def test_the_token_is_nowhere(run, monkeypatch, capfd, caplog, tmp_path):
+    import huggingface_hub
+
+    class Api:
+        def __init__(self, token=None):
+            assert token == "hf_secret"
+
+        def create_repo(self, name, exist_ok):
+            return type("Url", (), {"repo_id": f"me/{name}"})
+
+        def upload_folder(self, **arguments):
+            uploaded.append(arguments["ignore_patterns"])
+            raise OSError("hf_secret may not write here")
+
+    uploaded = []
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    secrets = ["--hub_token", "hf_secret", "--hub_token=hf_secret", "--tracker_project_name", "of-hf_secret"]
+    monkeypatch.setattr(sys, "argv", ["train_dlgan.py", *secrets])
+    flags = {"push_to_hub": None, "hub_token": "hf_secret", "report_to": "tensorboard", "checkpointing_steps": 1}
+    stopped(run, **flags)  # the upload failed
+    assert "the upload: *** may not write here" in caplog.text and "run.json" in uploaded[0]
+    files = contents(tmp_path / "out")
+    assert any("tfevents" in path.name for path in files) and any(path.name == "optimizer.bin" for path in files)
+    assert not [path for path, data in files.items() if b"hf_secret" in data]
+    with pytest.raises(SystemExit):
+        run(hub_tok="hf_secret")
+    said = capfd.readouterr()
+    assert "unrecognized arguments: --hub_tok" in said.err
+    assert "hf_secret" not in said.out + said.err + caplog.text
+
+
 # What is wrong is said in one sentence, before anything is written
 
 
@@ -529,6 +867,18 @@ def test_the_hub_gets_the_model_without_checkpoints_or_token(run, monkeypatch):
         ({"perceptual_weights": "x"}, "--perceptual_weights needs --perceptual squeeze, alex or vgg."),
         ({"bottleneck": "vq", "sparsity": 2}, "--sparsity has no meaning for --bottleneck vq."),
         ({"depth": 2}, "--depth has no meaning for --bottleneck dictionary."),
+        (
+            {"pretrained_model_name_or_path": "x", "num_atoms": 8},
+            "--num_atoms cannot be given together with --pretrained",
+        ),
+        (
+            {"pretrained_model_name_or_path": "x", "model_config_name_or_path": "y"},
+            "--model_config_name_or_path cannot be given together with --pretrained_model_name_or_path.",
+        ),
+        (
+            {"discriminator_config_name_or_path": "x", "discriminator_layers": 2, "adversarial_loss": "hinge"},
+            "--discriminator_layers cannot be given together with --discriminator_config_name_or_path.",
+        ),
         (
             {"model_config_name_or_path": "x", "preset": "paper"},
             "--preset cannot be given together with --model_config_name_or_path.",
@@ -566,8 +916,14 @@ def test_bad_arguments(script, capsys, tmp_path, flags, sentence):
         ({"resize": 8}, "`resize`"),
         ({"revive_fraction": 2}, "`revive_fraction`"),
         ({"latent_channels": 4, "bottleneck": "fsq", "fsq_levels": 1}, "`levels`"),
-        ({"resume_from_checkpoint": "checkpoint-9"}, "--resume_from_checkpoint 'checkpoint-9'"),
+        (
+            {"resume_from_checkpoint": "checkpoint-9"},
+            "--resume_from_checkpoint must be `latest`, a folder, or the name",
+        ),
         ({"perceptual": "squeeze", "perceptual_weights": "nowhere"}, "'nowhere' does not exist"),
+        ({"pretrained_model_name_or_path": "./nowhere"}, "nowhere"),
+        ({"push_to_hub": None, "hub_model_id": "no such/name"}, "Repo id must"),
+        ({"push_to_hub": None, "hub_token": "hf_secret"}, "The repository 'out' cannot be made on the Hub"),
         ({"model_config_name_or_path": "./nowhere.json"}, "nowhere"),
         ({"adversarial_loss": "hinge", "discriminator_layers": 4}, "--resolution must be at least 48"),
         ({"adversarial_loss": "hinge", "discriminator_config_name_or_path": "./gone.json"}, "gone"),
@@ -651,12 +1007,9 @@ def test_two_processes_share_the_sums_of_block_coordinate_descent(data, tmp_path
     assert single.returncode == double.returncode == 0, single.stderr + double.stderr
     assert_alike(tmp_path / "one", tmp_path / "two", folders=(".", "discriminator"))
     for step in (1, 2, 3):
-        sums = []
-        for name in ("one", "two"):
-            states = map(torch.load, (tmp_path / name / f"checkpoint-{step}").glob("custom_checkpoint_*.pkl"))
-            sums.append(next(s for s in states if "block_coordinate" in s)["block_coordinate"]["statistics"])
+        sums = [load_file(tmp_path / n / f"checkpoint-{step}" / "run_state.safetensors") for n in ("one", "two")]
         for name in ("code_statistics", "signal_statistics"):
-            one, two = (state[name] for state in sums)
+            one, two = (state[f"upkeep/block_coordinate/statistics/{name}"] for state in sums)
             torch.testing.assert_close(two, one, rtol=0, atol=2e-6 * float(one.abs().max()))
 
 

@@ -180,3 +180,13 @@ def test_tokens_are_hidden_and_folders_pushed(monkeypatch, tmp_path):
     assert create_repository(tmp_path / "later") == "me/later" and not (tmp_path / "later").exists()
     with pytest.raises(ValueError, match="no such/name"):
         create_repository(tmp_path, "no such/name")
+
+    class NetworkError(Exception):
+        pass
+
+    def refuse(self, name, exist_ok):
+        raise NetworkError("two\nlines")
+
+    monkeypatch.setattr(Api, "create_repo", refuse)
+    with pytest.raises(OSError, match="^The repository 'me/model' cannot be made on the Hub: two lines$"):
+        create_repository(tmp_path, "me/model")

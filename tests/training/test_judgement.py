@@ -6,13 +6,14 @@ from diffusers_lasers.training import Judgement, check_output_folder
 
 
 def test_failures_are_reported_with_their_reason_and_end_in_exit_code_1(caplog, tmp_path):
-    judgement, done = Judgement(tmp_path), []
+    judgement, done = Judgement(tmp_path, secret="hf_a"), []
     with judgement.of("the held-out images"):
-        raise RuntimeError("two\nlines")
+        raise RuntimeError("two\nlines of hf_a.")
     with judgement.of("the picture"):
         done.append(1)
-    assert done and judgement.failures == ["the held-out images: two lines"]
-    assert str(tmp_path) in caplog.text and "the held-out images: two lines" in caplog.text
+    assert "hf_a" not in caplog.text
+    assert done and judgement.failures == ["the held-out images: two lines of ***"]
+    assert str(tmp_path) in caplog.text and "the held-out images: two lines of ***" in caplog.text
     with pytest.raises(SystemExit) as caught:
         judgement.end()
     assert caught.value.code == 1

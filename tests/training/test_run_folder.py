@@ -118,6 +118,20 @@ def test_a_folder_with_a_run_is_not_overwritten_unless_asked(accelerator, saved)
     run.release()
 
 
+def test_overwriting_deletes_the_results_of_a_run_and_nothing_of_another_folder(accelerator, saved, tmp_path):
+    for folder in (saved, tmp_path / "photos"):
+        for name in ("validation", "discriminator"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "1.png").write_text("x")
+        write_json(folder / "config.json", {})
+        (folder / "mine.txt").write_text("x")
+    claim(accelerator, saved, {"learning_rate": 0.1}, overwrite=True).release()
+    assert sorted(path.name for path in saved.iterdir() if path.name[0] != ".") == ["mine.txt", "run.json"]
+    claim(accelerator, saved, {"learning_rate": 0.1}, resume="latest", overwrite=True).release()
+    claim(accelerator, tmp_path / "photos", {}, overwrite=True).release()
+    assert (tmp_path / "photos" / "validation" / "1.png").is_file() and (tmp_path / "photos" / "config.json").is_file()
+
+
 def test_only_damaged_checkpoints_stop_the_run_and_lose_nothing(accelerator, saved):
     weights = next((saved / "checkpoint-1").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])

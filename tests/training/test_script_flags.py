@@ -13,6 +13,7 @@ from diffusers_lasers.training import (
     adam_optimizer,
     add_data_flags,
     add_hub_flags,
+    check_data_flags,
     check_held_out_images,
     open_images,
     scaled_learning_rate,
@@ -56,6 +57,8 @@ def test_images_come_from_where_the_flags_say(parse):
 def test_contradictions_are_refused(parse, line, sentence):
     with pytest.raises(ValueError, match=sentence):
         open_images(parse(line), "validation")
+    with pytest.raises(ValueError, match=sentence):
+        check_data_flags(parse(line))
 
 
 def test_held_out_images_are_read_before_the_work(parse, tmp_path):
@@ -86,7 +89,8 @@ def test_the_learning_rate_is_scaled_as_in_the_examples_of_diffusers(parse):
     args = parse("--scale_lr")
     args.gradient_accumulation_steps = 3
     assert scaled_learning_rate(args, 2) == pytest.approx(1e-3 * 4 * 3 * 2)
-    assert scaled_learning_rate(parse(""), 2) == 1e-3
+    assert scaled_learning_rate(args, 2, rate=0.5) == pytest.approx(0.5 * 4 * 3 * 2)
+    assert scaled_learning_rate(parse(""), 2) == 1e-3 and scaled_learning_rate(parse(""), 2, rate=0.5) == 0.5
 
 
 def test_adam_has_the_flags_and_8_bits_come_from_an_extra(parse, monkeypatch):
@@ -105,3 +109,16 @@ def test_adam_has_the_flags_and_8_bits_come_from_an_extra(parse, monkeypatch):
     fake = types.SimpleNamespace(optim=types.SimpleNamespace(AdamW8bit=Adam8))
     monkeypatch.setitem(sys.modules, "bitsandbytes", fake)
     assert type(adam_optimizer(parameters, parse("--use_8bit_adam"))) is Adam8
+
+
+def test_some_moments_stay_floats(parse):
+    pytest.importorskip("bitsandbytes")
+    parameters = [torch.nn.Parameter(torch.zeros(64, 128)) for _ in range(2)]
+    optimizer = adam_optimizer(parameters, parse("--use_8bit_adam"), full_precision=parameters[1:])
+    sum(parameter.sum() for parameter in parameters).backward()
+    optimizer.step()
+    kinds = [
+        {moment.dtype for moment in optimizer.state[parameter].values() if getattr(moment, "shape", None) == (64, 128)}
+        for parameter in parameters
+    ]
+    assert kinds == [{torch.uint8}, {torch.float32}]

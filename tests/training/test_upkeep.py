@@ -99,6 +99,16 @@ def test_dead_atoms_are_revived_with_clean_moments():
         assert (moment[:, dead] == 0).all() and (moment[:, alive] != 0).any()
 
 
+def test_moments_of_8_bits_are_refused_and_not_set_to_their_lowest_number():
+    bottleneck, optimizer, upkeep = make(revive_every=1)
+    take_step(bottleneck, optimizer, upkeep, latents_of(0))
+    state = optimizer.state[bottleneck.dictionary]
+    state["state1"] = torch.full_like(bottleneck.dictionary, 127, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="must keep the dictionary's moments as floats, got torch.uint8"):
+        upkeep.after_step(bottleneck.encode(latents_of(1)), latents_of(1))
+    assert (state["state1"] == 127).all()
+
+
 def test_an_event_revives_at_most_its_share():
     bottleneck, optimizer, upkeep = make(revive_every=1, revive_fraction=0.25)
     dead = torch.arange(4, ATOMS)

@@ -21,7 +21,15 @@ def test_abbreviations_are_refused_in_subcommands_too(words, capsys):
     parser.add_subparsers().add_parser("sub").add_argument("--hub_token")
     with pytest.raises(SystemExit):
         parser.parse_args(words)
-    assert "--hub_tok" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "unrecognized arguments: --hub_tok" in said and "secret" not in said
+
+
+@pytest.mark.parametrize(("words", "named"), [(["--hub_tok=secret"], "--hub_tok"), (["left", "over"], "left over")])
+def test_what_is_not_known_is_named_without_its_value(words, named, capsys):
+    with pytest.raises(SystemExit):
+        CommandParser(prog="x").parse_args(words)
+    assert capsys.readouterr().err.endswith(f"unrecognized arguments: {named}\n")
 
 
 def test_no_parser_but_this_one_is_made():

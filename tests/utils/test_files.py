@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors import SafetensorError
 
 from diffusers_lasers.utils import (
     atomic_file,
@@ -197,3 +198,21 @@ def check(folder, ended):
 def test_a_kill_at_any_system_call_leaves_the_old_file_or_the_new_one(killed_everywhere, tmp_path, name, stride):
     imports, write = WRITERS[name]
     assert killed_everywhere(imports, write, tmp_path, stride) > 10
+
+
+def test_a_model_that_finds_no_room_is_one_sentence_and_leaves_the_old_one(tmp_path):
+    class Model:
+        def __init__(self, error=None):
+            self.error = error
+
+        def save_pretrained(self, folder):
+            write_json(Path(folder) / "config.json", {"failed": self.error is not None})
+            if self.error is not None:
+                raise self.error
+
+    save_whole(Model(), tmp_path / "model")
+    for error in (OSError(28, "No space left", str(tmp_path / "x")), SafetensorError("I/O\nerror (os error 28)")):
+        with pytest.raises(OSError, match="/model.*I/O error|No space left.*/model'$"):
+            save_whole(Model(error), tmp_path / "model")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
+    assert json.loads((tmp_path / "model" / "config.json").read_text()) == {"failed": False}

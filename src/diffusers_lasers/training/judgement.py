@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..utils.command_line import hide_token
+
 
 __all__ = ["Judgement"]
 
@@ -21,11 +23,18 @@ class Judgement:
         folder (`str` or `os.PathLike`): Where the model is; the report names it.
         num_processes (`int`, defaults to 1): Processes that judge together. If there are several, one that fails ends at once, since the others would wait
             for its share.
-        saved (`str`, defaults to `"The model is"`): How the report says what is in the folder.
+        saved (`str`, defaults to `"What is saved is"`): How the report begins to say where everything else is.
+        secret (`str`, *optional*): A token that no reason may show.
     """
 
-    def __init__(self, folder: str | Path, num_processes: int = 1, saved: str = "The model is"):
-        self.folder, self.num_processes, self.saved = folder, num_processes, saved
+    def __init__(
+        self,
+        folder: str | Path,
+        num_processes: int = 1,
+        saved: str = "What is saved is",
+        secret: str | None = None,
+    ):
+        self.folder, self.num_processes, self.saved, self.secret = folder, num_processes, saved, secret
         self.failures: list[str] = []
 
     @contextmanager
@@ -39,9 +48,10 @@ class Judgement:
         try:
             yield
         except Exception as error:  # whatever it was: the model is saved, and its user has to hear of both
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+            reason = hide_token([reason], self.secret)[0]
             self.failures.append(f"{what}: {reason}")
-            _logger.warning(f"{self.saved} in {self.folder}, but not everything after it was done: {what}: {reason}")
+            _logger.warning(f"Not everything was done: {what}: {reason}. {self.saved} in {self.folder}.")
             if self.num_processes > 1:
                 raise SystemExit(1) from error
 

@@ -32,6 +32,12 @@ _RUN = "run.json"
 _STATE = "run_state.safetensors"
 _LOCK = ".run.lock"
 _KIND = "state of a run"
+_RECORDS = ("training_log.jsonl", "settings.json")
+#: What a run leaves beside its checkpoints; of a model the configuration, without which its weights are no model, is enough.
+_RESULTS = (
+    *_RECORDS,
+    *("config.json", "model_index.json", "README.md", "discriminator", "pipeline", "refiner", "validation"),
+)
 #: Arguments that may change when a run goes on: where and how often it writes, how long it takes, what it is judged by.
 _FREE = (
     *(
@@ -223,10 +229,12 @@ class RunFolder:
         if self.checkpoint != before:
             raise ValueError(f"--output_dir {str(self.path)!r} has changed since the run began: start it again.")
         if self.overwrite and not self._goes_on():
-            for path in list_checkpoints(self.path):
-                shutil.rmtree(path)
-            for name in ("training_log.jsonl", "settings.json"):
-                (self.path / name).unlink(missing_ok=True)
+            names = _RESULTS if (self.path / _RUN).is_file() else _RECORDS  # a folder of something else keeps the rest
+            for path in [*list_checkpoints(self.path), *(self.path / name for name in names)]:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
         write_json(self.path / _RUN, {"identity": self.identity})
 
     def release(self) -> None:

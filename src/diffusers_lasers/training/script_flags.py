@@ -22,6 +22,7 @@ __all__ = [
     "add_data_flags",
     "add_hub_flags",
     "adam_optimizer",
+    "check_data_flags",
     "check_held_out_images",
     "open_images",
     "scaled_learning_rate",
@@ -68,6 +69,24 @@ def add_hub_flags(parser: argparse.ArgumentParser | Any) -> None:
     add("--hub_token", help="Default: the one that is logged in. It is in no file that is written.")
 
 
+def check_data_flags(args: argparse.Namespace) -> None:
+    """
+    That the flags of [`add_data_flags`] do not contradict each other.
+
+    Args:
+        args (`argparse.Namespace`): With these flags.
+
+    Raises:
+        ValueError: If they do.
+    """
+    if args.dataset_name and args.train_data_dir:
+        raise ValueError("Give --dataset_name or --train_data_dir, not both.")
+    if args.validation_split and not args.dataset_name:
+        raise ValueError("--validation_split names a split of --dataset_name, which is not given.")
+    if args.validation_split and args.validation_data_dir:
+        raise ValueError("Give --validation_split or --validation_data_dir, not both.")
+
+
 def open_images(args: argparse.Namespace, split: str = "train") -> Sequence | None:
     """
     The images that the flags name.
@@ -83,12 +102,7 @@ def open_images(args: argparse.Namespace, split: str = "train") -> Sequence | No
     Raises:
         ValueError: If flags contradict each other, no image is found, or the column is missing.
     """
-    if args.dataset_name and args.train_data_dir:
-        raise ValueError("Give --dataset_name or --train_data_dir, not both.")
-    if args.validation_split and not args.dataset_name:
-        raise ValueError("--validation_split names a split of --dataset_name, which is not given.")
-    if args.validation_split and args.validation_data_dir:
-        raise ValueError("Give --validation_split or --validation_data_dir, not both.")
+    check_data_flags(args)
     hub = {"dataset_name": args.dataset_name, "dataset_config_name": args.dataset_config_name}
     shared = {"image_column": args.image_column, "cache_dir": args.cache_dir}
     if split == "train":
@@ -138,23 +152,28 @@ def check_held_out_images(
     return images if len(readable) == len(images) else Subset(images, readable)
 
 
-def scaled_learning_rate(args: argparse.Namespace, num_processes: int) -> float:
+def scaled_learning_rate(args: argparse.Namespace, num_processes: int, rate: float | None = None) -> float:
     """
-    The learning rate, with `--scale_lr` times the images of a step.
+    A learning rate, with `--scale_lr` times the images of a step.
 
     Args:
         args (`argparse.Namespace`): With `learning_rate`, `scale_lr`, `train_batch_size` and, where there is one, `gradient_accumulation_steps`.
         num_processes (`int`): Processes that train together.
+        rate (`float`, *optional*): Instead of `learning_rate`.
 
     Returns:
         `float`: The learning rate.
     """
     accumulation = getattr(args, "gradient_accumulation_steps", 1)
-    return args.learning_rate * (args.train_batch_size * accumulation * num_processes if args.scale_lr else 1)
+    rate = args.learning_rate if rate is None else rate
+    return rate * (args.train_batch_size * accumulation * num_processes if args.scale_lr else 1)
 
 
 def adam_optimizer(
-    groups: Iterable[Any], args: argparse.Namespace, learning_rate: float | None = None
+    groups: Iterable[Any],
+    args: argparse.Namespace,
+    learning_rate: float | None = None,
+    full_precision: Sequence[torch.nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """
     AdamW, with `--use_8bit_adam` that of bitsandbytes, whose moments have 8 bits.
@@ -163,6 +182,7 @@ def adam_optimizer(
         groups (iterable of parameters or of groups): What it steps.
         args (`argparse.Namespace`): With `learning_rate`, `adam_beta1`, `adam_beta2`, `adam_epsilon`, `adam_weight_decay` and `use_8bit_adam`.
         learning_rate (`float`, *optional*): Instead of that of `args`.
+        full_precision (`Sequence[torch.nn.Parameter]`, *optional*): Parameters whose moments stay floats: those that [`DictionaryUpkeep`] writes to.
 
     Returns:
         `torch.optim.Optimizer`: The optimiser.
@@ -170,7 +190,12 @@ def adam_optimizer(
     Raises:
         ImportError: If bitsandbytes is missing (`pip install diffusers_lasers[8bit]`).
     """
-    kind = requires("bitsandbytes", "8bit").optim.AdamW8bit if args.use_8bit_adam else torch.optim.AdamW
+    kind = torch.optim.AdamW
+    if args.use_8bit_adam:
+        eight = requires("bitsandbytes", "8bit").optim
+        kind = eight.AdamW8bit
+        if full_precision:
+            eight.GlobalOptimManager.get_instance().override_config(list(full_precision), "optim_bits", 32)
     return kind(
         groups,
         lr=args.learning_rate if learning_rate is None else learning_rate,

@@ -66,7 +66,7 @@ class DictionaryUpkeep:
         revived (`torch.Tensor`): Atoms replaced so far, 0-dim; int64.
 
     Raises:
-        ValueError: If `revive_every` is negative or `revive_fraction` is outside [0, 1].
+        ValueError: If `revive_every` is negative or `revive_fraction` is outside [0, 1]; in an event, if the dictionary's moments are no floats.
 
     Example:
         ```py
@@ -176,6 +176,8 @@ class DictionaryUpkeep:
         dictionary.copy_(broadcast(torch.where(dead, revived, dictionary)))
         for moment in self.optimizer.state.get(dictionary, {}).values():
             if torch.is_tensor(moment) and moment.shape == dictionary.shape:
+                if not moment.is_floating_point():  # numbers of a code book, of which 0 is the lowest and not zero
+                    raise ValueError(f"`optimizer` must keep the dictionary's moments as floats, got {moment.dtype}.")
                 moment.masked_fill_(dead, 0.0)
         if self.block_coordinate is not None:
             self.block_coordinate.forget(dead)

@@ -18,6 +18,7 @@ HIDDEN = "***"
 class CommandParser(argparse.ArgumentParser):
     """
     Creates an `argparse.ArgumentParser` that refuses abbreviated options, in its subcommands too, and keeps the line breaks of its description.
+    An option that it does not know is named without its value, which may be a secret (`--hub_tok hf_…`).
 
     Args:
         *args, **kwargs: Arguments of `argparse.ArgumentParser`.
@@ -26,6 +27,14 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        """As in argparse, but for the message about what is left over."""
+        parsed, extra = self.parse_known_args(args, namespace)
+        if extra:
+            options = [word.split("=")[0] for word in extra if word.startswith("-")]
+            self.error(f"unrecognized arguments: {' '.join(options or extra)}")
+        return parsed
 
 
 def hide_token(words: list[str], token: str | None) -> list[str]:

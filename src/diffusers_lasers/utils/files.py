@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from safetensors import SafetensorError
+
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -187,7 +189,16 @@ def save_whole(part: Any, folder: str | os.PathLike, **options: Any) -> None:
     scratch = folder / f".{secrets.token_hex(8)}.tmp"
     scratch.mkdir()
     try:
-        part.save_pretrained(str(scratch), **options)
+        try:
+            part.save_pretrained(str(scratch), **options)
+        except OSError as error:
+            error.filename, error.filename2 = str(folder), None
+            raise
+        except (
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # torch and safetensors have errors of their own for a full disk
+            raise OSError(f"{folder} could not be written: {' '.join(str(error).split())}") from error
         files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
         files.sort(key=lambda path: (_CONFIGS.index(path.name) if path.name in _CONFIGS else -1, path))
         for name in files:
