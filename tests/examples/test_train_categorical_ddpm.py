@@ -196,7 +196,7 @@ def test_a_validation_that_fails_ends_no_training(script, folder, tmp_path, monk
         script.cli([str(word) for word in arguments(folder, out, *more)])
     assert stopped.value.code == 1 and seen == [True]  # the checkpoint comes first
     assert modes == [True, False]  # what failed has left the model as it was
-    assert "The training goes on in" in caplog.text and "the validation at step 2: no luck at all" in caplog.text
+    assert "the validation at step 2: no luck at all" in caplog.text
     assert ModelBasedLatentDiffusionPipeline.from_pretrained(out).unet.config.num_slots == 4
     assert (out / "validation" / "step-0000004.png").is_file()
 
