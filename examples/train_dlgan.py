@@ -460,7 +460,8 @@ def check_held_out(run: argparse.Namespace, args: argparse.Namespace) -> None:
         return
     source = run.held_out.source
     share = range(run.accelerator.process_index, len(source), run.accelerator.num_processes)
-    check_held_out_images(Subset(source, share), progress=run.accelerator.is_main_process)
+    if share:
+        check_held_out_images(Subset(source, share), progress=run.accelerator.is_main_process)
 
 
 def build_optimizer(
