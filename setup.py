@@ -5,6 +5,7 @@ holds the exact versions that the tests were run with.
 """
 
 import re
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -97,6 +98,8 @@ init = (ROOT / "src/diffusers_lasers/__init__.py").read_text(encoding="utf-8")
 version = re.search(r'^__version__ = "(.+)"$', init, re.MULTILINE)[1]
 
 # Sparse coding on the CPU, in plain C. Optional: without a compiler the package installs and computes with torch alone.
+# One build serves every Python from 3.10 on by the stable ABI, which free-threaded ones (3.13t, 3.14t) do not have: they get builds of their own.
+STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 CSRC = "src/diffusers_lasers/csrc"
 kernels = Extension(
     "diffusers_lasers.functional._kernels",
@@ -104,7 +107,8 @@ kernels = Extension(
     depends=sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / CSRC).glob("*.h")),
     extra_compile_args=["-O3", "-pthread"],
     extra_link_args=["-pthread"],
-    py_limited_api=True,
+    define_macros=[("Py_LIMITED_API", "0x030A0000")] if STABLE_ABI else [],
+    py_limited_api=STABLE_ABI,
     optional=True,
 )
 
@@ -122,7 +126,7 @@ setup(
     package_data={"diffusers_lasers": ["py.typed"]},
     entry_points={"console_scripts": ["diffusers-lasers=diffusers_lasers.commands.cli:main"]},
     ext_modules=[kernels],
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if STABLE_ABI else {},
     include_package_data=True,
     python_requires=">=3.10.0",
     # accelerate: without it diffusers loads no model that keeps modules in float32, as ours do

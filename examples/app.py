@@ -9,10 +9,9 @@ each site, bits a pixel, PSNR and FLIP follow, and the rate-distortion curve sho
 compares the patch codec with JPEG at the same bytes. Without --model the autoencoders of `make demo` are taken or, where there are none, a small one is
 trained at the first start, in minutes, and kept in --cache_dir; without --codec a patch codec is fitted likewise. Nothing is sent anywhere: no analytics, no
 fonts or scripts of other servers. app_results.py computes, app_bench.py remembers, app_models.py loads and makes the models, app_html.py has the
-style, this file is the page.
+style, app_guard.py keeps visitors' calls to the files that they uploaded, this file is the page.
 """
 
-import argparse
 import os
 import signal
 import sys
@@ -24,10 +23,13 @@ from PIL import Image, ImageOps
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from app_guard import MOST_BYTES, OnlyUploads, read_upload  # noqa: E402
 from app_html import CSS, figures, file_table, flip_figure, hint, message, status  # noqa: E402
 from app_models import Shelf  # noqa: E402
 from app_results import PictureError, atoms_used, controls, describe, read_picture  # noqa: E402
 
+from diffusers_lasers.commands.batch import printable  # noqa: E402
+from diffusers_lasers.utils import CommandParser  # noqa: E402
 from diffusers_lasers.utils.image_sources import bundled_photos  # noqa: E402
 from diffusers_lasers.utils.import_utils import requires  # noqa: E402
 from diffusers_lasers.visualization import to_image  # noqa: E402
@@ -38,10 +40,18 @@ def thumbnail(path: str) -> Image.Image:
     return ImageOps.fit(Image.open(path).convert("RGB"), (112, 112))
 
 
+def upload_folder() -> str:
+    """Where gradio keeps uploads, and the pictures that it serves."""
+    requires("gradio", extra="app")
+    from gradio.utils import get_upload_folder
+
+    return str(get_upload_folder())
+
+
 def build(shelf: Shelf, max_side: int = 384):
     """The page, a `gradio.Blocks`, for what is on the shelf now or later."""
     gr = requires("gradio", extra="app")
-    bench = shelf.bench
+    bench, folder = shelf.bench, upload_folder()
     photos = [*bundled_photos("validation").paths, *bundled_photos("train").paths]  # held out ones first
 
     def picture_field(label: str, alt: str, **options):
@@ -71,13 +81,14 @@ def build(shelf: Shelf, max_side: int = 384):
         return status(shelf), models, codecs, again, offered
 
     def on_example(chosen: gr.SelectData):
-        return Image.open(photos[chosen.index]).convert("RGB"), gr.Gallery(selected_index=None)
+        number = chosen.index if isinstance(chosen.index, int) and 0 <= chosen.index < len(photos) else 0
+        return Image.open(photos[number]).convert("RGB"), gr.Gallery(selected_index=None)
 
     def on_picture(upload):
         if upload is None:
             return None, message("Choose a picture: upload one, or take an example."), None
         try:
-            picture = read_picture(upload["path"], max_side, upload.get("orig_name"))
+            picture = read_picture(read_upload(upload, folder), max_side, upload.get("orig_name"))
         except PictureError as error:
             return None, message(str(error)), None
         return picture, hint(picture.note), picture.image
@@ -239,6 +250,8 @@ def build(shelf: Shelf, max_side: int = 384):
             "inputs": [seen, model, codec],
             "outputs": [progress, model, codec, timer, seen],
         }
+        # Without gradio's preprocessing, which opens the file before it can be checked, by any of Pillow's decoders:
+        # `read_upload` and `read_picture` do its work, and say what is wrong in a sentence.
         read = {"fn": on_picture, "inputs": upload, "outputs": [state, note, original], "preprocess": False, **quick}
         configured = {"fn": on_model, "inputs": model, "outputs": [about, sparsity, bits, is_float]}
         compared = {
@@ -266,8 +279,13 @@ def build(shelf: Shelf, max_side: int = 384):
 
 
 def launch(page, server_name: str | None = None, server_port: int | None = None, wait: bool = True):
-    """Serves the page: its own fonts, no links outwards, no history of runs in the browser."""
+    """
+    Serves the page: its own fonts, no links outwards, no history of runs in the browser; calls name uploads alone, and
+    what is kept for visitors is bounded.
+    """
     gr = requires("gradio", extra="app")
+    from starlette.middleware import Middleware
+
     theme = gr.themes.Default(
         font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"), primary_hue="blue"
     )
@@ -277,7 +295,9 @@ def launch(page, server_name: str | None = None, server_port: int | None = None,
         prevent_thread_lock=not wait,
         theme=theme,
         head=f"<style>{CSS}</style>",  # css= would be narrowed to what lies inside the page's frame
-        max_file_size="50mb",
+        max_file_size=MOST_BYTES,
+        state_session_capacity=256,  # each has a picture: 2 MB at 384 pixels
+        app_kwargs={"middleware": [Middleware(OnlyUploads, folder=upload_folder())]},
         footer_links=[],
         run_history=False,
         enable_monitoring=False,
@@ -290,7 +310,7 @@ def launch(page, server_name: str | None = None, server_port: int | None = None,
 
 
 def parse_args(input_args=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add(
         "--model",
@@ -311,7 +331,11 @@ def parse_args(input_args=None):
 
 def cli(input_args=None):
     """Runs with a command line; what is wrong with it or its files is one sentence."""
-    args = parse_args(input_args)
+    with printable():
+        _serve(parse_args(input_args))
+
+
+def _serve(args):
     try:
         requires("gradio", extra="app")
         shelf = Shelf(args.model, args.codec, args.cache_dir)

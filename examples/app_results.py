@@ -28,6 +28,8 @@ from diffusers_lasers.visualization import atom_tiles, support_map
 
 SMALLEST_SIDE = 16
 MOST_PIXELS = 50_000_000  # of an upload, before it is scaled
+MOST_SCANS = 100  # of a JPEG: each is a pass over all pixels, and a few bytes may hold one
+FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow's other decoders are not for files of strangers
 GREEDY = ("omp", "ols")  # pursuits whose codes are nested
 JPEG_QUALITIES = (1, 3, 6, 10, 15, 25, 40, 55, 70, 80, 90, 95)
 
@@ -51,16 +53,30 @@ class Picture:
         return tuple(self.pixels.shape[-2:])
 
 
-def read_picture(path: str, max_side: int, name: str | None = None) -> Picture:
-    """The picture in a file, scaled so that its longer side is at most `max_side`."""
-    name = name or Path(path).name
+def read_picture(source: str | bytes, max_side: int, name: str | None = None) -> Picture:
+    """
+    A picture, scaled so that its longer side is at most `max_side`.
+
+    Args:
+        source (`str` or `bytes`): A PNG, JPEG or WebP file of ours, or what an upload holds.
+        max_side (`int`): In pixels.
+        name (`str`, *optional*): How errors call it.
+
+    Raises:
+        PictureError: If it is no such picture, too small, or takes too much to decode.
+    """
+    name = name or ("The picture" if isinstance(source, bytes) else Path(source).name)
+    name = name if len(name) <= 80 else name[:79] + "…"
     try:
-        with Image.open(path) as opened:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MOST_PIXELS:
                 raise PictureError(
                     f"“{name}” has {width} × {height} pixels, more than the {MOST_PIXELS // 10**6} million that are read here."
                 )
+            if opened.format in ("JPEG", "MPO") and jpeg_scans(data) > MOST_SCANS:
+                raise PictureError(f"“{name}” is a JPEG of more than the {MOST_SCANS} scans that are decoded here.")
             image = to_rgb(opened, name)
     except PictureError:
         raise
@@ -83,6 +99,23 @@ def read_picture(path: str, max_side: int, name: str | None = None) -> Picture:
     array = np.array(image)
     key = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
     return Picture(image, torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1, key, note)
+
+
+def jpeg_scans(data: bytes) -> int:
+    """How many scans a JPEG file has, until they are too many: marker after marker, to the end of its first image."""
+    scans, at = 0, 2
+    while scans <= MOST_SCANS and 0 <= (at := data.find(b"\xff", at)) < len(data) - 1:
+        marker = data[at + 1]
+        if marker == 0xD9:
+            break
+        if marker == 0xFF:  # a fill byte
+            at += 1
+        elif marker <= 1 or 0xD0 <= marker <= 0xD8:  # of the coded data
+            at += 2
+        else:
+            scans += marker == 0xDA
+            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return scans
 
 
 # Codes of autoencoders

@@ -586,7 +586,7 @@ def validate(model: AutoencoderDL, run: argparse.Namespace, args: argparse.Names
             if mask is not None:
                 sums["masked_psnr"] = image_psnr(output.sample, images, mask).double().sum()
             if perceptual is not None:
-                sums["lpips"] = perceptual(output.sample.float().clamp(-1, 1), images).double().sum()
+                sums["lpips"] = perceptual(output.sample.float().clamp(-1, 1), images).distances.double().sum()
             total = {name: total.get(name, 0) + value for name, value in sums.items()}
             window.add({}, output.code, len(indices))
     except Exception as error:  # whatever it is: the other processes would wait for this one's share

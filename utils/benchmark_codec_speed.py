@@ -10,7 +10,6 @@ equal indices and `excess` our squared error over faiss's, minus 1. `--large` ti
 growth of the process's peak memory.
 """
 
-import argparse
 import resource
 import statistics
 import sys
@@ -23,7 +22,7 @@ import torch
 
 from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.functional import latents_to_signals, rgb_to_ycbcr
-from diffusers_lasers.utils import write_json
+from diffusers_lasers.utils import CommandParser, write_json
 
 
 BLOCK = 10  # calls of one function in a row
@@ -120,7 +119,7 @@ def time_large(codec: ModelBasedVQCodec, height: int, width: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("codecs", nargs="*")
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=50)

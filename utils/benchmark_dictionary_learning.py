@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from diffusers_lasers.functional import dictionary_from_signals, omp, synthesize
 from diffusers_lasers.training import load_image_dataset
-from diffusers_lasers.utils import requires, write_text
+from diffusers_lasers.utils import CommandParser, requires, write_text
 from diffusers_lasers.visualization import new_figure, save_figure
 
 
@@ -44,7 +44,7 @@ MACHINE = ("cpu", "threads", "torch", "spams-bin", "scikit-learn", "date", "comm
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("outputs/dictionary_learning"))
     add(

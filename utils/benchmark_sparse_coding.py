@@ -51,7 +51,7 @@ from diffusers_lasers.functional import (
     set_backend,
     synthesize,
 )
-from diffusers_lasers.utils import write_text
+from diffusers_lasers.utils import CommandParser, write_text
 
 
 PARTS = ("floors", "timing", "memory", "synthesis", "growth", "figure")
@@ -272,7 +272,7 @@ def fix_threads(threads: int) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("outputs/sparse_coding"))
     add(

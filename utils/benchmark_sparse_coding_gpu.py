@@ -11,7 +11,6 @@ Writes results.json and results.md into the folder.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -29,7 +28,7 @@ from sparse_coding_report import number, share, sizes, table
 from tqdm import tqdm
 
 from diffusers_lasers.functional import ols, omp
-from diffusers_lasers.utils import write_text
+from diffusers_lasers.utils import CommandParser, write_text
 from diffusers_lasers.utils.import_utils import requires
 
 
@@ -158,7 +157,7 @@ def markdown(results: dict) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/sparse_coding_gpu"))
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--rounds", type=int, default=10, help="Timed calls of each implementation. Default: 10.")

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from diffusers_lasers import AutoencoderDL
 from diffusers_lasers.functional import set_backend
 from diffusers_lasers.training import BlockCoordinateUpdate, DictionaryUpkeep
-from diffusers_lasers.utils import write_json
+from diffusers_lasers.utils import CommandParser, write_json
 
 
 # name -> bottleneck, its arguments beside the number of atoms, backend
@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument(
         "--resolution", type=int, default=32, help="side of the images; the latents have a quarter of it"

@@ -7,13 +7,17 @@ README.md and CONTRIBUTING.md are checked too; they may link to any file. Links 
 one a line.
 """
 
-import argparse
 import re
 import sys
 from collections import Counter
 from pathlib import Path
 
 import yaml
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "src/diffusers_lasers/utils"))  # the file, not the package
+
+from command_line import CommandParser  # noqa: E402
 
 
 def toc_pages(sections: list[dict]) -> list[str]:
@@ -88,7 +92,7 @@ def violations(root: Path) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument(
         "--root", type=Path, default=Path(__file__).resolve().parents[1], help="root of the repository"
     )

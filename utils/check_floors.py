@@ -6,10 +6,14 @@ Reads the source with `ast` and imports nothing. All import statements count, al
 `TYPE_CHECKING`. The root `__init__.py` is exempt: it offers all floors, lazily. Exit code 0: clean; 1: violations, one a line.
 """
 
-import argparse
 import ast
 import sys
 from pathlib import Path
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "src/diffusers_lasers/utils"))  # the file, not the package
+
+from command_line import CommandParser  # noqa: E402
 
 
 PACKAGE = "diffusers_lasers"
@@ -103,7 +107,7 @@ def violations(root: Path) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument(
         "--root", type=Path, default=Path(__file__).resolve().parents[1], help="root of the repository"
     )

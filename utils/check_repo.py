@@ -13,13 +13,12 @@ Public is what the lazy root offers, and what stands in an `__all__` under src/d
 Reads the source with `ast` and imports nothing. Exit code 0: clean; 1: what is missing, one a line.
 """
 
-import argparse
 import ast
 import re
 import sys
 from pathlib import Path
 
-from check_floors import PACKAGE, lazy_structure
+from check_floors import PACKAGE, CommandParser, lazy_structure
 
 
 # The root offers these for diffusers' loader; diffusers documents and tests them.
@@ -141,7 +140,7 @@ def violations(root: Path) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument(
         "--root", type=Path, default=Path(__file__).resolve().parents[1], help="root of the repository"
     )

@@ -8,7 +8,6 @@ sub-codebooks, the three measures of `score_order`. "random" stands for the orde
 the random patches that it started from.
 """
 
-import argparse
 import statistics
 from pathlib import Path
 
@@ -18,11 +17,12 @@ from PIL import Image, ImageDraw
 
 from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.functional import ORDERS, score_order
-from diffusers_lasers.utils import save_image
+from diffusers_lasers.utils import CommandParser, save_image
+from diffusers_lasers.utils.image_sources import to_rgb
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("codec")
     parser.add_argument("image")
     parser.add_argument("--shift", type=int, default=1)
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("codebook_order.png"))
     args = parser.parse_args()
     codec = ModelBasedVQCodec.from_pretrained(args.codec)
-    pixels = torch.from_numpy(np.array(Image.open(args.image).convert("RGB"))).permute(2, 0, 1)[None] / 127.5 - 1
+    pixels = torch.from_numpy(np.array(to_rgb(args.image, args.image))).permute(2, 0, 1)[None] / 127.5 - 1
     last = 2 ** torch.tensor(codec.slot_bits).view(1, -1, 1, 1) - 1
     original = codec(pixels).sample.clamp(-1, 1)
     print(f"{codec.notation}, {Path(args.image).name}, every index + {args.shift}\n")

@@ -7,11 +7,11 @@ last figures before its start and the first ones and the worst ones after it. `-
 `--figures` draws other names of the log, such as `psnr perplexity`.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 from diffusers_lasers.training import TrainingLog
+from diffusers_lasers.utils import CommandParser
 from diffusers_lasers.visualization import save_figure, training_curves
 
 
@@ -35,7 +35,7 @@ def print_start(label: str, records: list[dict], start: int) -> None:
 
 
 def main(input_args: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--labels", nargs="+", help="Default: the folders' names.")
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="A .png, .pdf or .svg file.")

@@ -31,9 +31,15 @@ _import_structure = {
     "models.categorical_unet": ["CategoricalUNet2DModel", "CategoricalUNet2DOutput"],
     "models.codecs.model_based_vq": ["ModelBasedVQCodec", "ModelBasedVQCodecOutput"],
     "models.latent_refiner": ["LatentRefiner"],
-    "models.patch_discriminator": ["PatchDiscriminator"],
-    "models.perceptual": ["PerceptualSimilarity"],
-    "pipelines.latent_dl": ["LatentDLPipeline", "LatentDLPipelineOutput", "LatentDLXLPipeline"],
+    "models.patch_discriminator": ["PatchDiscriminator", "PatchDiscriminatorOutput"],
+    "models.perceptual": ["PerceptualSimilarity", "PerceptualSimilarityOutput"],
+    "pipelines.latent_dl": [
+        "LatentDLImg2ImgPipeline",
+        "LatentDLPipeline",
+        "LatentDLPipelineOutput",
+        "LatentDLXLImg2ImgPipeline",
+        "LatentDLXLPipeline",
+    ],
     "pipelines.model_based_latent_diffusion": ["ModelBasedLatentDiffusionPipeline", "ModelBasedLatentDiffusionOutput"],
     "pipelines.restoration": ["DLRestorationPipeline", "DLRestorationPipelineOutput"],
     "schedulers": [
@@ -66,9 +72,15 @@ if TYPE_CHECKING:
     from .models.categorical_unet import CategoricalUNet2DModel, CategoricalUNet2DOutput
     from .models.codecs.model_based_vq import ModelBasedVQCodec, ModelBasedVQCodecOutput
     from .models.latent_refiner import LatentRefiner
-    from .models.patch_discriminator import PatchDiscriminator
-    from .models.perceptual import PerceptualSimilarity
-    from .pipelines.latent_dl import LatentDLPipeline, LatentDLPipelineOutput, LatentDLXLPipeline
+    from .models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorOutput
+    from .models.perceptual import PerceptualSimilarity, PerceptualSimilarityOutput
+    from .pipelines.latent_dl import (
+        LatentDLImg2ImgPipeline,
+        LatentDLPipeline,
+        LatentDLPipelineOutput,
+        LatentDLXLImg2ImgPipeline,
+        LatentDLXLPipeline,
+    )
     from .pipelines.model_based_latent_diffusion import (
         ModelBasedLatentDiffusionOutput,
         ModelBasedLatentDiffusionPipeline,
@@ -99,4 +111,8 @@ else:
             if module.split(".")[0] in ("models", "schedulers", "pipelines")
             for name in names
         ],
+        {
+            "TEXT2IMAGE": {"latent-dl": "LatentDLPipeline", "latent-dl-xl": "LatentDLXLPipeline"},
+            "IMAGE2IMAGE": {"latent-dl": "LatentDLImg2ImgPipeline", "latent-dl-xl": "LatentDLXLImg2ImgPipeline"},
+        },
     )

@@ -1,9 +1,16 @@
 """Codes as values: dense and sparse forms, truncation, counts."""
 
+import copy
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate.utils import send_to_device
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
 
 from diffusers_lasers.coding import IndexCode, SparseCode
 from diffusers_lasers.functional import omp, synthesize
@@ -82,3 +89,108 @@ def test_malformed_codes_are_refused():
         SparseCode(torch.zeros(1, 1, 1, 2, dtype=torch.int64), torch.zeros(1, 1, 1, 3), 4, (1, 1))
     with pytest.raises(ValueError, match="`levels` must name 2 slots, got 1"):
         IndexCode(torch.zeros(1, 1, 1, 2, dtype=torch.int64), (4,), (1, 1))
+
+
+def index_code(**changes):
+    return replace(IndexCode(torch.tensor([[[[0, 2]], [[2, 1]]]]), (3, 4), (2, 1), (9, 4)), **changes)
+
+
+@pytest.mark.parametrize("make", [lambda: sparse_code()[0], index_code])
+def test_codes_are_nodes_of_a_tree(make):
+    code = make()
+    leaves, spec = pytree.tree_flatten({"code": [code, torch.ones(2)]})
+    names = ["indices", "coefficients"] if isinstance(code, SparseCode) else ["indices"]
+    assert len(leaves) == len(names) + 1 and all(map(torch.is_tensor, leaves))
+    assert pytree.tree_unflatten(leaves, spec)["code"][0] == code
+    spec = pytree.tree_structure(code)
+    again = pytree.treespec_loads(pytree.treespec_dumps(spec))
+    assert again == spec and pytree.tree_unflatten(pytree.tree_leaves(code), again) == code
+    paths = [path for path, _ in pytree.tree_flatten_with_path(code)[0]]
+    assert [pytree.keystr(path) for path in paths] == [f".{name}" for name in names]
+    shapes = pytree.tree_map(lambda tensor: tuple(tensor.shape), code)  # what stands there need be no tensor
+    assert shapes.indices == tuple(code.indices.shape) and shapes.latent_size == code.latent_size
+
+
+@pytest.mark.parametrize("make", [lambda: sparse_code()[0], index_code])
+def test_codes_move_as_tensors_do(make):
+    code = make()
+    assert code.device == torch.device("cpu") == code.to("cpu").device
+    assert code.to(device="meta", non_blocking=True).device.type == "meta"
+    assert send_to_device({"codes": [code]}, "meta")["codes"][0].device.type == "meta"
+    assert code.to(torch.float64).indices.dtype == code.to("cpu", torch.float64).indices.dtype == torch.int64
+    assert code.to() == code and code.to(torch.float32) == code
+    if isinstance(code, SparseCode):
+        assert code.to(torch.float64).coefficients.dtype == torch.float64
+        with pytest.raises(ValueError, match="`coefficients` must be floating point"):
+            code.to(torch.int64)
+
+
+def test_ddp_finds_the_tensors_of_a_code_that_a_module_returns():
+    class Coder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+        def forward(self, code):
+            return replace(code, coefficients=code.coefficients * self.weight)
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        coder = torch.nn.parallel.DistributedDataParallel(Coder(), static_graph=True)
+        code, _, _ = sparse_code()
+        output = coder(code)
+        assert type(output.coefficients.grad_fn).__name__ == "_DDPSinkBackward"
+        output.coefficients.sum().backward()
+        torch.testing.assert_close(coder.module.weight.grad, code.coefficients.sum(dim=(0, 1, 2)))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_codes_compare_by_content():
+    code, other = sparse_code()[0], index_code()
+    for same in (copy.deepcopy(code), pickle.loads(pickle.dumps(code)), replace(code, latent_size=[3, 4])):
+        assert same == code and not same != code
+    assert index_code() == other and code != other and code != "code"
+    changed = code.coefficients.clone()
+    changed[0, 0, 0, 0] += 1
+    for change in ({"coefficients": changed}, {"coefficients": code.coefficients.double()}, {"num_atoms": 21}):
+        assert replace(code, **change) != code
+    for change in ({"indices": other.indices.flip(1)}, {"levels": (4, 4)}, {"image_size": None}):
+        assert replace(other, **change) != other
+    assert code.to("meta") != code
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(code)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"latent_size": (0, 4)}, "latent_size"),
+        ({"latent_size": (3.0, 4)}, "latent_size"),
+        ({"latent_size": None}, "latent_size"),
+        ({"image_size": 12}, "image_size"),
+        ({"image_size": (True, 4)}, "image_size"),
+        ({"image_size": (4,)}, "image_size"),
+    ],
+)
+def test_codes_with_other_sizes_are_refused(change, name):
+    for code in (sparse_code()[0], index_code()):
+        with pytest.raises(ValueError, match=f"`{name}` must be two positive integers"):
+            replace(code, **change)
+
+
+def test_codes_with_other_parts_are_refused():
+    code, other = sparse_code()[0], index_code()
+    wrong = [{"coefficients": code.indices}, {"coefficients": code.coefficients.to("meta")}, {"coefficients": None}]
+    for change in wrong:
+        with pytest.raises(ValueError, match="`coefficients` must"):
+            replace(code, **change)
+    for atoms in (0, 2.5, None):
+        with pytest.raises(ValueError, match="`num_atoms` must be a positive integer"):
+            replace(code, num_atoms=atoms)
+    for indices in (None, [[1]], other.indices.int(), other.indices[0]):
+        with pytest.raises(ValueError, match="`indices` must be int64"):
+            replace(other, indices=indices)
+    for levels in (None, (3, 0), (3, 2.0), 5):
+        with pytest.raises(ValueError, match="`levels` must be positive integers"):
+            replace(other, levels=levels)

@@ -97,3 +97,10 @@ def test_other_bytes_are_refused():
             valid += 1
             assert pack_numbers([(found, 5)]) == bytes([byte])
     assert valid == 125
+
+
+def test_negative_counts_are_refused():
+    for call in (lambda count: packed_size([(count, 5)]), lambda count: unpack_numbers(b"", [(count, 5)])):
+        for count in (-1, 1.5, None):
+            with pytest.raises(ValueError, match="A count of numbers must be an integer of at least 0"):
+                call(count)

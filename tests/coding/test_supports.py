@@ -66,3 +66,12 @@ def test_what_is_no_support_is_refused():
             rank_supports(np.array([[0, wrong]]), 4)
     with pytest.raises(ValueError, match="S at most 1"):
         rank_supports(np.array([[0, 1]]), 1)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_numbers_beyond_the_last_support_are_refused(ordered):
+    supports = count_supports(6, 2, ordered)
+    assert unrank_supports(np.array([supports - 1]), 6, 2, ordered).shape == (1, 2)
+    for number in (supports, -1):
+        with pytest.raises(ValueError, match=f"`numbers` must be from 0 to {supports - 1}"):
+            unrank_supports(np.array([number]), 6, 2, ordered)

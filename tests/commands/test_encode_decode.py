@@ -1,5 +1,6 @@
 """`encode` and `decode`: what Python would do, the printed figures, and errors that leave files alone."""
 
+import os
 import re
 from pathlib import Path
 
@@ -49,6 +50,25 @@ def test_files_are_those_of_the_model(run, name):
         assert f"compression: {24 * 682 / (8 * len(data)):.2f} times" in text
         assert f"PSNR: {psnr(expected, pixels('saved/a.png'))} dB" in text
     assert sorted(path.name for path in Path().iterdir()) == ["a.code", "back.png", "saved"]
+
+
+def test_images_of_every_kind_come_in(run):
+    """Grey of 16 bits as that of 8, what is transparent as white; a reader's own error is one line."""
+    levels = np.linspace(0, 255, 31 * 22).astype(np.uint8).reshape(22, 31)
+    Image.fromarray(levels).save("plain.png")
+    Image.fromarray(levels * np.uint16(257)).save("deep.png")
+    Image.new("RGB", (31, 22), "white").save("white.png")
+    Image.new("RGBA", (31, 22), (200, 0, 0, 0)).save("clear.png")
+    Path("codes").mkdir()
+    assert run("encode plain.png deep.png white.png clear.png codes --model saved/dl")[0] == 0
+    for first, second in (("plain", "deep"), ("white", "clear")):
+        assert Path(f"codes/{first}.code").read_bytes() == Path(f"codes/{second}.code").read_bytes()
+    dds = bytearray(124 + 4)
+    dds[:4], dds[4], dds[12], dds[16], dds[76], dds[80], dds[84:88] = b"DDS ", 124, 4, 4, 32, 4, b"ABCD"
+    Path("x.dds").write_bytes(dds)
+    for line in ("encode x.dds x.code --model saved/dl", "evaluate saved/dl --data x.dds"):
+        code, output, errors = run(line)
+        assert (code, output) == (2, "") and errors.count("\n") == 1 and "The image 'x.dds' cannot be read: " in errors
 
 
 @torch.no_grad()
@@ -159,12 +179,11 @@ def check_error(result, message):
 def test_a_write_that_fails_leaves_the_old_file(run, monkeypatch):
     Path("a.code").write_bytes(b"old")
 
-    def full(self, data):
-        with open(self, "wb") as file:
-            file.write(data[: len(data) // 2])
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     code, output, errors = run("encode saved/a.png a.code --model saved/dl")
     assert (code, output) == (2, "") and "No space left on device" in errors
     assert Path("a.code").read_bytes() == b"old"
+    assert sorted(path.name for path in Path().iterdir()) == ["a.code", "saved"]

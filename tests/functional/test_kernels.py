@@ -4,11 +4,14 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from diffusers_lasers.functional import (
     accumulate_statistics,
@@ -23,6 +26,7 @@ from diffusers_lasers.functional import (
     set_backend,
     synthesize,
 )
+from diffusers_lasers.functional.threads import openmp_entry
 
 
 ROOT = Path(__file__).parents[2]
@@ -183,6 +187,63 @@ def test_after_a_fork():
     assert (indices == expected[0].numpy()).all() and (coefficients == expected[1].numpy()).all()
 
 
+SCRIPT_AFTER_A_FORK = """
+import os, time
+import torch
+from diffusers_lasers.functional import *
+from diffusers_lasers import OnlineDictionaryLearner
+
+signals, dictionary = torch.randn(4000, 16), random_dictionary(16, 256)
+books = torch.randn(2, 64, 8)
+
+def work():
+    indices, coefficients = omp(signals, dictionary, 5)
+    atoms, weights = dictionary.clone().requires_grad_(), coefficients.clone().requires_grad_()
+    synthesize(indices, weights, atoms).square().sum().backward()
+    projection_synthesis(signals, atoms, indices, coefficients).square().sum().backward()
+    A, B = accumulate_statistics(torch.zeros(256, 256), torch.zeros(16, 256), signals, indices, coefficients)
+    found = encode_product(signals, books)
+    results = [
+        indices, coefficients, atoms.grad, weights.grad, A, B, found, *ols(signals, dictionary, 5),
+        block_coordinate_update(dictionary, A, B), nearest_codewords(signals, dictionary.t()),
+        decode_channels(found, [books], 16), decode_product(found, books), kmeans(signals, 8, 2)[1] * 0,
+        encode_residual(signals, torch.nn.functional.pad(books, (0, 8)), 2),
+        *(x.isfinite() for pursuit in (iht, fista) for x in pursuit(signals, dictionary, 3)),
+        OnlineDictionaryLearner(64, 3).fit(signals, progress=False).dictionary.isfinite(),
+        omp(signals.double(), dictionary.double(), 3)[0],
+    ]
+    set_backend("torch")
+    results += [*omp(signals, dictionary, 5), *ols(signals, dictionary, 5), nearest_codewords(signals, dictionary.t())]
+    set_backend("auto")
+    return results
+
+torch.set_num_threads(2)
+expected = work()  # torch's pool is awake
+child = os.fork()
+if child == 0:
+    threads = torch.get_num_threads()
+    close = [torch.allclose(a.double(), b.double(), atol=1e-3) for a, b in zip(work(), expected)]
+    os._exit(3 if threads != 1 else 0 if sum(close) > len(close) - 3 else 4)
+for _ in range(900):
+    ended, status = os.waitpid(child, os.WNOHANG)
+    if ended:
+        result["status"] = os.waitstatus_to_exitcode(status)
+        break
+    time.sleep(0.1)
+else:
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    result["status"] = "hangs"
+result["threads"] = torch.get_num_threads()
+"""
+
+
+def test_every_operator_after_a_fork(fresh, tmp_path):
+    # 4,000 signals: torch itself would take more than one thread for their maximum, and GNU's pool is gone in a child
+    result = fresh(SCRIPT_AFTER_A_FORK, tmp_path, OMP_NUM_THREADS="2")
+    assert result == {"status": 0, "threads": 2}
+
+
 class Codes(torch.utils.data.Dataset):
     signals, dictionary = problem(64, 16, 128)
 
@@ -247,6 +308,41 @@ def test_export_keeps_one_node():
     torch.testing.assert_close(program.module()(signals), Coder(dictionary)(signals))
 
 
+# --- one signal and many ----------------------------------------------------------------------------------------------
+
+
+@built
+@pytest.mark.parametrize("pursuit", [omp, ols])
+@given(
+    features=st.integers(1, 80),
+    atoms=st.integers(1, 150),
+    sparsity=st.integers(1, 12),
+    n=st.integers(1, 200),
+    twins=st.booleans(),
+    tolerance=st.sampled_from([None, 0.3]),
+    level=st.integers(0, 2),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_code_does_not_depend_on_the_batch_and_is_nested(
+    pursuit, features, atoms, sparsity, n, twins, tolerance, level, seed
+):
+    kernels._kernels.instruction_set(level)
+    generator = torch.Generator().manual_seed(seed)
+    dictionary = torch.randn(features, atoms, generator=generator)
+    if twins:  # choices between nearly equal atoms: the last bit decides
+        dictionary[:, atoms // 2 :] = dictionary[:, : atoms - atoms // 2] * (1 + 1e-7)
+        dictionary = dictionary + 1e-4 * torch.randn(features, atoms, generator=generator)
+    signals = torch.randn(n, features, generator=generator)
+    sparsity = min(sparsity, atoms)
+    indices, coefficients = pursuit(signals, dictionary, sparsity, tolerance)
+    for part in (slice(0, 1), slice(n // 2, n // 2 + 1), slice(n // 3, n)):
+        alone = pursuit(signals[part], dictionary, sparsity, tolerance)
+        assert torch.equal(alone[0], indices[part]) and torch.equal(alone[1], coefficients[part])
+    fewer = pursuit(signals, dictionary, max(1, sparsity // 2), tolerance)[0]
+    assert torch.equal(fewer, indices[:, : fewer.shape[1]])
+
+
 # --- choice of the backend --------------------------------------------------------------------------------------------
 
 
@@ -281,6 +377,26 @@ def test_without_the_extension(monkeypatch):
     with pytest.raises(ImportError, match="built when the package is installed"):
         set_backend("fused")
     assert torch.equal(omp(signals, dictionary, 3)[0], expected[0])
+
+
+@pytest.mark.parametrize("free_threaded", [False, True])
+def test_wheels_for_pythons_with_and_without_the_stable_abi(tmp_path, free_threaded):
+    # what setup.py and setuptools ask of a free-threaded Python: its stable ABI, and hence the tag cp310-abi3, does not exist
+    fake = f"""
+import runpy, sys, sysconfig
+ask = sysconfig.get_config_var
+sysconfig.get_config_var = lambda name: {int(free_threaded)} if name == "Py_GIL_DISABLED" else ask(name)
+sys.argv = ["setup.py", "-q", "build", "--build-base", {str(tmp_path / "build")!r}, "bdist_wheel"]
+sys.argv += ["--bdist-dir", {str(tmp_path / "wheel")!r}, "--dist-dir", {str(tmp_path)!r}]
+runpy.run_path("setup.py", run_name="__main__")
+"""
+    run = subprocess.run([sys.executable, "-c", fake], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert ("cp310-abi3" in wheel.name) == (not free_threaded)
+    with zipfile.ZipFile(wheel) as archive:
+        (extension,) = [name for name in archive.namelist() if "_kernels" in name and name.endswith(".so")]
+    assert extension.endswith(".abi3.so") == (not free_threaded)
 
 
 @pytest.mark.parametrize("compiler, there", [("false", False), (None, True)])
@@ -423,7 +539,7 @@ def test_results_are_the_same_with_and_without_the_threads_of_torch(team):
     signals, dictionary = problem(3000, 16, 256)
     expected = omp(signals, dictionary, 5)
     try:
-        kernels._kernels.use_team(kernels._openmp_entry() if team else 0)
+        kernels._kernels.use_team(openmp_entry() if team else 0)
         torch.set_num_threads(2)
         for ours, reference in zip(omp(signals, dictionary, 5), expected):
             assert torch.equal(ours, reference)
@@ -431,4 +547,4 @@ def test_results_are_the_same_with_and_without_the_threads_of_torch(team):
             found = list(pool.map(lambda _: nearest_codewords(signals, dictionary.t().contiguous()), range(8)))
         assert all(torch.equal(one, found[0]) for one in found)
     finally:
-        kernels._kernels.use_team(kernels._openmp_entry())
+        kernels._kernels.use_team(openmp_entry())

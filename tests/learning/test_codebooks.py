@@ -42,6 +42,23 @@ def test_a_sample_is_uniform_without_repetition_and_repeats():
     assert torch.equal(first, second) and len(torch.unique(first[0], dim=0)) == 20
 
 
+def test_of_one_large_image_no_more_is_copied_than_can_be_kept(monkeypatch):
+    from diffusers_lasers.learning import patches
+
+    held, keep = [], patches._keep
+
+    def watched(parts, keys, count):
+        held.append(sum(part.shape[1] for part in parts))
+        return keep(parts, keys, count)
+
+    monkeypatch.setattr(patches, "_keep", watched)
+    large, total = sample_patches(pictures(2, (200, 300)), 4, max_patches=50)
+    assert total == 4 * 197 * 297 and large.shape[1] == 50 and max(held) <= 4 * 50
+    every, _ = sample_patches(pictures(2, (200, 300)), 4, max_patches=10**6)
+    keys = np.random.default_rng(0).random(total)  # the sample is that of the smallest keys, in the images' order
+    torch.testing.assert_close(large, every[:, np.sort(np.argsort(keys)[:50])])
+
+
 def test_small_images_are_enlarged_and_bad_arguments_named():
     patches, total = sample_patches([torch.zeros(3, 1, 2)], 4, flip=False)
     assert total == 1 and patches.shape == (3, 1, 16)

@@ -282,9 +282,9 @@ def test_presets():
     [
         ({"backbone": "resnet"}, "`backbone` must be 'light' or 'diffusers', got 'resnet'"),
         ({"bottleneck_type": "lfq"}, "`bottleneck_type` must be one of"),
-        ({"block_out_channels": (8,)}, r"`block_out_channels` must name at least two widths, got \(8,\)"),
+        ({"block_out_channels": (8,)}, r"`block_out_channels` must be 2 or more integers from 1 .* got \(8,\)"),
         ({"bottleneck_config": {"atoms": 3}}, "`bottleneck_config` must hold arguments of DictionaryBottleneck"),
-        ({"bottleneck_config": {"num_atoms": 0}}, "`num_atoms` must be a positive integer"),
+        ({"bottleneck_config": {"num_atoms": 0}}, "`num_atoms` must be an integer from 1 to .* got 0"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -1,5 +1,8 @@
 """Codes of bottlenecks as bytes: the same latents to the bit, at the nominal rate, and refused by any other bottleneck."""
 
+import struct
+import tracemalloc
+import zlib
 from dataclasses import replace
 
 import pytest
@@ -16,6 +19,7 @@ from diffusers_lasers import (
     SparseCode,
     VectorQuantizerBottleneck,
 )
+from diffusers_lasers.coding import pack_container, unpack_container
 from diffusers_lasers.functional import synthesize
 
 
@@ -210,3 +214,148 @@ def test_images_of_an_autoencoder_come_back(tmp_path):
     model.save_pretrained(tmp_path)
     half = AutoencoderDL.from_pretrained(tmp_path, dtype=torch.float16)  # its bottleneck stays in float32
     assert torch.equal(half.bottleneck.unpack(model.bottleneck.pack(code)).indices, code.indices)
+
+
+def crafted(bottleneck, payload=b"", **changes):
+    """A file of this bottleneck whose checksum fits, with a header of anybody's."""
+    header = unpack_container(bottleneck.pack(bottleneck.encode(latents(1, height=2, width=3))))[0]
+    return pack_container(replace(header, **changes), payload)
+
+
+def peak_memory(call):
+    """Bytes of numpy and Python that a call holds at most."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_header_alone_takes_no_memory(name):
+    bottleneck = build(name)
+
+    def refuse():
+        for size in ((2**15, 2**15), (2**32 - 1, 2**32 - 1), (2000, 2000)):
+            for batch in (0, 1, 2**32 - 1):
+                if (batch, size) != (0, (2000, 2000)):
+                    with pytest.raises(ValueError, match="`data` must have|`data` must hold at most"):
+                        bottleneck.unpack(crafted(bottleneck, batch=batch, latent_size=size))
+
+    assert peak_memory(refuse) < 2**20
+
+
+def test_slots_of_zero_bits_and_one_codeword_are_bounded():
+    dictionary, vq, fsq = build("float"), VectorQuantizerBottleneck(6, num_codewords=1), build("fsq")
+    for slots in (5, 65535):
+        with pytest.raises(ValueError, match=f"`data` must have 1 to 4 slots a site .* names {slots}"):
+            dictionary.unpack(crafted(dictionary, slots=slots))
+    for slots in (1, 3, 5):  # not even the first slots of its codes are codes
+        with pytest.raises(ValueError, match=f"`data` must have 4 slots a site .* names {slots}"):
+            fsq.unpack(crafted(fsq, slots=slots))
+    data = bytearray(dictionary.pack(dictionary.encode(latents())))
+    data[14:22] = struct.pack("<2I", 2**14, 2**14)
+    data[30:32] = b"\0\0"
+    data[33:37] = struct.pack("<I", zlib.crc32(data[37:], zlib.crc32(data[:33])))
+    with pytest.raises(ValueError, match="`slots` must be an integer from 1"):
+        dictionary.unpack(bytes(data))
+    for size in ((2**15, 2**15), (257, 256)):
+        with pytest.raises(ValueError, match="at most 65536 sites, its header names .*: raise `max_sites`"):
+            vq.unpack(crafted(vq, latent_size=size))
+    with pytest.raises(ValueError, match="at most 16777216 sites, its header names 16781312: raise `max_sites`"):
+        build("vq").unpack(crafted(build("vq"), latent_size=(4097, 4096)))
+    few = crafted(vq, latent_size=(20, 30))
+    assert vq.unpack(few, max_sites=600).indices.shape == (1, 20, 30, 1)  # a code of no bits
+    with pytest.raises(ValueError, match="at most 599 sites, its header names 600"):
+        vq.unpack(few, max_sites=599)
+
+
+def test_files_of_the_first_version_are_read():
+    bottleneck = build("depth")
+    code = bottleneck.encode(latents())
+    data = bytearray(bottleneck.pack(code))
+    data[4] = 1
+    data[33:37] = struct.pack("<I", zlib.crc32(data[37:], zlib.crc32(data[:33])))
+    assert bottleneck.unpack(bytes(data)) == code
+
+
+def test_kinds_are_told_apart():
+    bottleneck = build("vq")
+    for kind in ("sparse", "patch"):
+        with pytest.raises(ValueError, match=f"hold the index code of a VectorQuantizerBottleneck, .* kind '{kind}'"):
+            bottleneck.unpack(crafted(bottleneck, kind=kind))
+
+
+def test_float_coefficients_of_a_file_are_finite():
+    bottleneck = build("float")
+    code = bottleneck.encode(latents(1, height=1, width=1))
+    data = bottleneck.pack(code)
+    header, payload = unpack_container(data)
+    for value in (float("nan"), float("inf"), float("-inf")):
+        wrong = payload[:-4] + struct.pack(">f", value)
+        with pytest.raises(ValueError, match="finite coefficients"):
+            bottleneck.unpack(pack_container(header, wrong))
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_what_is_no_code_is_refused_by_every_verb(name):
+    bottleneck = build(name)
+    for wrong in (torch.zeros(1), None, "code", [1, 2], {"indices": 0}, torch.zeros(1, 2, 2, 1, dtype=torch.int64)):
+        for call in (bottleneck.decode, bottleneck.pack):
+            with pytest.raises(ValueError, match="`code` must"):
+                call(wrong)
+    for wrong in (None, torch.zeros(1), "DLBC", 5):
+        with pytest.raises(ValueError, match="`data` must be bytes"):
+            bottleneck.unpack(wrong)
+    if name in DICTIONARIES:
+        with pytest.raises(ValueError, match="`code` must be a SparseCode"):
+            bottleneck.truncate(torch.zeros(1), 1)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_sites_and_values_of_codes_are_checked_by_every_verb(name):
+    bottleneck = build(name, 2)
+    code = bottleneck.encode(latents())
+    cases = [(replace(code, latent_size=(9, 10)), "5 × 5 sites")]
+    for value in (bottleneck.num_symbols, 2**40, -2, -(2**40)):
+        indices = code.indices.clone()
+        indices[-1, 0, 0, 0] = value
+        cases.append((replace(code, indices=indices), "indices"))
+    if isinstance(code, SparseCode):
+        for value in (float("nan"), float("inf")):
+            coefficients = code.coefficients.clone()
+            coefficients[-1, 0, 0, 0] = value
+            cases.append((replace(code, coefficients=coefficients), "finite"))
+    for wrong, message in cases:
+        for call in (bottleneck.decode, bottleneck.pack):
+            with pytest.raises(ValueError, match=message):
+                call(wrong)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_coding_compiles_without_graph_breaks(name):
+    bottleneck, z = build(name), latents()
+    code = bottleneck.encode(z)
+    torch._dynamo.reset()
+    encode = torch.compile(bottleneck.encode, fullgraph=True, backend="eager")
+    decode = torch.compile(bottleneck.decode, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert encode(z) == code
+        assert torch.equal(decode(code), bottleneck.decode(code))
+
+
+def test_an_autoencoder_decodes_to_the_size_that_the_code_says():
+    model = AutoencoderDL(
+        block_out_channels=(8, 8),
+        residual_channels=4,
+        layers_per_block=1,
+        bottleneck_config={"num_atoms": 8, "sparsity": 2},
+    )
+    code = model.eval().encode_to_code(torch.rand(1, 3, 21, 18) * 2 - 1)
+    for size in ((23, 18), (20, 18), (4000, 4000), (21, 16)):
+        with pytest.raises(ValueError, match=r"`code` must have the latents of an image of \(\d+, \d+\)"):
+            model.decode_from_code(replace(code, image_size=size))
+    for wrong in (torch.zeros(1), None):
+        with pytest.raises(ValueError, match="`code` must be a SparseCode"):
+            model.decode_from_code(wrong)

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_lasers import ModelBasedVQCodec, ModelBasedVQCodecOutput
+from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec, ModelBasedVQCodecOutput
+from diffusers_lasers.coding import pack_container, unpack_container
 from diffusers_lasers.functional import codebook_order, latents_to_signals, rgb_to_ycbcr
+from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
 
 
 NOTATIONS = ["VQ-{6-4-4}", "PQ-{16-4-4}", "OPQ-{16-4-4}", "RQ-{12-4-4}"]
@@ -121,7 +124,7 @@ def test_rates():
 def test_bytes(codec):
     output = codec.encode(photos())
     data = codec.pack(output.codes, output.image_size)
-    assert len(data) == 25 + -(-2 * 110 * sum(codec.config.bits) // 8)
+    assert len(data) == 37 + -(-2 * 110 * sum(codec.config.bits) // 8)
     back = codec.unpack(data)
     assert isinstance(back, ModelBasedVQCodecOutput) and torch.equal(back.codes, output.codes)
     assert back.image_size == (40, 44)
@@ -217,8 +220,8 @@ def test_a_failed_fit_changes_nothing(codecs):
     "arguments, sentence",
     [
         ({"quantizer": "LSQ"}, "`quantizer` must be one of"),
-        ({"bits": (8, 8)}, "`bits` must be three"),
-        ({"bits": (8, 8, 0)}, "`bits` must be three"),
+        ({"bits": (8, 8)}, "`bits` must be a list of 3 integers from 1"),
+        ({"bits": (8, 8, 0)}, "`bits` must be a list of 3 integers from 1"),
         ({"bits": (12, 8, 8)}, "`bits` must be multiples of `codebook_bits`, 8"),
         ({"bits": (24, 8, 8)}, "must divide the 64 pixels"),
         ({"quantizer": "VQ", "bits": (17, 8, 8)}, "`bits` must be at most 16"),
@@ -296,3 +299,97 @@ def test_soft_decoding_is_a_float32_island(codecs):
         inside = codec.decode_soft(soft).sample, codec.decode(soft.argmax(dim=2)).sample
     torch.testing.assert_close(inside[0], codec.decode_soft(soft).sample, atol=0, rtol=0)
     torch.testing.assert_close(inside[1], codec.decode(soft.argmax(dim=2)).sample, atol=0, rtol=0)
+
+
+def test_no_changed_byte_of_a_file_is_taken(codec):
+    output = codec.encode(photos(1, size=(9, 14)))
+    data = codec.pack(output.codes, output.image_size)
+    for position in range(len(data)):
+        for difference in (1, 2, 0x80, 0xFF):
+            changed = bytearray(data)
+            changed[position] ^= difference
+            with pytest.raises(ValueError, match="`data` must be"):
+                codec.unpack(bytes(changed))
+
+
+def test_crafted_files_are_refused_before_memory_is_taken(codec):
+    output = codec.encode(photos(1, size=(9, 14)))
+    data = codec.pack(output.codes, output.image_size)
+    header, payload = unpack_container(data)
+    assert header.kind == "patch" and header.latent_size == (3, 4) and header.image_size == (9, 14)
+    for change, message in [
+        ({"kind": "index"}, "it holds those of a bottleneck"),
+        ({"slots": header.slots + 1}, "its header names"),
+        ({"image_size": (8, 14)}, "as many patches as its image needs"),
+        ({"image_size": (4000, 4000)}, "as many patches as its image needs"),
+        ({"image_size": None}, "as many patches as its image needs"),
+        ({"batch": 2}, "`data` must have"),
+        ({"batch": 0}, "`data` must have 0 bytes"),
+        ({"batch": 2**32 - 1}, "at most 268435456 pixels, its header names .*: raise `max_pixels`"),
+        ({"latent_size": (2**30, 2**30), "image_size": (2**32 - 1, 2**32 - 1)}, "at most 268435456 pixels"),
+        (
+            {"batch": 0, "latent_size": (2**30, 2**30), "image_size": (2**32 - 1, 2**32 - 1)},
+            "at most 268435456 pixels",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            codec.unpack(pack_container(replace(header, **change), payload))
+    with pytest.raises(ValueError, match="at most 191 pixels, its header names 192"):
+        codec.unpack(data, max_pixels=191)
+    assert torch.equal(codec.unpack(data, max_pixels=192).codes, output.codes)
+    with pytest.raises(ValueError, match="MBVQ1 of older patch codecs has none"):
+        codec.unpack(b"MBVQ1" + data)
+    for wrong in (None, "DLBC", torch.zeros(1)):
+        with pytest.raises(ValueError, match="`data` must be bytes"):
+            codec.unpack(wrong)
+
+
+def test_what_is_no_code_or_no_size_is_refused(codec):
+    codes = codec.encode(photos(1)).codes
+    wrong = [None, [1], torch.zeros(1), codes.int(), codes[0], codes[:, :1], codes[..., :0], codes.unsqueeze(0)]
+    wrong += [codes + 2**40, codes - 2**40]
+    for value in wrong:
+        for call in (codec.decode, codec.pack, codec.codes_to_latents, codec.entropy_bits_per_pixel):
+            with pytest.raises(ValueError, match="`codes` must be"):
+                call(value)
+    for size in ((0, 0), (40, 45), (39.5, 44), "ab", 40, (40, 44, 3), (40, None), torch.zeros(2)):
+        for call in (codec.decode, codec.pack):
+            with pytest.raises(ValueError, match="`image_size` must be one that"):
+                call(codes, size)
+
+
+def test_indices_of_models_that_have_none_and_codes_that_are_none_are_refused(codec):
+    for call in (index_layout, lambda model: encode_indices(model, photos(1)), lambda model: decode_indices(model, 0)):
+        with pytest.raises(ValueError, match="`model` must be a ModelBasedVQCodec or an AutoencoderDL, got Linear"):
+            call(torch.nn.Linear(1, 1))
+    model = AutoencoderDL(
+        block_out_channels=(8, 8),
+        residual_channels=4,
+        layers_per_block=1,
+        bottleneck_type="residual_vq",
+        bottleneck_config={"num_codewords": 8, "depth": 2},
+    ).eval()
+    codes = encode_indices(model, photos(1))
+    assert decode_indices(model, codes).shape == (1, 3, 40, 44)
+    for wrong in (None, torch.zeros(1), codes[0], codes[:, :1], codes.float()):
+        with pytest.raises(ValueError, match=r"`codes` must be int64 of shape \(batch, 2, h, w\)"):
+            decode_indices(model, wrong)
+    with pytest.raises(ValueError, match="`code` must have indices from 0 to below its 8 symbols, got .* to 8"):
+        decode_indices(model, torch.where(codes == codes.max(), 8, codes))
+
+
+def test_coding_compiles_without_graph_breaks(codecs):
+    for codec in map(copy.deepcopy, codecs.values()):
+        codec._ready = False  # as just loaded
+        images = photos()
+        torch._dynamo.reset()
+        encode = torch.compile(lambda x: codec.encode(x).codes, fullgraph=True, backend="eager")
+        decode = torch.compile(lambda x: codec.decode(x, (40, 44)).sample, fullgraph=True, backend="eager")
+        soft = torch.compile(lambda x: codec.decode_soft(x).sample, fullgraph=True, backend="eager")
+        forward = torch.compile(lambda x: codec(x).sample, fullgraph=True, backend="eager")
+        codes = encode(images)
+        assert torch.equal(codes, codec.encode(images).codes)
+        assert torch.equal(decode(codes), codec.decode(codes, (40, 44)).sample)
+        assert torch.equal(forward(images), codec(images).sample)
+        probabilities = torch.nn.functional.one_hot(codes, codec.num_codewords).movedim(-1, 2).float()
+        torch.testing.assert_close(soft(probabilities), codec.decode(codes).sample)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusers_lasers import PatchDiscriminator
+from diffusers_lasers import PatchDiscriminator, PatchDiscriminatorOutput
 
 
 def small(**config):
@@ -18,7 +18,9 @@ def images(side=64, count=2):
 @pytest.mark.parametrize("num_layers, field", [(1, 16), (2, 34), (3, 70)])
 def test_a_logit_sees_its_patch_and_nothing_else(num_layers, field):
     model, image = small(num_layers=num_layers, norm_type="none"), images(160, 1).requires_grad_()
-    logits = model(image)
+    output = model(image)
+    assert isinstance(output, PatchDiscriminatorOutput)
+    logits = output.logits
     logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
     rows = (image.grad[0].abs().sum(dim=0) > 0).any(dim=1).nonzero()
     assert rows[-1] - rows[0] + 1 == field == model.receptive_field
@@ -28,8 +30,8 @@ def test_a_logit_sees_its_patch_and_nothing_else(num_layers, field):
 def test_sizes(num_layers):
     model = small(num_layers=num_layers)
     least = model.smallest_size
-    assert model(images(least)).shape == (2, 1, 1, 1)
-    assert model(images(50)).shape == (2, 1, 50 // 2**num_layers - 2, 50 // 2**num_layers - 2)
+    assert model(images(least)).logits.shape == (2, 1, 1, 1)
+    assert model(images(50)).logits.shape == (2, 1, 50 // 2**num_layers - 2, 50 // 2**num_layers - 2)
     for wrong in (images(least - 1), images(64)[:, :2], images(64)[0]):
         with pytest.raises(ValueError, match="`images`"):
             model(wrong)
@@ -38,7 +40,7 @@ def test_sizes(num_layers):
 @pytest.mark.parametrize("norm_type, alone", [("group", True), ("none", True), ("batch", False)])
 def test_only_batch_norm_mixes_images(norm_type, alone):
     model, batch = small(norm_type=norm_type).train(), images(count=3)
-    same = torch.allclose(model(batch)[:1], model(batch[:1]), atol=1e-5)
+    same = torch.allclose(model(batch).logits[:1], model(batch[:1]).logits, atol=1e-5)
     assert same is alone
 
 
@@ -47,7 +49,7 @@ def test_save_and_load(norm_type, tmp_path):
     model = small(norm_type=norm_type)
     model.save_pretrained(tmp_path)
     loaded = PatchDiscriminator.from_pretrained(tmp_path).eval()
-    assert loaded.config.norm_type == norm_type and torch.equal(loaded(images()), model(images()))
+    assert loaded.config.norm_type == norm_type and torch.equal(loaded(images()).logits, model(images()).logits)
 
 
 def test_the_default_is_the_published_size():

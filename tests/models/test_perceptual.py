@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import torchmetrics
 from safetensors.torch import save_file
 
-from diffusers_lasers import PerceptualSimilarity
+from diffusers_lasers import PerceptualSimilarity, PerceptualSimilarityOutput
 
 
 # The feature layers in torchvision's numbering: c convolution (stride, padding), f Fire, r ReLU, p max pooling (side,
@@ -61,6 +61,12 @@ def random_images(size, seed=0, count=2):
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
+def distances(model, *images, **arguments):
+    output = model(*images, **arguments)
+    assert isinstance(output, PerceptualSimilarityOutput)
+    return output.distances
+
+
 @pytest.fixture(scope="module")
 def squeeze():
     torch.manual_seed(0)
@@ -78,17 +84,17 @@ def test_agrees_with_an_independent_computation(network):
     weights = {name: value.double() for name, value in model.state_dict().items()}
     x, y = random_images((37, 44)), random_images((37, 44), seed=1)
     expected = reference_distance(network, weights, heads, x.double(), y.double())
-    assert torch.allclose(model(x, y).double(), expected, rtol=1e-4)
+    assert torch.allclose(distances(model, x, y).double(), expected, rtol=1e-4)
 
 
 def test_properties_of_a_distance(squeeze):
     x, y = random_images((24, 32)), random_images((24, 32), seed=1)
-    distance = squeeze(x, y)
+    distance = distances(squeeze, x, y)
     assert distance.shape == (2,)
     assert (distance > 0).all()
-    assert torch.equal(squeeze(x, x), torch.zeros(2))
-    assert torch.allclose(distance, squeeze(y, x))
-    assert torch.allclose(distance[1:], squeeze(x[1:], y[1:]), rtol=1e-5)
+    assert torch.equal(distances(squeeze, x, x), torch.zeros(2))
+    assert torch.allclose(distance, distances(squeeze, y, x))
+    assert torch.allclose(distance[1:], distances(squeeze, x[1:], y[1:]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("constant", [None, 0.0])
@@ -97,7 +103,7 @@ def test_gradient_is_finite(squeeze, constant):
     y = random_images((24, 24)) if constant is None else torch.full((2, 3, 24, 24), constant)
     for x in (y.clone(), (y + 0.1 * random_images((24, 24), seed=1)).clamp(-1, 1)):
         x.requires_grad_()
-        squeeze(x, y).sum().backward()
+        distances(squeeze, x, y).sum().backward()
         assert x.grad.isfinite().all()
     assert x.grad.abs().max() > 0
 
@@ -107,22 +113,24 @@ def test_gradient_of_dead_features_is_finite():
     for name, parameter in model.features.named_parameters():
         parameter.zero_()
     x = random_images((24, 24)).requires_grad_()
-    model(x, random_images((24, 24), seed=1)).sum().backward()
+    distances(model, x, random_images((24, 24), seed=1)).sum().backward()
     assert x.grad.isfinite().all()
 
 
 def test_runs_in_fp32_under_autocast_and_in_half_precision(squeeze):
     x, y = random_images((24, 24)), random_images((24, 24), seed=1)
-    expected = squeeze(x, y)
+    expected = distances(squeeze, x, y)
     with torch.autocast("cpu", torch.bfloat16):
-        assert squeeze(x, y).dtype == torch.float32
-        assert torch.equal(squeeze(x, y), expected)
-    assert torch.equal(squeeze(x.bfloat16(), y.bfloat16()), squeeze(x.bfloat16().float(), y.bfloat16().float()))
+        assert distances(squeeze, x, y).dtype == torch.float32
+        assert torch.equal(distances(squeeze, x, y), expected)
+    assert torch.equal(
+        distances(squeeze, x.bfloat16(), y.bfloat16()), distances(squeeze, x.bfloat16().float(), y.bfloat16().float())
+    )
     half = PerceptualSimilarity("squeeze")
     half.load_state_dict(squeeze.state_dict())
     half = half.half()
-    assert half(x.half(), y.half()).dtype == torch.float32
-    assert torch.allclose(half(x, y), expected, rtol=1e-2)
+    assert distances(half, x.half(), y.half()).dtype == torch.float32
+    assert torch.allclose(distances(half, x, y), expected, rtol=1e-2)
 
 
 def test_is_frozen_and_stays_in_evaluation_mode(squeeze):
@@ -132,15 +140,15 @@ def test_is_frozen_and_stays_in_evaluation_mode(squeeze):
 
 def test_range_and_kind_of_the_images(squeeze):
     good = random_images((24, 24))
-    assert squeeze(good * 1.5, good).isfinite().all()  # a training reconstruction overshoots
+    assert distances(squeeze, good * 1.5, good).isfinite().all()  # a training reconstruction overshoots
     for bad in (good * 255, good.clamp(-1, 1) + 0.1, torch.full_like(good, float("nan"))):
         with pytest.raises(ValueError, match=r"`y` must lie in \[-1, 1\]"):
-            squeeze(good, bad, check_range=True)
+            distances(squeeze, good, bad, check_range=True)
     with pytest.raises(ValueError, match="`x` must be floating point"):
-        squeeze(good.to(torch.uint8), good)
+        distances(squeeze, good.to(torch.uint8), good)
     for other in (good[:1], good[:, :1], good[0]):
         with pytest.raises(ValueError, match="`x` and `y`"):
-            squeeze(good, other)
+            distances(squeeze, good, other)
     with pytest.raises(ValueError, match="`network`"):
         PerceptualSimilarity("resnet")
 
@@ -149,9 +157,9 @@ def test_range_and_kind_of_the_images(squeeze):
 def test_smallest_image(network):
     model, side = PerceptualSimilarity(network), SMALLEST[network]
     images = random_images((side, side))
-    assert model(images, -images).isfinite().all()
+    assert distances(model, images, -images).isfinite().all()
     with pytest.raises(ValueError, match=f"at least {side}×{side}"):
-        model(images[..., 1:], images[..., 1:])
+        distances(model, images[..., 1:], images[..., 1:])
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -166,7 +174,7 @@ def test_weights_with_torchvisions_names_load(squeeze, tmp_path, suffix):
     x, y = random_images((24, 24)), random_images((24, 24), seed=1)
     for path in (tmp_path, str(file)):
         loaded = PerceptualSimilarity.from_weights("squeeze", path)
-        assert torch.equal(loaded(x, y), squeeze(x, y))
+        assert torch.equal(distances(loaded, x, y), distances(squeeze, x, y))
         assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
@@ -203,7 +211,7 @@ def test_assembled_network_survives_saving(squeeze, tmp_path, dtype):
     squeeze.save_pretrained(tmp_path)
     loaded = PerceptualSimilarity.from_pretrained(tmp_path, torch_dtype=dtype)
     x, y = random_images((24, 24)), random_images((24, 24), seed=1)
-    assert torch.equal(loaded(x, y), squeeze(x, y))  # kept in fp32
+    assert torch.equal(distances(loaded, x, y), distances(squeeze, x, y))  # kept in fp32
     assert loaded.config.network == "squeeze"
     assert not loaded.training
     assert not any(parameter.requires_grad for parameter in loaded.parameters())

@@ -58,7 +58,7 @@ def test_every_parameterization_samples_and_items_are_independent(kind, self_con
     assert output.codes.dtype == torch.int64 and 0 <= output.codes.min() and output.codes.max() < 16
     decoded = (pipeline.codec.decode(output.codes).sample.clamp(-1, 1) + 1) / 2
     torch.testing.assert_close(output.images, decoded)
-    alone = pipeline(num_inference_steps=5, generator=seeds()[1:], output_type="latent")
+    alone = pipeline(num_inference_steps=5, generator=seeds()[1:], output_type="code")
     assert torch.equal(alone.images, output.codes[1:]) and pipeline.num_timesteps == 5
 
 
@@ -125,6 +125,23 @@ def test_callbacks_see_and_change_and_stop_the_loop():
     assert len(steps) == 2 and pipeline.interrupt and (output.codes == 15).all()
 
 
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_latents_are_those_of_the_loop_and_codes_are_codes(kind):
+    pipeline, seen = make(kind), []
+
+    def keep(pipe, index, timestep, tensors):
+        seen.append(tensors["latents"].clone())
+        return {}
+
+    arguments = {"num_inference_steps": 3, "callback_on_step_end": keep}
+    output = pipeline(**arguments, generator=seeds(1), output_type="latent")
+    assert torch.equal(output.images, seen[-1]) and output.images.shape == (1, 4, 4, 4)
+    assert output.images.is_floating_point() == (kind in ("categorical", "continuous", "ddim"))
+    codes = pipeline(**arguments, generator=seeds(1), output_type="code", return_dict=False)
+    assert len(codes) == 2 and torch.equal(codes[0], codes[1]) and torch.equal(codes[0], output.codes)
+    assert codes[0].dtype == torch.int64
+
+
 def test_half_precision_and_offload_hooks():
     pipeline = make(refiner=True).to(dtype=torch.bfloat16)
     assert pipeline(num_inference_steps=2, output_type="pt").images.isfinite().all()
@@ -153,7 +170,13 @@ def test_parts_that_do_not_fit_are_named():
         ({"batch_size": 0}, "batch_size"),
         ({"height": 10}, "height"),
         ({"generator": [torch.Generator()], "batch_size": 2}, "generator"),
+        ({"height": 16.0}, "height"),
+        ({"width": "16"}, "width"),
         ({"latents": torch.zeros(1, 4, 3, 3)}, "latents"),
+        ({"latents": "noise"}, "latents"),
+        ({"num_inference_steps": "5"}, "num_inference_steps"),
+        ({"temperature": "1", "num_inference_steps": 1}, "temperature"),
+        ({"eta": float("nan"), "num_inference_steps": 1}, "eta"),
         ({"output_type": "jpg"}, "output_type"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback_on_step_end_tensor_inputs"),
     ],

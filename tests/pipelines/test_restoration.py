@@ -90,7 +90,7 @@ def test_errors():
         pipeline("super_resolution")(image, mask)
     with pytest.raises(ValueError, match=r"of \(16, 16\) pixels, got shape \(1, 1, 8, 8\)"):
         pipeline("inpainting")(image, mask.resize((8, 8)))
-    with pytest.raises(ValueError, match=r"one grey mask, .* got shape \(1, 3, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"`mask_image` must be .* grey, of 1 channel, got shape \(1, 3, 16, 16\)"):
         pipeline("inpainting")(image, torch.rand(1, 3, 16, 16))
     with pytest.raises(ValueError, match="`output_type` must be"):
         pipeline("reconstruction")(image, output_type="latent")

@@ -158,3 +158,55 @@ def test_a_source_without_any_readable_image_is_an_error(source):
 
     with pytest.raises(UnreadableImageError, match="None of the images"):
         ImageDataset(Lost(source), 8, skip_unreadable=True)[0]
+
+
+# Very long pictures, and pictures of other modes
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (20000, 2), (3, 600)])
+@pytest.mark.parametrize("arguments", [{}, {"resize": 256}, {"resize": 300, "cache_in_memory": True}])
+def test_very_long_pictures_are_cut_before_they_are_enlarged(monkeypatch, size, arguments):
+    resize, largest = Image.Image.resize, []
+
+    def watched(image, size, *others, **more):
+        largest.append(size[0] * size[1])
+        return resize(image, size, *others, **more)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    dataset = ImageDataset([picture(0, size=size)], 256, center_crop=False, **arguments)
+    assert dataset[(3, 0)]["pixel_values"].shape == (3, 256, 256)
+    assert 0 < max(largest) <= 17 * 300**2
+
+
+def test_the_pieces_reach_both_ends_and_the_middle():
+    ramp = np.linspace(0, 255, 4000).round().astype(np.uint8)
+    image = Image.fromarray(np.repeat(np.repeat(ramp[None, :, None], 4, axis=0), 3, axis=2))  # 4000 × 4
+    crops = ImageDataset([image] * 400, 16).__getitems__(range(400))["pixel_values"]
+    places = ((crops.mean(dim=(1, 2, 3)) + 1) / 2).numpy()
+    assert places.min() < 0.02 and places.max() > 0.98 and abs(places.mean() - 0.5) < 0.05
+    assert np.abs(np.histogram(places, 4, (0, 1))[0] / 400 - 0.25).max() < 0.08
+    middle = ImageDataset([image], 16, center_crop=True)[0]["pixel_values"]
+    assert abs(((middle.mean() + 1) / 2).item() - 0.5) < 0.01
+
+
+def test_pictures_up_to_sixteen_times_as_long_as_wide_are_enlarged_as_a_whole():
+    image = picture(0, size=(48, 3))
+    crop = ImageDataset([image], 8, center_crop=True)[0]["pixel_values"]
+    whole = np.asarray(image.resize((128, 8), Image.Resampling.LANCZOS))[:, 60:68]
+    torch.testing.assert_close(crop, torch.from_numpy(whole.copy()).permute(2, 0, 1) / 127.5 - 1)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "1"])
+def test_sources_of_any_mode_come_out_as_rgb(mode):
+    from diffusers_lasers.utils.image_decoding import to_rgb
+
+    image = (
+        Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
+        if mode == "I;16"
+        else picture(1, (8, 8), mode)
+    )
+    expected = torch.from_numpy(np.array(to_rgb(image, "x"))).permute(2, 0, 1) / 127.5 - 1
+    torch.testing.assert_close(ImageDataset([image], 8)[0]["pixel_values"], expected)
+    wide = Image.fromarray(np.full((8, 8), 70000, dtype=np.int32))
+    dataset = ImageDataset([image, wide], 8, skip_unreadable=True)
+    assert dataset.__getitems__([0, 1])["unreadable"] == 1

@@ -103,3 +103,31 @@ def test_what_is_wrong_is_named():
             stream(**arguments)
     with pytest.raises(ValueError, match="at least one image for each of 30"):
         load(stream(rank=29, world_size=30))
+
+
+def test_image_cells_are_decoded_here_alone(caplog):
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((6, 5), 20 * 257, dtype=np.uint16)).save(buffer, "PNG")
+    cells = [{"bytes": buffer.getvalue(), "path": None}, {"bytes": b"damaged", "path": None}]
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": cells, "mask": cells[::-1]}, features=features).to_iterable_dataset()
+    arguments = {"resolution": 4, "batch_size": 2, "stop": 1, "shuffle_buffer": 0}
+    batch = next(iter(ImageStream(rows, "image", skip_unreadable=True, **arguments)))
+    torch.testing.assert_close(batch["pixel_values"], torch.full((2, 3, 4, 4), 20 / 127.5 - 1))
+    with pytest.raises(UnreadableImageError, match="row 1"):
+        next(iter(ImageStream(rows, "image", **arguments)))
+
+
+def test_very_long_pictures_stay_small(monkeypatch):
+    resize, largest = Image.Image.resize, []
+
+    def watched(image, size, *others, **more):
+        largest.append(size[0] * size[1])
+        return resize(image, size, *others, **more)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 5000)).save(buffer, "PNG")
+    rows = table(1, [{"bytes": buffer.getvalue(), "path": None}])
+    batch = load(ImageStream(rows, "image", 256, batch_size=2, stop=1, resize=256))[0]
+    assert batch["pixel_values"].shape == (2, 3, 256, 256) and max(largest) <= 17 * 256**2

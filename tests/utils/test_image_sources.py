@@ -208,3 +208,52 @@ def test_what_cannot_be_streamed_is_named(tmp_path):
     write_parquet(tmp_path / "some.parquet", [picture(0)])
     with pytest.raises(ValueError, match="`image_column`.*'img'"):
         open_image_stream(train_data_dir=str(tmp_path), image_column="img")
+
+
+# Columns
+
+
+def columns(tmp_path):
+    """A parquet file with images, and with columns that are none."""
+    import datasets
+
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "mask": datasets.Image(),
+            "label": datasets.ClassLabel(names=["cat"]),
+            "caption": datasets.Value("string"),
+            "box": datasets.List(datasets.Value("float32")),
+            "file": datasets.Value("string"),
+        }
+    )
+    picture(4).save(tmp_path / "four.png")
+    row = {
+        "image": picture(0),
+        "mask": {"bytes": b"damaged", "path": None},
+        "label": 0,
+        "caption": "a cat",
+        "box": [0.5],
+    }
+    table = datasets.Dataset.from_list([{**row, "file": str(tmp_path / "four.png")}], features=features)
+    table.to_parquet(tmp_path / "some.parquet")
+    return str(tmp_path / "some.parquet")
+
+
+@pytest.mark.parametrize("column", ["label", "caption", "box"])
+def test_a_column_that_holds_no_images_is_one_sentence(tmp_path, column):
+    place = columns(tmp_path)
+    for load in (load_image_dataset, open_image_stream):
+        with pytest.raises(
+            ValueError, match=f"^`image_column` must name a column of images, '{column}' holds [^\n]*$"
+        ):
+            load(train_data_dir=place, image_column=column)
+
+
+def test_other_columns_are_not_decoded_and_paths_are_read(tmp_path):
+    place = columns(tmp_path)
+    source = load_image_dataset(train_data_dir=place, cache_dir=str(tmp_path / "c"))
+    np.testing.assert_array_equal(np.asarray(source[0]), np.asarray(picture(0)))
+    assert list(next(iter(open_image_stream(train_data_dir=place)))) == ["image"]
+    source = load_image_dataset(train_data_dir=place, image_column="file", cache_dir=str(tmp_path / "c"))
+    np.testing.assert_array_equal(np.asarray(source[0]), np.asarray(picture(4)))

@@ -32,8 +32,8 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     save_figure(figure, path)
     before = path.read_bytes()
 
-    def fail(scratch, **options):
-        scratch.write_bytes(b"half")
+    def fail(file, **options):
+        file.write(b"half")
         raise OSError("no space")
 
     monkeypatch.setattr(figure, "savefig", fail)

@@ -2,7 +2,7 @@
 
 from .codes import IndexCode, SparseCode
 from .coefficients import coefficient_scale, dequantize_coefficients, quantize_coefficients
-from .container import CodeHeader, fingerprint, pack_container, unpack_container
+from .container import MAX_SITES, CodeHeader, check_sites, fingerprint, pack_container, unpack_container
 from .packing import pack_indices, unpack_indices
 from .payloads import pack_levels, pack_sparse, unpack_levels, unpack_sparse
 from .radix import pack_numbers, packed_size, unpack_numbers
@@ -10,9 +10,11 @@ from .supports import rank_supports, unrank_supports
 
 
 __all__ = [
+    "MAX_SITES",
     "CodeHeader",
     "IndexCode",
     "SparseCode",
+    "check_sites",
     "coefficient_scale",
     "dequantize_coefficients",
     "fingerprint",

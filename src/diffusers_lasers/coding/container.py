@@ -1,12 +1,18 @@
 r"""The bytes around a packed code: what a decoder must know beside its model, and what tells a foreign or damaged file.
 
-A header of 37 bytes, little-endian, stands before the payload:
+One container for the codes of all models. A header of 37 bytes, little-endian, stands before the payload:
 
-    magic "DLBC", version 1, kind (0 sparse, 1 index)            4 + 1 + 1 bytes
-    fingerprint of the bottleneck                                4
+    magic "DLBC", version 2, kind (0 sparse, 1 index, 2 patch)   4 + 1 + 1 bytes
+    fingerprint of the model                                     4
     images, latent height and width, image height and width      5 · 4, image sizes 0 where there were no images
     slots a site, bits of a coefficient (0: float32)             2 + 1
     CRC-32 of all bytes before and after this one                4
+
+Version 1 is the same without kind 2, and is still read. A patch codec used to write a format of its own, "MBVQ1",
+whose header no checksum covered: a changed byte in it went unseen, so that it is refused.
+
+A header that passes its checksum is not believed either, since anybody can write one. All numbers have ranges, and a
+code that its payload does not pay for is found before memory is taken for it ([`check_sites`]).
 """
 
 from __future__ import annotations
@@ -20,10 +26,13 @@ from typing import Any
 import torch
 
 
-__all__ = ["CodeHeader", "fingerprint", "pack_container", "unpack_container"]
+__all__ = ["MAX_SITES", "CodeHeader", "check_sites", "fingerprint", "pack_container", "unpack_container"]
 
-_MAGIC, _VERSION = b"DLBC", 1
-_KINDS = ("sparse", "index")
+MAX_SITES = 2**24  # an image of 16384 × 16384 pixels where a site has 4 × 4 of them
+
+_MAGIC, _VERSIONS = b"DLBC", (1, 2)
+_OLD_CODEC = b"MBVQ1"
+_KINDS = ("sparse", "index", "patch")
 _FIELDS = struct.Struct("<4sBB6IHB")
 _CHECKSUM = struct.Struct("<I")
 
@@ -34,13 +43,17 @@ class CodeHeader:
     What a packed code says about itself.
 
     Args:
-        kind (`str`): `"sparse"` or `"index"`.
-        fingerprint (`int`): 32 bits that tell the bottleneck.
-        batch (`int`): Images B.
-        latent_size (`tuple[int, int]`): Height and width of the latents.
+        kind (`str`): `"sparse"`, `"index"`, or `"patch"` for indices of a [`ModelBasedVQCodec`].
+        fingerprint (`int`): 32 bits that tell the model.
+        batch (`int`): Images B, 0 or more.
+        latent_size (`tuple[int, int]`): Height and width of the latents, or in patches.
         image_size (`tuple[int, int]`, *optional*): Height and width of the images.
-        slots (`int`): Slots a site, at most 65535.
-        coefficient_bits (`int`, *optional*): Bits of a coefficient; `None` for float32, and for index codes.
+        slots (`int`): Slots a site, from 1 to 65535.
+        coefficient_bits (`int`, *optional*): Bits of a coefficient, 1 to 16; `None` for float32, and for codes without
+            coefficients.
+
+    Raises:
+        ValueError: If a value is out of range.
     """
 
     kind: str
@@ -50,6 +63,55 @@ class CodeHeader:
     image_size: tuple[int, int] | None
     slots: int
     coefficient_bits: int | None = None
+
+    def __post_init__(self):
+        if self.kind not in _KINDS:
+            raise ValueError(f"`kind` must be one of {_KINDS}, got {self.kind!r}.")
+        _check_range("fingerprint", self.fingerprint, 0, 2**32 - 1)
+        _check_range("batch", self.batch, 0, 2**32 - 1)
+        for name, size in (("latent_size", self.latent_size), ("image_size", self.image_size)):
+            if size is None and name == "image_size":
+                continue
+            if not isinstance(size, tuple) or len(size) != 2:
+                raise ValueError(f"`{name}` must be height and width, got {size!r}.")
+            for side in size:
+                _check_range(name, side, 1, 2**32 - 1)
+        _check_range("slots", self.slots, 1, 2**16 - 1)
+        if self.coefficient_bits is not None:
+            if self.kind != "sparse":
+                raise ValueError(
+                    f"`coefficient_bits` must be None for kind {self.kind!r}, got {self.coefficient_bits!r}."
+                )
+            _check_range("coefficient_bits", self.coefficient_bits, 1, 16)
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"`{name}` must be an integer from {low} to {high}, got {value!r}.")
+
+
+def check_sites(batch: int, grid: tuple[int, int], max_sites: int = MAX_SITES, name: str = "max_sites") -> None:
+    """
+    Refuses codes that are larger than their reader wants. The payload alone is no bound: where a site has one possible
+    value it costs no bits, a header of 37 bytes may then name any number of sites, and a decoder's images are larger
+    than its codes.
+
+    Args:
+        batch (`int`): Images; none count as one, since an empty batch has a size too.
+        grid (`tuple[int, int]`): Sites, or pixels, down and across.
+        max_sites (`int`, defaults to 2²⁴): Most sites, or pixels, of all images together.
+        name (`str`, defaults to `"max_sites"`): What the caller calls the limit.
+
+    Raises:
+        ValueError: If there are more, or the limit is no positive integer.
+    """
+    _check_range(name, max_sites, 1, 2**63 - 1)
+    found = max(batch, 1) * grid[0] * grid[1]
+    if found > max_sites:
+        raise ValueError(
+            f"`data` must hold at most {max_sites} {name.removeprefix('max_')}, its header names {found}: raise "
+            f"`{name}` where you trust it."
+        )
 
 
 def fingerprint(facts: Any, tensors: Mapping[str, torch.Tensor]) -> int:
@@ -85,7 +147,7 @@ def pack_container(header: CodeHeader, payload: bytes) -> bytes:
     sizes = (*header.latent_size, *(header.image_size or (0, 0)))
     fields = _FIELDS.pack(
         _MAGIC,
-        _VERSION,
+        _VERSIONS[-1],
         _KINDS.index(header.kind),
         header.fingerprint,
         header.batch,
@@ -107,17 +169,32 @@ def unpack_container(data: bytes) -> tuple[CodeHeader, bytes]:
         `tuple[CodeHeader, bytes]`: The header and the payload.
 
     Raises:
-        ValueError: If the bytes are cut off, changed, something else, or of a later version of the format.
+        ValueError: If the bytes are cut off, changed, something else, or of another version of the format.
     """
-    start = _FIELDS.size + _CHECKSUM.size
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ValueError(f"`data` must be bytes, got {type(data).__name__}.")
+    data, start = bytes(data), _FIELDS.size + _CHECKSUM.size
+    if data[: len(_OLD_CODEC)] == _OLD_CODEC:
+        raise ValueError(
+            "`data` must be of a format whose header has a checksum, MBVQ1 of older patch codecs has none: encode the "
+            "image again."
+        )
     if len(data) < start or data[: len(_MAGIC)] != _MAGIC:
-        raise ValueError("`data` must be the packed code of a bottleneck, it is cut off or something else.")
-    _, version, kind, fingerprint, batch, *sizes, slots, bits = _FIELDS.unpack_from(data)
-    if version != _VERSION:
-        raise ValueError(f"`data` must be of version {_VERSION} of the format, it is of version {version}.")
+        raise ValueError("`data` must be the packed code of a bottleneck or a codec, it is cut off or something else.")
+    _, version, kind, mark, batch, *sizes, slots, bits = _FIELDS.unpack_from(data)
+    if version not in _VERSIONS:
+        raise ValueError(
+            f"`data` must be of version {' or '.join(map(str, _VERSIONS))} of the format, it is of version {version}."
+        )
     payload = data[start:]
     (checksum,) = _CHECKSUM.unpack_from(data, _FIELDS.size)
-    if zlib.crc32(payload, zlib.crc32(data[: _FIELDS.size])) != checksum or kind >= len(_KINDS):
+    if zlib.crc32(payload, zlib.crc32(data[: _FIELDS.size])) != checksum:
         raise ValueError("`data` must be whole, it is cut off or changed.")
+    if kind >= len(_KINDS) - (version == 1):
+        raise ValueError(f"`data` must hold a code of a kind that version {version} has, got {kind}.")
     image_size = tuple(sizes[2:]) if any(sizes[2:]) else None
-    return CodeHeader(_KINDS[kind], fingerprint, batch, tuple(sizes[:2]), image_size, slots, bits or None), payload
+    try:
+        header = CodeHeader(_KINDS[kind], mark, batch, tuple(sizes[:2]), image_size, slots, bits or None)
+    except ValueError as error:
+        raise ValueError("`data` must have a header in range; in it " + str(error)) from error
+    return header, payload

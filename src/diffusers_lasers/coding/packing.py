@@ -14,6 +14,8 @@ import torch
 
 __all__ = ["pack_indices", "unpack_indices"]
 
+_BLOCK = 2**13  # rows at a time, whose bits are whole bytes: each bit is an int64 for a while
+
 
 def _positions(bits: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """For each bit of a row, its slot and its weight's exponent."""
@@ -47,7 +49,8 @@ def pack_indices(indices: torch.Tensor, bits: Sequence[int]) -> bytes:
         raise ValueError(
             f"`indices` must be from 0 to 2^bits − 1 with bits {tuple(bits)}, got {values.min()} to {values.max()}."
         )
-    return np.packbits(((values[:, slots] >> exponents) & 1).astype(np.uint8), axis=None).tobytes()
+    blocks = (values[start : start + _BLOCK] for start in range(0, len(values), _BLOCK))
+    return b"".join(np.packbits((block[:, slots] >> exponents & 1).astype(np.uint8)).tobytes() for block in blocks)
 
 
 def unpack_indices(data: bytes, rows: int, bits: Sequence[int]) -> torch.Tensor:
@@ -75,7 +78,9 @@ def unpack_indices(data: bytes, rows: int, bits: Sequence[int]) -> torch.Tensor:
     if flat[size:].any():
         raise ValueError("`data` must end in zero bits after the last row, it does not.")
     values = np.zeros((rows, len(bits)), dtype=np.int64)
-    spread = flat[:size].reshape(rows, len(slots)).astype(np.int64) << exponents
     starts = np.concatenate([[0], np.cumsum(bits)[:-1]])
-    values[:] = np.add.reduceat(spread, starts, axis=1) if rows else values
+    digits = flat[:size].reshape(rows, len(slots))
+    for start in range(0, rows, _BLOCK):
+        spread = digits[start : start + _BLOCK].astype(np.int64) << exponents
+        values[start : start + _BLOCK] = np.add.reduceat(spread, starts, axis=1)
     return torch.from_numpy(values)

@@ -147,7 +147,8 @@ def unpack_sparse(
         `scale`, or float32; on the CPU. Where the order was not kept, by falling magnitude.
 
     Raises:
-        ValueError: If there are not exactly the bytes of such a code, or they are none.
+        ValueError: If there are not exactly the bytes of such a code, or they are none, or a coefficient is not
+            finite.
     """
     supports = count_supports(atoms, sparsity, ordered)
     size = packed_size([(rows, supports)])
@@ -160,6 +161,8 @@ def unpack_sparse(
     if bits is None:
         values = np.zeros(slots.shape, dtype=np.float32)
         values[used] = found.astype(np.uint32).view(np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("`data` must have finite coefficients, got NaN or infinity.")
         coefficients = torch.from_numpy(values)
     else:
         cells = np.zeros(slots.shape, dtype=np.int64)

@@ -21,6 +21,7 @@ __all__ = ["pack_numbers", "packed_size", "unpack_numbers"]
 
 _WIDTH = 31  # bits of an alphabet whose square is computed in int64
 _FIELD = 32  # bits that are written at a time
+_ROWS = 2**16  # numbers that are read at a time, each in 32 bytes for a while
 
 
 def pack_numbers(streams: Sequence[tuple[np.ndarray, int]]) -> bytes:
@@ -69,7 +70,7 @@ def packed_size(streams: Sequence[tuple[int, int]]) -> int:
         `int`: Bytes.
 
     Raises:
-        ValueError: If an alphabet is empty.
+        ValueError: If an alphabet is empty or a count negative.
     """
     return -(-sum(_bits(streams)) // 8)
 
@@ -146,6 +147,8 @@ def _bits(streams: Sequence[tuple[int, int]]) -> tuple[int, int]:
     fields, radix = 0, 1
     for count, base in streams:
         _check_base(base)
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 0:
+            raise ValueError(f"A count of numbers must be an integer of at least 0, got {count!r}.")
         for numbers, shift, left in _rounds(count, base):
             fields += numbers * shift
             radix *= left if numbers % 2 else 1
@@ -166,10 +169,12 @@ def _from_bits(bits: np.ndarray, count: int, width: int) -> np.ndarray:
     """The inverse of `_to_bits`: int64, or objects for fields wider than 62 bits."""
     rows = bits.reshape(count, width)
     numbers = np.zeros(count, dtype=np.int64 if width < 63 else object)
-    for start in range(0, width, _FIELD):
-        part = rows[:, start : start + _FIELD]
-        padded = np.zeros((count, 32), dtype=np.uint8)
-        padded[:, 32 - part.shape[1] :] = part
-        field = np.packbits(padded, axis=1).view(">u4").ravel().astype(numbers.dtype)
-        numbers = (numbers << part.shape[1]) | field
+    for first in range(0, count, _ROWS):
+        block = rows[first : first + _ROWS]
+        for start in range(0, width, _FIELD):
+            part = block[:, start : start + _FIELD]
+            padded = np.zeros((len(block), 32), dtype=np.uint8)
+            padded[:, 32 - part.shape[1] :] = part
+            field = np.packbits(padded, axis=1).view(">u4").ravel().astype(numbers.dtype)
+            numbers[first : first + _ROWS] = (numbers[first : first + _ROWS] << part.shape[1]) | field
     return numbers

@@ -83,7 +83,13 @@ def unrank_supports(numbers: np.ndarray, atoms: int, sparsity: int, ordered: boo
 
     Returns:
         `numpy.ndarray` of shape `(N, S)`: Atoms, int64, of a set in ascending order; −1 in unused slots, which are the last.
+
+    Raises:
+        ValueError: If a number is out of range.
     """
+    supports = count_supports(atoms, sparsity, ordered)
+    if len(numbers) and not 0 <= numbers.min() <= numbers.max() < supports:
+        raise ValueError(f"`numbers` must be from 0 to {supports - 1}, got {numbers.min()} to {numbers.max()}.")
     offsets = _offsets(atoms, sparsity, ordered)
     numbers = numbers.astype(offsets.dtype)
     sizes = np.searchsorted(offsets, numbers, side="right") - 1

@@ -1,6 +1,6 @@
 """The entry of the command line: parses, runs one subcommand, and says what went wrong in one line.
 
-Exit codes: 0; 2 for what a user can mend (with `--debug`, after its traceback); 130 after Ctrl-C. Subcommands import models when they run, so that
+Exit codes: 0; 2 for what a user can mend (with `--debug`, after its traceback), also where others of several files were done; 130 after Ctrl-C. Subcommands import models when they run, so that
 `--help` waits for the package's own import and no more.
 """
 
@@ -10,10 +10,11 @@ import argparse
 import contextlib
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 
+from ..utils.command_line import CommandParser
+from .batch import PROGRAM, USER_ERRORS, printable, report
 from .decode import DecodeCommand
 from .encode import EncodeCommand
 from .env import EnvironmentCommand
@@ -22,12 +23,9 @@ from .inspect import InspectCommand
 
 
 COMMANDS = (EnvironmentCommand, EncodeCommand, DecodeCommand, EvaluateCommand, InspectCommand)
-PROGRAM = "diffusers-lasers"
-# What is wrong with files, arguments, packages, memory or devices; anything else is a fault of ours and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(CommandParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str):
@@ -82,6 +80,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: After `--help`, and with code 2 on words that are no such command line.
     """
+    with printable():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if not hasattr(args, "command"):
@@ -96,10 +99,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except USER_ERRORS as error:
-        if args.debug:
-            traceback.print_exc()
-            return 2
-        what = " ".join(str(error).split()) or type(error).__name__
-        print(f"{PROGRAM} {args.command.name}: error: {what}", file=sys.stderr)
+        report(args, error)
         return 2
     return 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.files import save_image
+from .batch import about, check_targets, for_each
 from .images import cost_lines, output_paths, picture_levels, psnr_metric, read_image
 from .loading import add_model_arguments, get_device, load_model
 
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
 SUFFIX = ".png"
+MAX_PIXELS = 2**25  # 5792 × 5792
+MOST_BYTES_A_PIXEL = 8
 EXAMPLE = """example:
   diffusers-lasers decode photo.code photo.png --model outputs/dl
   diffusers-lasers decode photo.code decoded.png --model outputs/dl --reference photo.png
@@ -40,6 +45,12 @@ class DecodeCommand:
             help="picture to write, whose suffix says the format; for several codes a folder, which gets CODE_FILE.png of each",
         )
         add_model_arguments(parser)
+        parser.add_argument(
+            "--max_pixels",
+            type=int,
+            metavar="N",
+            help=f"refuse files that name a larger image; default: {MAX_PIXELS}, and the limits of the model's `unpack`",
+        )
         parser.add_argument("--reference", metavar="IMAGE", help="also print the PSNR to this image, of one code file")
         parser.set_defaults(command=DecodeCommand)
 
@@ -47,63 +58,107 @@ class DecodeCommand:
         self.args = args
 
     def run(self) -> None:
-        from PIL import Image
-
-        from ..visualization import to_image
-
         args = self.args
+        if args.max_pixels is not None and args.max_pixels < 1:
+            raise ValueError(f"--max_pixels must be at least 1, got {args.max_pixels}.")
         paths = output_paths(args.codes, args.target, SUFFIX)
-        if paths[0].suffix.lower() not in Image.registered_extensions():
-            raise ValueError(f"{paths[0]} must end with the suffix of a picture format, such as .png.")
+        check_targets(paths)
+        check_writable(paths[0])
         if args.reference is not None and len(args.codes) > 1:
             raise ValueError(f"--reference is for one code file, got {len(args.codes)}.")
         reference = None if args.reference is None else read_image(args.reference)
         metric = None if args.reference is None else psnr_metric()
         model = load_model(args.model, args.subfolder, args.revision, get_device(args.device))
-        for source, path in zip(args.codes, paths):
-            data = Path(source).read_bytes()
-            try:
-                sample, nominal = self._decode(model, data)
-            except ValueError as error:
-                raise ValueError(f"{source}: " + str(error).replace("`data`", "the data")) from error
-            if metric is not None and sample.shape != reference.shape:
-                height, width = reference.shape[-2:]
-                raise ValueError(
-                    f"{args.reference} must be as large as the coded image, {sample.shape[3]} × {sample.shape[2]} pixels, it is {width} × {height}."
-                )
-            save_image(path, to_image(sample[0]))
-            lines = [f"{source} -> {path}", *cost_lines(tuple(sample.shape[-2:]), len(data), nominal)]
-            if metric is not None:
-                metric.update(picture_levels(sample), reference)
-                lines.append(f"  PSNR: {float(metric.compute()):.2f} dB")
-            print("\n".join(lines))
+
+        def decode(pair: tuple[str, Path]) -> None:
+            source, path = pair
+            with about(source):
+                self._decode_file(model, source, path, reference, metric)
+
+        for_each(args, zip(args.codes, paths), decode, "code files")
+
+    def _decode_file(self, model: Any, source: str, path: Path, reference: torch.Tensor | None, metric: Any) -> None:
+        """Writes a code's picture, and says what it cost."""
+        from ..visualization import to_image
+
+        data = self._read(source)
+        try:
+            sample, nominal = self._decode(model, data)
+        except ValueError as error:
+            what = str(error).replace("`data`", "the data").replace("`max_sites`", "--max_pixels")
+            raise ValueError(f"{source}: {what}") from error
+        if metric is not None and sample.shape != reference.shape:
+            height, width = reference.shape[-2:]
+            raise ValueError(
+                f"{self.args.reference} must be as large as the coded image, {sample.shape[3]} × {sample.shape[2]} pixels, it is {width} × {height}."
+            )
+        save_image(path, to_image(sample[0]))
+        lines = [f"{source} -> {path}", *cost_lines(tuple(sample.shape[-2:]), len(data), nominal)]
+        if metric is not None:
+            metric.update(picture_levels(sample), reference)
+            lines.append(f"  PSNR: {float(metric.compute()):.2f} dB")
+        print("\n".join(lines))
+
+    def _read(self, source: str) -> bytes:
+        """A code file, no longer than the code of an image of `--max_pixels` may be."""
+        limit = self.args.max_pixels or MAX_PIXELS
+        most = MOST_BYTES_A_PIXEL * limit + 64
+        with open(source, "rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise ValueError(
+                f"{source} must have at most {most} bytes for --max_pixels {limit}: give more where you trust it."
+            )
+        return data
 
     def _decode(self, model: Any, data: bytes) -> tuple[torch.Tensor, float]:
-        """The image `(1, 3, H, W)`, and the nominal bits of its code."""
+        """
+        The image `(1, 3, H, W)`, and the nominal bits of its code. What the header names is checked before anything
+        is made of it.
+        """
         import torch
 
         from ..coding import unpack_container
 
+        header, wanted = unpack_container(data)[0], self.args.max_pixels
+        limit = wanted or MAX_PIXELS
+        if header.batch != 1:
+            raise ValueError(f"it holds the codes of {header.batch} images: unpack it in Python.")
+        codec = not hasattr(model, "bottleneck")
+        side = model.config.patch_size if codec else model.downsampling_factor
+        pixels = math.prod(header.latent_size) * side**2
+        if pixels > limit:
+            raise ValueError(
+                f"it names an image of {pixels} pixels, more than --max_pixels {limit}: give more where you trust it."
+            )
         with torch.no_grad():
-            if not hasattr(model, "bottleneck"):
-                output = model.unpack(data)
+            if codec:
+                output = model.unpack(data, max_pixels=limit)
                 height, width = output.image_size
-                codes = output.codes.to(model.device)
-                _check_single(len(codes))
-                sample = model.decode(codes, output.image_size).sample
+                sample = model.decode(output.codes.to(model.device), output.image_size).sample
                 return sample, model.bits_per_pixel(height, width) * height * width
             bottleneck = model.bottleneck
-            code = bottleneck.unpack(data)
-            _check_single(len(code.indices))
+            code = bottleneck.unpack(data, max_sites=wanted)
             bits_per_site = bottleneck.bits_per_site
-            if (
-                model.config.bottleneck_type == "dictionary"
-            ):  # the file may have fewer atoms and other bits than the model
-                bottleneck.set_coefficient_bits(unpack_container(data)[0].coefficient_bits)
+            if model.config.bottleneck_type == "dictionary":  # the file may have fewer atoms and other bits
+                bottleneck.set_coefficient_bits(header.coefficient_bits)
                 bits_per_site = bottleneck.site_bits(code.sparsity)
             return model.decode_from_code(code).sample, bits_per_site * code.indices[0, ..., 0].numel()
 
 
-def _check_single(images: int) -> None:
-    if images != 1:
-        raise ValueError(f"it holds the codes of {images} images: unpack it in Python.")
+def check_writable(path: Path) -> None:
+    """
+    Refuses, before any work, a picture's format that cannot be written here.
+
+    Raises:
+        ValueError: If Pillow has no writer for the suffix, or one that does not write RGB pictures.
+    """
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    try:
+        Image.new("RGB", (16, 16)).save(io.BytesIO(), format=kind or "none")
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:  # as each of its writers has it
+        raise ValueError(
+            f"{path} must end with the suffix of a picture format that Pillow can write, such as .png."
+        ) from error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.files import write_bytes
+from .batch import about, check_targets, for_each
 from .images import cost_lines, output_paths, picture_levels, psnr_metric, read_image
 from .loading import add_model_arguments, get_device, load_model
 
@@ -69,20 +71,30 @@ class EncodeCommand:
     def run(self) -> None:
         args = self.args
         paths = output_paths(args.images, args.target, SUFFIX)
+        check_targets(paths)
         metric = psnr_metric() if args.psnr else None
         device = get_device(args.device)
         model = load_model(args.model, args.subfolder, args.revision, device)
         self._prepare(model)
-        for source, path in zip(args.images, paths):
-            pixels = read_image(source)
-            data, sample, nominal = self._encode(model, pixels.to(device), metric is not None)
-            write_bytes(path, data)
-            lines = [f"{source} -> {path}", *cost_lines(tuple(pixels.shape[-2:]), len(data), nominal)]
-            if metric is not None:
-                metric.reset()
-                metric.update(picture_levels(sample), pixels)
-                lines.append(f"  PSNR: {float(metric.compute()):.2f} dB")
-            print("\n".join(lines))
+
+        def encode(pair: tuple[str, Path]) -> None:
+            source, path = pair
+            with about(source):
+                self._encode_file(model, source, path, device, metric)
+
+        for_each(args, zip(args.images, paths), encode, "images")
+
+    def _encode_file(self, model: Any, source: str, path: Path, device: torch.device, metric: Any) -> None:
+        """Writes an image's code, and says what it costs."""
+        pixels = read_image(source)
+        data, sample, nominal = self._encode(model, pixels.to(device), metric is not None)
+        write_bytes(path, data)
+        lines = [f"{source} -> {path}", *cost_lines(tuple(pixels.shape[-2:]), len(data), nominal)]
+        if metric is not None:
+            metric.reset()
+            metric.update(picture_levels(sample), pixels)
+            lines.append(f"  PSNR: {float(metric.compute()):.2f} dB")
+        print("\n".join(lines))
 
     def _prepare(self, model: Any) -> None:
         """Refuses options and models that do not fit, and sets the coefficients' bits."""

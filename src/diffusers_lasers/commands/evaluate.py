@@ -1,7 +1,8 @@
 """`evaluate`: models on whole images: quality, and the bits that it costs.
 
-Reconstructions come from the codes alone, are clamped to [-1, 1] and not rounded; figures are means over images, entropies those of all codes together with one table a
-slot. `examples/evaluate_autoencoder.py` judges crops, degraded inputs, speed and usage, `examples/benchmark_codec.py` file formats beside codecs.
+Reconstructions come from the codes alone, are clamped to [-1, 1] and not rounded; figures are means over images,
+entropies those of all codes together with one table a slot. `examples/evaluate_autoencoder.py` judges crops, degraded
+inputs, speed and usage, `examples/benchmark_codec.py` file formats beside codecs.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.files import write_json
+from .batch import SomeFailed, check_targets, for_each, report, sentence
 from .images import to_tensor
 from .loading import add_device_argument, get_device, load_model
 
@@ -63,23 +65,58 @@ class EvaluateCommand:
         from .env import environment
 
         args = self.args
-        if args.json is not None and not Path(args.json).absolute().parent.is_dir():
-            raise ValueError(f"There is no folder {Path(args.json).parent} to write {Path(args.json).name} to.")
+        if args.json is not None:
+            if not Path(args.json).absolute().parent.is_dir():
+                raise ValueError(f"There is no folder {Path(args.json).parent} to write {Path(args.json).name} to.")
+            check_targets([Path(args.json)])
         device = get_device(args.device)
         metrics, missing = image_metrics(device)
         source = load_image_dataset(train_data_dir=args.data, split="validation", max_samples=args.max_images)
-        rows, protocols = [], {}
-        for name in args.models:
+        rows, protocols, unreadable = [], {}, {}
+
+        def judge(name: str) -> None:
             model = load_model(name, device=device)
-            row, used = evaluate(name, model, source, dict(metrics), missing, device)
+            row, used, skipped = evaluate(name, model, source, dict(metrics), missing, device)
+            for index in skipped.keys() - unreadable.keys():
+                report(args, skipped[index])
+            unreadable.update(skipped)
             rows.append(row)
-            protocols |= used
+            protocols.update(used)
+
+        failure = None
+        try:
+            for_each(args, args.models, judge, "models")
+        except SomeFailed as error:
+            failure = error
+        if rows:
+            self._write(rows, protocols, missing, len(source) - len(unreadable), unreadable, environment())
+        if failure is not None:
+            raise failure
+        if unreadable:
+            raise SomeFailed(f"{len(unreadable)} of {len(source)} images could not be read and were left out.")
+
+    def _write(
+        self,
+        rows: list[dict[str, Any]],
+        protocols: dict[str, Any],
+        missing: dict[str, str],
+        images: int,
+        unreadable: dict[int, Exception],
+        environment: dict[str, Any],
+    ) -> None:
+        """Prints the table, and writes the JSON file."""
+        args = self.args
         about = args.data or "scikit-image's photographs held out from training"
-        print(table(rows, f"{len(source)} whole images of {about}; means over images.", missing))
+        left_out = f" {len(unreadable)} that could not be read were left out." if unreadable else ""
+        print(table(rows, f"{images} whole images of {about}; means over images.{left_out}", missing))
         if args.json is not None:
             results = {
-                "environment": environment(),
-                "data": {"source": about, "images": len(source)},
+                "environment": environment,
+                "data": {
+                    "source": about,
+                    "images": images,
+                    "unreadable": [sentence(error) for _, error in sorted(unreadable.items())],
+                },
                 "protocols": protocols,
                 "unavailable": missing,
                 "models": rows,
@@ -102,7 +139,7 @@ def image_metrics(device: torch.device) -> tuple[dict[str, Any], dict[str, str]]
 
 def evaluate(
     name: str, model: Any, source: Any, metrics: dict[str, Any], missing: dict[str, str], device: torch.device
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any], dict[int, Exception]]:
     """
     One model's figures and the protocols of the metrics.
 
@@ -110,21 +147,32 @@ def evaluate(
         name (`str`): How the row is called.
         model ([`AutoencoderDL`] or [`ModelBasedVQCodec`]): The model, on the device.
         source (`Sequence[PIL.Image.Image]`): The images.
-        metrics (`dict[str, Metric]`): Metrics by column; one that an image does not suit is left out, with the reason in `missing`.
+        metrics (`dict[str, Metric]`): Metrics by column; one that an image does not suit is left out, with the reason
+            in `missing`.
         missing (`dict[str, str]`): What is not computed, and why; added to.
         device (`torch.device`): Where to compute.
 
     Returns:
-        `tuple[dict, dict]`: Row and protocols.
+        `tuple[dict, dict, dict]`: Row, protocols, and by their numbers the errors of images that could not be read
+        and were left out.
+
+    Raises:
+        ValueError: If no image can be read.
     """
     import torch
     from tqdm.auto import tqdm
 
+    from ..utils.image_sources import UnreadableImageError
+
     for metric in metrics.values():
         metric.reset()
-    coder = _Coder(model)
+    coder, unreadable = _Coder(model), {}
     for index in tqdm(range(len(source)), desc=name, leave=False, disable=None):
-        pixels = to_tensor(source[index]).to(device)
+        try:
+            pixels = to_tensor(source[index]).to(device)
+        except UnreadableImageError as error:
+            unreadable[index] = error
+            continue
         with torch.no_grad():
             sample = coder(pixels).float().clamp(-1, 1)
         for key, metric in list(metrics.items()):
@@ -133,9 +181,11 @@ def evaluate(
             except ValueError as error:  # too small an image, or a diverged model
                 missing[f"{type(metric).__name__} of {name}"] = str(error)
                 del metrics[key]
+    if len(unreadable) == len(source):
+        raise unreadable[0]
     row = {"model": name, "class": type(model).__name__}
     row |= {key: float(metrics[key].compute()) if key in metrics else None for key in ("psnr", "ssim", "flip")}
-    return row | coder.rates(), {key: metric.protocol() for key, metric in metrics.items()}
+    return row | coder.rates(), {key: metric.protocol() for key, metric in metrics.items()}, unreadable
 
 
 class _Coder:

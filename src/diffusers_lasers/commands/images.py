@@ -24,11 +24,11 @@ def read_image(path: str | Path) -> torch.Tensor:
     An image file as `(1, 3, H, W)` in [-1, 1].
 
     Raises:
-        ValueError: If it cannot be decoded.
+        ValueError: If it cannot be decoded, see [`to_rgb`].
     """
-    from ..utils.image_sources import to_rgb
+    from ..utils.image_decoding import to_rgb
 
-    return to_tensor(to_rgb(str(path), str(path)))
+    return to_tensor(to_rgb(path, str(path)))
 
 
 def picture_levels(sample: torch.Tensor) -> torch.Tensor:

@@ -65,7 +65,7 @@ class InspectCommand:
 
                 facts["pictures"] = save_pictures(model, Path(args.save), args.map)
         if args.json:
-            print(json.dumps(facts, indent=2, ensure_ascii=False, default=str))
+            print(json.dumps(facts, indent=2, default=str))
         else:
             print("\n".join(render(facts)))
 

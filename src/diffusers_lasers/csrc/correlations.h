@@ -39,10 +39,36 @@ FUNCTION void NAME(tile)(
     }
 }
 
+#define WIDE (PANEL / W)
+#define TOGETHER (8 / WIDE)
+
+/* One signal and the atoms of `panels` ≤ TOGETHER panels: eight chains of multiply-adds where a tile has two, each in the order of a tile's, so that the
+ * products of a signal are the same to the bit however many come with it. */
+FUNCTION void NAME(one_row)(const int panels, const float *signal, const float *panel, long features, float *out)
+{
+    vf c[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < panels * WIDE; i++) c[i] = NAME(splat)(0);
+    for (long l = 0; l < features; l++) {
+        vf x = NAME(splat)(signal[l]);
+#pragma GCC unroll 8
+        for (int i = 0; i < panels * WIDE; i++)
+            c[i] = NAME(fma)(x, NAME(load)(panel + (i / WIDE * features + l) * PANEL + i % WIDE * W), c[i]);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < panels * WIDE; i++) NAME(store)(out + i * W, c[i]);
+}
+
 /* The same for any number of rows: `signals (rows, stride)`, `out (rows, out_stride)`, for panels first … last − 1. */
 TASK void NAME(correlate)(
     const float *signals, long rows, long stride, const float *packed, long features, long first, long last, float *out, long out_stride)
 {
+    if (rows == 1) {
+        for (; first + TOGETHER <= last; first += TOGETHER)
+            NAME(one_row)(TOGETHER, signals, packed + first * features * PANEL, features, out + first * PANEL);
+        for (; first < last; first++) NAME(one_row)(1, signals, packed + first * features * PANEL, features, out + first * PANEL);
+        return;
+    }
     for (long panel = first; panel < last; panel++)
         for (long from = 0; from < features; from += DEPTH)
             for (long part = 0; part < PANEL; part += 2 * W) {

@@ -25,10 +25,12 @@ typedef struct implementation {
 static int NAME(pursue)(pursuit *p, int threads)
 {
     job j = {.arguments = p};
-    if (p->gram) {
-        prefer_huge_pages(p->gram, p->count * p->panels * PANEL * sizeof(float));
-        job gram = {.arguments = p, .task = NAME(gram_task), .tasks = (p->count + GRAM_ROWS - 1) / GRAM_ROWS};
-        if (run(&gram, threads)) return -1;
+    if (p->gram_form) {
+        if (p->gram) {
+            prefer_huge_pages(p->gram, p->count * p->panels * PANEL * sizeof(float));
+            job gram = {.arguments = p, .task = NAME(gram_task), .tasks = (p->count + GRAM_ROWS - 1) / GRAM_ROWS};
+            if (run(&gram, threads)) return -1;
+        }
         j.task = NAME(gram_form_task), j.tasks = (p->n + SIGNALS - 1) / SIGNALS, j.workspace = NAME(gram_workspace)(p);
     } else {
         p->tiles = p->n / (4L * threads * LANES); /* four tasks a thread */
@@ -59,6 +61,8 @@ static const implementation NAME(implementation) = {
 #undef ROWS
 #undef DEPTH
 #undef AHEAD
+#undef WIDE
+#undef TOGETHER
 #undef LANES
 #undef VECTORS
 #undef GROUP

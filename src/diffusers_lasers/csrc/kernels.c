@@ -4,7 +4,6 @@
  * instruction set of the machine is chosen at run time.
  */
 
-#define Py_LIMITED_API 0x030A0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -66,13 +65,24 @@ static void choose(int level)
 
 static void *at(unsigned long long address) { return (void *)(uintptr_t)address; }
 
+/* Sizes that no tensor has: the last fence behind the checks of functional/operands.py, which know the tensors. */
+#define LARGEST 2147483391 /* atoms and codewords are counted in 32 bits, with room for padding */
+
+static int within(long size) { return size >= 1 && size <= LARGEST; }
+
+static PyObject *refuse(void)
+{
+    PyErr_SetString(PyExc_ValueError, "A size handed to the compiled kernels is out of range.");
+    return NULL;
+}
+
 static PyObject *finish(int failed)
 {
     if (failed) return PyErr_NoMemory();
     Py_RETURN_NONE;
 }
 
-/* pursue(signals, atoms, packed, scale, gram or 0, indices, coefficients, n, features, count, panels, sparsity, tolerance, orthogonal, threads) */
+/* pursue(signals, atoms, packed, scale, gram or 0, indices, coefficients, n, features, count, panels, sparsity, tolerance, orthogonal, gram_form, threads) */
 static PyObject *pursue(PyObject *self, PyObject *args)
 {
     unsigned long long signals, atoms, packed, scale, gram, indices, coefficients;
@@ -80,9 +90,10 @@ static PyObject *pursue(PyObject *self, PyObject *args)
     int threads, failed;
     (void)self;
     if (!PyArg_ParseTuple(
-            args, "KKKKKKKlllllfii", &signals, &atoms, &packed, &scale, &gram, &indices, &coefficients, &p.n, &p.features, &p.count,
-            &p.panels, &p.sparsity, &p.tolerance, &p.orthogonal, &threads))
+            args, "KKKKKKKlllllfiii", &signals, &atoms, &packed, &scale, &gram, &indices, &coefficients, &p.n, &p.features, &p.count,
+            &p.panels, &p.sparsity, &p.tolerance, &p.orthogonal, &p.gram_form, &threads))
         return NULL;
+    if (p.n < 0 || !within(p.features) || !within(p.count) || !within(p.sparsity) || p.panels < 1 || p.panels > (p.count + 255) / PANEL) return refuse();
     p.signals = at(signals), p.atoms = at(atoms), p.packed = at(packed), p.scale = at(scale), p.gram = at(gram);
     p.indices = at(indices), p.coefficients = at(coefficients);
     Py_BEGIN_ALLOW_THREADS;
@@ -102,6 +113,7 @@ static PyObject *synthesis_gradients(PyObject *self, PyObject *args)
             args, "KKKKKKlllli", &gradient, &indices, &coefficients, &atoms, &to_atoms, &to_coefficients, &p.n, &p.features, &p.count,
             &p.sparsity, &threads))
         return NULL;
+    if (p.n < 0 || p.sparsity < 0 || !within(p.features) || !within(p.count)) return refuse();
     p.gradient = at(gradient), p.indices = at(indices), p.coefficients = at(coefficients), p.atoms = at(atoms);
     p.to_atoms = at(to_atoms), p.to_coefficients = at(to_coefficients);
     Py_BEGIN_ALLOW_THREADS;
@@ -120,6 +132,8 @@ static PyObject *nearest_codewords(PyObject *self, PyObject *args)
     if (!PyArg_ParseTuple(
             args, "KKKKllllli", &signals, &packed, &offsets, &indices, &p.n, &p.stride, &p.slots, &p.features, &p.panels, &threads))
         return NULL;
+    if (p.n < 0 || !within(p.slots) || !within(p.features) || p.stride < p.slots * p.features || p.panels < 1 || p.panels > LARGEST / PANEL)
+        return refuse();
     p.signals = at(signals), p.packed = at(packed), p.offsets = at(offsets), p.indices = at(indices);
     Py_BEGIN_ALLOW_THREADS;
     failed = chosen->nearest(&p, threads);
@@ -137,6 +151,7 @@ static PyObject *decode_codewords(PyObject *self, PyObject *args)
     int threads, failed;
     (void)self;
     if (!PyArg_ParseTuple(args, "KKKlllli", &rows, &indices, &signals, &p.number, &p.n, &p.stride, &p.width, &threads)) return NULL;
+    if (p.n < 0 || !within(p.number) || !within(p.stride) || !within(p.width)) return refuse();
     channel *channels = malloc(p.number * sizeof(channel));
     if (!channels) return PyErr_NoMemory();
     for (long i = 0; i < p.number; i++) {
@@ -160,6 +175,7 @@ static PyObject *block_update(PyObject *self, PyObject *args)
     int failed;
     (void)self;
     if (!PyArg_ParseTuple(args, "KKKKlll", &rows, &residual, &coupling, &inverse, &b, &features, &stride)) return NULL;
+    if (!within(b) || !within(features) || stride < 0) return refuse();
     Py_BEGIN_ALLOW_THREADS;
     failed = chosen->block_update(at(rows), at(residual), at(coupling), at(inverse), b, features, stride);
     Py_END_ALLOW_THREADS;
@@ -203,5 +219,9 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", "Comp
 PyMODINIT_FUNC PyInit__kernels(void)
 {
     choose(2);
-    return PyModule_Create(&definition);
+    PyObject *module = PyModule_Create(&definition);
+#ifdef Py_GIL_DISABLED /* nothing here is written after import, but by the tests' `instruction_set` */
+    if (module) PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
+#endif
+    return module;
 }

@@ -13,13 +13,14 @@ typedef struct pursuit {
     const float *atoms;     /* (atoms, features), unit norm or zero */
     const float *packed;    /* (panels, features, PANEL): the same atoms, padded by zeros */
     const float *scale;     /* (atoms,): from coefficients of unit atoms to those of the given ones */
-    const float *gram;      /* (atoms, panels × PANEL), or NULL for the residual form */
+    const float *gram;      /* (atoms, panels × PANEL), or NULL: a row is computed where it is needed */
     int64_t *indices;       /* (n, sparsity) */
     float *coefficients;    /* (n, sparsity) */
     long n, features, count, panels, sparsity;
     long tiles;             /* of a task, residual form */
     float tolerance;        /* negative: none */
     int orthogonal;         /* 1: OLS, 0: OMP */
+    int gram_form;          /* 1: the Gram form, 0: the residual form */
 } pursuit;
 
 /* Floats up to a multiple of 16, so that every array in a workspace is aligned. */

@@ -7,6 +7,9 @@
  * s multiply-adds an atom instead of `features`. Q, R, the residual and hence the coefficients are computed from the atoms themselves, as in
  * the residual form; only the choice of the next atom rests on the recursion. Its rounding, in units of that of a product, is bounded by
  * e_s = (1 + Σ |R_ts| e_t) / R_ss: where that grows, w_s is computed directly, and so is α once the residual has become short.
+ *
+ * Few signals do not need all rows of the Gram matrix: without a table of it, each is computed when its atom is chosen. Its bits are those of the
+ * table's, so that a signal's code does not depend on how many come with it.
  */
 
 #define SIGNALS (4 * ROWS)   /* of a task */
@@ -168,7 +171,7 @@ TASK void NAME(step)(const pursuit *p, NAME(state) *x, const float *ahead)
     float norm = sqrtf(NAME(dot)(x->residual, x->residual, f));
     if (p->tolerance >= 0 && !(norm > x->goal)) return;
 
-    const float *row = p->gram + chosen_atom * width;
+    const float *row = p->gram ? p->gram + chosen_atom * width : x->directly;
     float bound = 1, inverse = 1 / height;
     long terms = s;
     for (long t = 0; t < s; t++) bound += fabsf(column[t]) * x->rounding[t];
@@ -176,7 +179,8 @@ TASK void NAME(step)(const pursuit *p, NAME(state) *x, const float *ahead)
     if (x->rounding[s] > WORST_ROUNDING) {
         NAME(correlate)(q, 1, f, p->packed, p->features, 0, p->panels, x->directly, width);
         x->rounding[s] = 1, row = x->directly, terms = 0, inverse = 1;
-    }
+    } else if (!p->gram)
+        NAME(correlate)(p->atoms + chosen_atom * p->features, 1, p->features, p->packed, p->features, 0, p->panels, x->directly, width);
     if (norm < SHORT * x->direct) {
         NAME(correlate)(x->residual, 1, f, p->packed, p->features, 0, p->panels, x->alpha, width);
         x->direct = norm, along = 0;
@@ -237,7 +241,8 @@ TASK void NAME(gram_form_task)(const void *arguments, void *workspace, long inde
                 for (long s = 0; s < p->sparsity; s++) x->indices[s] = -1, x->coefficients[s] = x->peak == 0 ? 0.0f : NAN;
         } else if (busy[turn]) {
             const NAME(state) *other = &flight[!turn];
-            if (x->next >= 0) NAME(step)(p, x, p->gram + (busy[!turn] && other->next >= 0 ? other->next : x->next) * width);
+            long ahead = busy[!turn] && other->next >= 0 ? other->next : x->next;
+            if (x->next >= 0) NAME(step)(p, x, p->gram ? p->gram + ahead * width : x->alpha);
             if (x->next < 0) NAME(finish)(p, x), busy[turn] = 0;
         }
     }

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from numbers import Real
+
+import numpy as np
 import torch
+
+from .operands import as_tensor
 
 
 def computation_dtype(signals: torch.Tensor) -> torch.dtype:
@@ -30,11 +36,16 @@ def unit_atoms(dictionary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return unit, torch.where(torch.isfinite(peak), scale, float("nan"))
 
 
-def check_pursuit_arguments(
-    signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None
-) -> None:
-    """Raises a `ValueError` naming the argument of a pursuit that does not fit."""
-    if signals.ndim != 2 or not signals.is_floating_point():
+def pursuit_arguments(
+    signals: torch.Tensor | np.ndarray,
+    dictionary: torch.Tensor | np.ndarray,
+    sparsity: int,
+    tolerance: float | None,
+    check_finite: bool,
+) -> tuple[torch.Tensor, torch.Tensor, float | None]:
+    """`signals` and `dictionary` as tensors in the precision of the computation, and `tolerance`; a `ValueError` names what does not fit."""
+    signals, dictionary = as_tensor("signals", signals), as_tensor("dictionary", dictionary)
+    if signals.ndim != 2 or not signals.is_floating_point() or signals.shape[1] == 0:
         raise ValueError(
             f"`signals` must be a floating-point tensor of shape (N, features), got {signals.dtype} of shape "
             f"{tuple(signals.shape)}."
@@ -44,12 +55,27 @@ def check_pursuit_arguments(
             f"`dictionary` must be a floating-point tensor of shape (features, atoms) with features = "
             f"{signals.shape[1]} as in `signals`, got {dictionary.dtype} of shape {tuple(dictionary.shape)}."
         )
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int) or not 1 <= sparsity <= dictionary.shape[1]:
+    if dictionary.device != signals.device or not dictionary.layout == signals.layout == torch.strided:
         raise ValueError(
-            f"`sparsity` must be an integer from 1 to the number of atoms ({dictionary.shape[1]}), got {sparsity!r}."
+            f"`dictionary` must be on the device of `signals` ({signals.device}) and both dense, got {dictionary.device}, "
+            f"{signals.layout} and {dictionary.layout}."
         )
-    if tolerance is not None and not tolerance >= 0:
-        raise ValueError(f"`tolerance` must be a non-negative residual norm or None, got {tolerance!r}.")
+    check_sparsity(sparsity, dictionary.shape[1])
+    if tolerance is not None:
+        if not isinstance(tolerance, Real) or not tolerance >= 0:
+            raise ValueError(f"`tolerance` must be a non-negative residual norm or None, got {tolerance!r}.")
+        tolerance = float(min(tolerance, sys.float_info.max))
+    dtype = computation_dtype(signals)
+    signals, dictionary = signals.to(dtype), dictionary.to(dtype)
+    if check_finite:
+        check_finite_values(signals=signals, dictionary=dictionary)
+    return signals, dictionary, tolerance
+
+
+def check_sparsity(sparsity: int, atoms: int) -> None:
+    """Refuses what is no number of atoms that a code may have."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int) or not 1 <= sparsity <= atoms:
+        raise ValueError(f"`sparsity` must be an integer from 1 to the number of atoms ({atoms}), got {sparsity!r}.")
 
 
 def check_finite_values(**tensors: torch.Tensor) -> None:

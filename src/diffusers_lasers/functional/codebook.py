@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import torch
 
-from .kernels import fused_nearest_codewords, uses_fused
+from .codeword_kernels import fused_nearest_codewords
+from .kernels import uses_fused
+from .operands import as_tensor, check_indices, check_operands
 
 
 __all__ = ["codeword_statistics", "kmeans", "nearest_codewords", "update_codebook"]
@@ -27,13 +29,17 @@ def nearest_codewords(signals: torch.Tensor, codebook: torch.Tensor) -> torch.Te
     Index of the nearest codeword in Euclidean distance (LASERS, 2024, eq 1); the first one on ties.
 
     Args:
-        signals (`torch.Tensor` of shape `(N, features)`): Signals.
-        codebook (`torch.Tensor` of shape `(codewords, features)`): Codewords as rows.
+        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals; N may be 0.
+        codebook (`torch.Tensor` or `numpy.ndarray` of shape `(codewords, features)`): Codewords as rows, of the signals' type.
 
     Returns:
         `torch.Tensor` of shape `(N,)`: Indices, int64.
+
+    Raises:
+        ValueError: If the two are no floating-point matrices of one type, device and number of features, or there is no codeword.
     """
-    signals, codebook = signals.detach(), codebook.detach()
+    signals, codebook = as_tensor("signals", signals).detach(), as_tensor("codebook", codebook).detach()
+    check_operands(signals=(signals, "N features"), codebook=(codebook, "codewords features"))
     if uses_fused(signals) and uses_fused(codebook):
         return fused_nearest_codewords(signals, codebook.unsqueeze(0)).squeeze(1)
     half_norms = codebook.square().sum(dim=1) / 2
@@ -54,7 +60,20 @@ def codeword_statistics(
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Counts `(codewords,)` and sums `(codewords, features)`, in the dtype of `signals`.
+
+    Raises:
+        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no codeword.
     """
+    check_operands(signals=(signals, "N features"))
+    if isinstance(codewords, bool) or not isinstance(codewords, int) or not 1 <= codewords < 2**31:
+        raise ValueError(f"`codewords` must be an integer from 1 to 2³¹ less one, got {codewords!r}.")
+    check_indices("indices", indices, codewords, of="codewords")
+    if indices.shape != signals.shape[:1] or indices.device != signals.device:
+        raise ValueError(
+            f"`indices` must have shape ({signals.shape[0]},) on {signals.device}, got {tuple(indices.shape)} on "
+            f"{indices.device}."
+        )
+    indices = indices.long()
     counts = signals.new_zeros(codewords).index_add_(0, indices, signals.new_ones(signals.shape[0]))
     sums = signals.new_zeros(codewords, signals.shape[1]).index_add_(0, indices, signals)
     return counts, sums
@@ -112,7 +131,15 @@ def kmeans(
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The codebook `(codewords, features)` and the counts `(codewords,)` of its last
         assignment.
+
+    Raises:
+        ValueError: If `signals` is no floating-point matrix with at least one row and column, or a number is out of range.
     """
+    if check_operands(signals=(signals, "N features"))["N"] == 0:
+        raise ValueError("`signals` must hold at least one signal, got none.")
+    for name, value, least in (("codewords", codewords, 1), ("iterations", iterations, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
     device = signals.device if generator is None else generator.device
 
     def draw() -> torch.Tensor:

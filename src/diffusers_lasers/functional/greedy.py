@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import torch
 
-from .arguments import check_finite_values, check_pursuit_arguments, computation_dtype
+from .arguments import pursuit_arguments
 from .greedy_torch import greedy_pursuit_torch
 from .kernels import fused_greedy_pursuit, uses_fused
 
@@ -53,8 +53,8 @@ def omp(
     in float32 (float64 for float64 signals), also under autocast, without gradient, in a fixed number of steps.
 
     Args:
-        signals (`torch.Tensor` of shape `(N, features)`): Signals to code; floating point.
-        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns, of any length. Zero columns are never
+        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; floating point. N may be 0.
+        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length. Zero columns are never
             chosen.
         sparsity (`int`): Number of atoms S a signal may use, `1 <= sparsity <= atoms`. It may exceed `features`; the
             slots that cannot help stay unused.
@@ -91,8 +91,8 @@ def ols(
     their own (1e-10 in float64) count as dependent. Everything else is as in [`omp`]; codes are nested too.
 
     Args:
-        signals (`torch.Tensor` of shape `(N, features)`): Signals to code; floating point.
-        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns, of any length. Zero columns are never
+        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; floating point. N may be 0.
+        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length. Zero columns are never
             chosen.
         sparsity (`int`): Number of atoms S a signal may use, `1 <= sparsity <= atoms`.
         tolerance (`float`, *optional*): Residual norm, in the units of the signals, at which a signal takes no further atom.
@@ -108,11 +108,8 @@ def ols(
 
 
 def _greedy_pursuit(signals, dictionary, sparsity, tolerance, check_finite, orthogonal):
-    check_pursuit_arguments(signals, dictionary, sparsity, tolerance)
-    dtype = computation_dtype(signals)
-    signals, dictionary = signals.to(dtype), dictionary.to(dtype)
-    if check_finite:  # outside no_grad: a compiled refusal that raised inside would leave autograd off
-        check_finite_values(signals=signals, dictionary=dictionary)
+    # outside no_grad: a compiled refusal that raised inside would leave autograd off
+    signals, dictionary, tolerance = pursuit_arguments(signals, dictionary, sparsity, tolerance, check_finite)
     with torch.no_grad(), torch.autocast(signals.device.type, enabled=False):
         if uses_fused(signals):
             return fused_greedy_pursuit(signals, dictionary, sparsity, tolerance, orthogonal)

@@ -3,19 +3,18 @@
 `csrc/` has the kernels' source, with the mathematics. They are an optional extension: where no C compiler was at hand when the package
 was installed, everything runs in tensor operations. An operator has a fake implementation, so that `torch.compile(fullgraph=True)` and
 `torch.export` keep it as one node. The kernels hold no state between calls: they may be called from several threads, after a fork and in
-data-loader workers, and use as many threads as `torch.get_num_threads()` says – torch's own where it runs on GNU's OpenMP.
+data-loader workers, and use as many threads as `torch.get_num_threads()` says – torch's own where it runs on GNU's OpenMP (`threads.py`).
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
-
 import torch
 from torch.nn import functional as F
 
-from .arguments import unit_atoms
+from .arguments import check_sparsity, unit_atoms
 from .greedy_torch import greedy_pursuit_torch
+from .operands import Operand, check_indices, check_operands, check_slots
+from .threads import openmp_entry
 
 
 try:
@@ -25,29 +24,22 @@ except ImportError:
 
 __all__ = ["get_backend", "set_backend"]
 
-
-def _openmp_entry() -> int:
-    """Address of `GOMP_parallel` in the OpenMP library that torch has loaded for all to see; 0 where there is none, as on macOS."""
-    try:
-        entry = ctypes.CDLL(None).GOMP_parallel
-    except (AttributeError, OSError, TypeError):
-        return 0
-    return ctypes.cast(entry, ctypes.c_void_p).value or 0
-
-
 if _kernels is not None:
-    _kernels.use_team(_openmp_entry())
+    _kernels.use_team(openmp_entry())
 
+_NOT_BUILT = (
+    "The compiled kernels of diffusers_lasers are not there: they are built when the package is installed, where a C "
+    "compiler is."
+)
 _BACKENDS = ("auto", "torch", "fused")
 _backend = "auto"
 
-_PANEL = 32  # atoms of a panel of the packed dictionary, as in csrc/pursuit.h
+PANEL = 32  # atoms of a panel of the packed dictionary, as in csrc/pursuit.h
 _PADDING = 128  # to which the number of atoms is padded
 _MAX_GRAM_ATOMS = 8192  # 256 MiB
-_GRAM_FROM = 96  # features × sparsity from which the Gram form is the faster one
+_GRAM_FROM = 24  # features from which the Gram form is taken: by the shape of one atom alone, so that codes do not depend on the batch and are nested
 _MAX_WORKSPACE = 2**24  # bytes that a thread may hold; larger problems take tensor operations
-_PRODUCTS_PER_THREAD = 2**21  # multiply-adds below which another thread costs more than it brings
-_LOADS_PER_THREAD = 2**17  # the same for values that are only read and added
+PRODUCTS_PER_THREAD = 2**21  # multiply-adds below which another thread costs more than it brings
 
 
 def set_backend(backend: str) -> None:
@@ -66,9 +58,7 @@ def set_backend(backend: str) -> None:
     if backend not in _BACKENDS:
         raise ValueError(f"`backend` must be one of {', '.join(map(repr, _BACKENDS))}, got {backend!r}.")
     if backend == "fused" and _kernels is None:
-        raise ImportError(
-            "The compiled kernels of diffusers_lasers are not there: they are built when the package is installed, where a C compiler is."
-        )
+        raise ImportError(_NOT_BUILT)
     _backend = backend
 
 
@@ -85,6 +75,13 @@ def get_backend() -> str:
 def uses_fused(tensor: torch.Tensor) -> bool:
     """Whether the compiled kernels apply to `tensor` under the present backend."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and get_backend() == "fused"
+
+
+def compiled_operands(**operands: Operand) -> dict[str, int]:
+    """What stands before every call of C, also where an operator is called by its name in `torch.ops`."""
+    if _kernels is None:
+        raise ImportError(_NOT_BUILT)
+    return check_operands(torch.float32, device="cpu", **operands)
 
 
 def fused_greedy_pursuit(
@@ -108,20 +105,23 @@ def _workspace(features: int, count: int, sparsity: int) -> int:
 def _greedy_pursuit(
     signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float, orthogonal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    (n, features), count = signals.shape, dictionary.shape[1]
+    sizes = compiled_operands(signals=(signals, "N features"), dictionary=(dictionary, "features atoms"))
+    n, features, count = sizes["N"], sizes["features"], sizes["atoms"]
+    check_sparsity(sparsity, count)
     atoms, scale = unit_atoms(dictionary)
     if not torch.isfinite(scale).all():
         return signals.new_full((n, sparsity), -1, dtype=torch.int64), signals.new_full((n, sparsity), float("nan"))
     width = -(-count // _PADDING) * _PADDING
     wide = atoms if width == count else F.pad(atoms, (0, width - count))
-    packed = wide.view(features, width // _PANEL, _PANEL).transpose(0, 1).contiguous()
+    packed = wide.view(features, width // PANEL, PANEL).transpose(0, 1).contiguous()
     rows, signals = atoms.t().contiguous(), signals.contiguous()
-    gram = None
-    if features * sparsity > _GRAM_FROM and 1 < sparsity and n >= count // 2 and count <= _MAX_GRAM_ATOMS:
+    gram_form = features >= _GRAM_FROM and count <= _MAX_GRAM_ATOMS
+    gram = None  # fewer rows than half of them are computed one by one, to the same bits
+    if gram_form and sparsity > 1 and n * sparsity >= count // 2:
         gram = signals.new_empty(count, width)
     indices = signals.new_empty(n, sparsity, dtype=torch.int64)
     coefficients = signals.new_empty(n, sparsity)
-    threads = min(torch.get_num_threads(), 1 + n * sparsity * count * features // _PRODUCTS_PER_THREAD)
+    threads = min(torch.get_num_threads(), 1 + n * sparsity * count * features // PRODUCTS_PER_THREAD)
     _kernels.pursue(
         signals.data_ptr(),
         rows.data_ptr(),
@@ -133,10 +133,11 @@ def _greedy_pursuit(
         n,
         features,
         count,
-        width // _PANEL,
+        width // PANEL,
         sparsity,
         tolerance,
         int(orthogonal),
+        int(gram_form),
         threads,
     )
     return indices, coefficients
@@ -185,12 +186,17 @@ def _synthesis_gradients(
     wants_coefficients: bool,
     wants_dictionary: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    (features, count), (n, sparsity) = dictionary.shape, indices.shape
-    gradient, indices, coefficients = gradient.contiguous(), indices.long().contiguous(), coefficients.contiguous()
+    sizes = compiled_operands(
+        gradient=(gradient, "N features"),
+        coefficients=(coefficients, "N sparsity"),
+        dictionary=(dictionary, "features atoms"),
+    )
+    n, features, count, sparsity = sizes["N"], sizes["features"], sizes["atoms"], sizes["sparsity"]
+    check_slots(indices, sparsity, n=n)
     if indices.numel() >= 2**31:
         raise ValueError(f"`indices` must have fewer than 2³¹ slots, got {indices.numel()}.")
-    if indices.numel() and int(indices.max()) >= count:  # the kernel does not look
-        raise ValueError(f"`indices` must be below the number of atoms ({count}), got {int(indices.max())}.")
+    check_indices("indices", indices, count, least=-1)  # the kernel does not look
+    gradient, indices, coefficients = gradient.contiguous(), indices.long().contiguous(), coefficients.contiguous()
     rows = dictionary.t().contiguous()
     to_coefficients = gradient.new_empty((n, sparsity) if wants_coefficients else 0)
     to_rows = gradient.new_empty((count, features) if wants_dictionary else 0)
@@ -205,7 +211,7 @@ def _synthesis_gradients(
         features,
         count,
         sparsity,
-        min(torch.get_num_threads(), 1 + n * sparsity * features // _PRODUCTS_PER_THREAD),
+        min(torch.get_num_threads(), 1 + n * sparsity * features // PRODUCTS_PER_THREAD),
     )
     return to_coefficients, to_rows
 
@@ -225,11 +231,21 @@ def fused_block_update(
     Updates the atoms of a block in sequence, in place; `block_coordinate_update` says what the arguments are. Float32 on the CPU; `rows`,
     `residual` and `inverse` contiguous; `inverse` is 0 for atoms that stay.
     """
-    _block_update(rows, residual, coupling if coupling.stride(1) == 1 else coupling.contiguous(), inverse)
+    _block_update(rows, residual, coupling, inverse)
 
 
 @torch.library.custom_op("diffusers_lasers::block_update", mutates_args=("rows",), device_types="cpu")
 def _block_update(rows: torch.Tensor, residual: torch.Tensor, coupling: torch.Tensor, inverse: torch.Tensor) -> None:
+    compiled_operands(
+        rows=(rows, "atoms features"),
+        residual=(residual, "atoms features"),
+        coupling=(coupling, "atoms atoms"),
+        inverse=(inverse, "atoms"),
+    )
+    if not rows.is_contiguous():
+        raise ValueError(f"`rows` must be contiguous to be overwritten, got strides {rows.stride()}.")
+    coupling = coupling if coupling.stride(1) == 1 else coupling.contiguous()
+    residual, inverse = residual.contiguous(), inverse.contiguous()
     _kernels.block_update(
         rows.data_ptr(), residual.data_ptr(), coupling.data_ptr(), inverse.data_ptr(), *rows.shape, coupling.stride(0)
     )
@@ -238,86 +254,3 @@ def _block_update(rows: torch.Tensor, residual: torch.Tensor, coupling: torch.Te
 @_block_update.register_fake
 def _(rows, residual, coupling, inverse):
     return None
-
-
-@torch.library.custom_op("diffusers_lasers::nearest_codewords", mutates_args=(), device_types="cpu")
-def fused_nearest_codewords(signals: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
-    """
-    Nearest codewords of all parts of signals, float32 on the CPU, the first one on ties.
-
-    Args:
-        signals (`torch.Tensor` of shape `(N, m·d)`): Signals.
-        codebooks (`torch.Tensor` of shape `(m, codewords, d)`): One codebook a part.
-
-    Returns:
-        `torch.Tensor` of shape `(N, m)`: Indices, int64.
-    """
-    n, (slots, count, features) = signals.shape[0], codebooks.shape
-    signals = signals.contiguous()
-    panels = -(-count // _PANEL)
-    spare = panels * _PANEL - count
-    wide = F.pad(codebooks, (0, 0, 0, spare)) if spare else codebooks
-    packed = wide.reshape(slots, panels, _PANEL, features).transpose(2, 3).contiguous()
-    offsets = F.pad(codebooks.square().sum(dim=2) / -2, (0, spare), value=-torch.inf)
-    indices = signals.new_empty(n, slots, dtype=torch.int64)
-    threads = min(torch.get_num_threads(), 1 + signals.numel() * count // _PRODUCTS_PER_THREAD)
-    _kernels.nearest(
-        signals.data_ptr(),
-        packed.data_ptr(),
-        offsets.data_ptr(),
-        indices.data_ptr(),
-        n,
-        slots * features,
-        slots,
-        features,
-        panels,
-        threads,
-    )
-    return indices
-
-
-@fused_nearest_codewords.register_fake
-def _(signals, codebooks):
-    return signals.new_empty(signals.shape[0], codebooks.shape[0], dtype=torch.int64)
-
-
-@torch.library.custom_op("diffusers_lasers::decode_codewords", mutates_args=(), device_types="cpu")
-def fused_decode_codewords(indices: torch.Tensor, codebooks: Sequence[torch.Tensor], width: int) -> torch.Tensor:
-    """
-    Signals of several channels from codewords, float32 on the CPU, without gradients.
-
-    Args:
-        indices (`torch.Tensor` of shape `(N, Σ m)`): Indices of all channels' slots, int64.
-        codebooks (`Sequence[torch.Tensor]` of shapes `(m, codewords, d)`): The codebooks of each channel.
-        width (`int`): Features of a signal. A channel whose codewords have as many adds them up; otherwise m·d is `width`, and they stand one after the other.
-
-    Returns:
-        `torch.Tensor` of shape `(channels, N, width)`: Signals.
-
-    Raises:
-        IndexError: If an index names no codeword.
-    """
-    n, slots = indices.shape
-    indices, codebooks = indices.contiguous(), [book.contiguous() for book in codebooks]
-    rows = torch.tensor([[book.data_ptr(), *book.shape] for book in codebooks])
-    signals = codebooks[0].new_empty(len(codebooks), n, width)
-    inside = _kernels.codewords(
-        rows.data_ptr(),
-        indices.data_ptr(),
-        signals.data_ptr(),
-        len(codebooks),
-        n,
-        slots,
-        width,
-        min(torch.get_num_threads(), 1 + n * slots * width // _LOADS_PER_THREAD),
-    )
-    if not inside:
-        raise IndexError(
-            f"`indices` must be below the codewords of their codebook and not negative, got {int(indices.min())} to {int(indices.max())}."
-        )
-    return signals
-
-
-@fused_decode_codewords.register_fake
-def _(indices, codebooks, width):
-    return codebooks[0].new_empty(len(codebooks), indices.shape[0], width)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import torch
 
 from .kernels import fused_block_update, fused_synthesis_gradients, uses_fused
+from .operands import check_indices, check_operands, is_integer
 
 
 __all__ = ["accumulate_statistics", "block_coordinate_update", "forgetting_factor"]
@@ -92,8 +93,12 @@ def accumulate_statistics(
         they are unless `in_place`.
 
     Raises:
-        ValueError: If the shapes do not fit, or A and B cannot be overwritten.
+        ValueError: If the shapes, types or devices do not fit, A and B cannot be overwritten, or on the CPU an index names no atom.
     """
+    check_operands(mixed=True, B=(B, "features atoms"), A=(A, "rows columns"), signals=(signals, "N length"))
+    check_operands(coefficients=(coefficients, "N sparsity"))
+    if not is_integer(indices):
+        raise ValueError(f"`indices` must be a tensor of integers, got {getattr(indices, 'dtype', type(indices))}.")
     features, atoms = B.shape
     if A.shape != (atoms, atoms):
         raise ValueError(f"`A` must have the shape (atoms, atoms) = {(atoms, atoms)}, got {tuple(A.shape)}.")
@@ -104,6 +109,11 @@ def accumulate_statistics(
             f"`indices` and `coefficients` must share one shape ({len(signals)}, sparsity), got "
             f"{tuple(indices.shape)} and {tuple(coefficients.shape)}."
         )
+    if not A.device == signals.device == indices.device == coefficients.device:
+        raise ValueError(
+            f"`signals`, `indices` and `coefficients` must be on the device of `A` ({A.device}), got {signals.device}, "
+            f"{indices.device} and {coefficients.device}."
+        )
     dtype = torch.promote_types(A.dtype, torch.float32)
     if in_place and not (A.dtype == B.dtype == dtype and A.is_contiguous()):
         raise ValueError(
@@ -112,20 +122,29 @@ def accumulate_statistics(
         )
     signals, weights = signals.to(dtype), torch.where(indices >= 0, coefficients, 0.0).to(dtype)
     scaled = weights * (1 / max(1, len(signals)) if weight is None else weight)
-    slots = indices.clamp(min=0)
+    slots, fused = indices.long().clamp(min=0), uses_fused(scaled)
+    if fused:  # Σ z γᵀ is the gradient of Σ zᵀ D γ to D; refuses indices before anything is written
+        to_add = fused_synthesis_gradients(signals, slots, scaled, B.to(dtype), False, True)[1]
     if not in_place:
         A, B = A.to(dtype, copy=True).contiguous(), B.to(dtype).t().clone(memory_format=torch.contiguous_format).t()
     if forgetting != 1.0:
         A.mul_(forgetting)
         B.mul_(forgetting)
-    pairs, fused = A.view(-1), uses_fused(scaled)
-    if fused:  # Σ z γᵀ is the gradient of Σ zᵀ D γ to D
-        B.add_(fused_synthesis_gradients(signals, slots, scaled, B, False, True)[1])
+    pairs = A.view(-1)
+    if fused:
+        B.add_(to_add)
     kind = "cpu" if signals.device.type == "cpu" else "accelerator"
     block = max(1, _BLOCK_ELEMENTS[kind] // (slots.shape[1] * max(features, slots.shape[1]) or 1))
     for y, k, w, scaled_w in zip(*(tensor.split(block) for tensor in (signals, slots, weights, scaled))):
         if not fused:
-            B.t().index_add_(0, k.flatten(), (y.unsqueeze(1) * scaled_w.unsqueeze(2)).flatten(0, 1))
+            try:
+                B.t().index_add_(0, k.flatten(), (y.unsqueeze(1) * scaled_w.unsqueeze(2)).flatten(0, 1))
+            except (
+                IndexError,
+                RuntimeError,
+            ):  # what the CPU's kernel says; looked at only now, since nothing is read on the host before
+                check_indices("indices", indices, atoms)
+                raise
         entries = k.unsqueeze(2) * atoms + k.unsqueeze(1)  # (n, sparsity, sparsity): row k_s, column k_t
         pairs.scatter_add_(0, entries.flatten(), (w.unsqueeze(2) * scaled_w.unsqueeze(1)).flatten())
     return A, (B if in_place else B.contiguous())
@@ -157,12 +176,17 @@ def block_coordinate_update(
     Raises:
         ValueError: If the shapes do not fit or `iterations` is negative.
     """
+    check_operands(
+        mixed=True, dictionary=(dictionary, "features atoms"), A=(A, "rows columns"), B=(B, "length columns")
+    )
     features, atoms = dictionary.shape
     if A.shape != (atoms, atoms) or B.shape != (features, atoms):
         raise ValueError(
             f"`A` and `B` must have the shapes {(atoms, atoms)} and {(features, atoms)} to fit `dictionary`, got "
             f"{tuple(A.shape)} and {tuple(B.shape)}."
         )
+    if isinstance(iterations, bool) or not isinstance(iterations, int):
+        raise ValueError(f"`iterations` must be an integer, got {iterations!r}.")
     if iterations < 0:
         raise ValueError(f"`iterations` must not be negative, got {iterations}.")
     dtype = torch.promote_types(dictionary.dtype, torch.float32)

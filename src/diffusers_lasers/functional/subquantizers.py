@@ -14,7 +14,9 @@ from __future__ import annotations
 import torch
 
 from .codebook import nearest_codewords
-from .kernels import fused_decode_codewords, fused_nearest_codewords, uses_fused
+from .codeword_kernels import fused_decode_codewords, fused_nearest_codewords
+from .kernels import uses_fused
+from .operands import check_indices, check_operands, is_integer
 
 
 __all__ = ["decode_channels", "decode_product", "decode_residual", "encode_product", "encode_residual"]
@@ -22,13 +24,25 @@ __all__ = ["decode_channels", "decode_product", "decode_residual", "encode_produ
 _BLOCK_ELEMENTS = 2**22  # scores held at a time in a beam search
 
 
-def _check(signals: torch.Tensor, features: int, codebooks: torch.Tensor) -> None:
-    if codebooks.ndim != 3:
-        raise ValueError(
-            f"`codebooks` must have shape (slots, codewords, features of a codeword), got {tuple(codebooks.shape)}."
-        )
-    if signals.ndim != 2 or signals.shape[1] != features:
+def _check(signals: torch.Tensor, product: bool, codebooks: torch.Tensor) -> None:
+    sizes = check_operands(codebooks=(codebooks, "m codewords d"), signals=(signals, "N features"))
+    features = sizes["d"] * (sizes["m"] if product else 1)
+    if sizes["features"] != features:
         raise ValueError(f"`signals` must have shape (N, {features}), got {tuple(signals.shape)}.")
+
+
+def _flat_indices(indices: torch.Tensor, codebooks: torch.Tensor, all_slots: bool) -> torch.Tensor:
+    """Rows `(N, m)` of the codebooks one below the other. A wrong index would name another slot's codeword."""
+    sizes = check_operands(codebooks=(codebooks, "m codewords d"))
+    slots, codewords = sizes["m"], sizes["codewords"]
+    check_indices("indices", indices, codewords, of="codewords")
+    fitting = indices.ndim == 2 and (indices.shape[1] == slots if all_slots else 1 <= indices.shape[1] <= slots)
+    if not fitting or indices.device != codebooks.device:
+        raise ValueError(
+            f"`indices` must have shape (N, {'' if all_slots else '1 to '}{slots}) on {codebooks.device}, got "
+            f"{tuple(indices.shape)} on {indices.device}."
+        )
+    return indices + codewords * torch.arange(indices.shape[1], device=indices.device)
 
 
 def encode_product(signals: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
@@ -43,9 +57,9 @@ def encode_product(signals: torch.Tensor, codebooks: torch.Tensor) -> torch.Tens
         `torch.Tensor` of shape `(N, m)`: Indices, int64.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If shapes, types or devices do not fit.
     """
-    _check(signals, codebooks.shape[0] * codebooks.shape[-1], codebooks)
+    _check(signals, True, codebooks)
     if uses_fused(signals) and uses_fused(codebooks):
         return fused_nearest_codewords(signals.detach(), codebooks.detach())
     parts = signals.unflatten(1, (codebooks.shape[0], -1)).unbind(dim=1)
@@ -62,10 +76,12 @@ def decode_product(indices: torch.Tensor, codebooks: torch.Tensor) -> torch.Tens
 
     Returns:
         `torch.Tensor` of shape `(N, m·d)`: Signals.
+
+    Raises:
+        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no codeword.
     """
-    slots, codewords, features = codebooks.shape
-    flat = indices + codewords * torch.arange(slots, device=indices.device)
-    return torch.nn.functional.embedding(flat, codebooks.reshape(-1, features)).flatten(1)
+    flat = _flat_indices(indices, codebooks, all_slots=True)
+    return torch.nn.functional.embedding(flat, codebooks.flatten(0, 1)).flatten(1)
 
 
 def encode_residual(signals: torch.Tensor, codebooks: torch.Tensor, beam: int = 8) -> torch.Tensor:
@@ -81,11 +97,11 @@ def encode_residual(signals: torch.Tensor, codebooks: torch.Tensor, beam: int = 
         `torch.Tensor` of shape `(N, m)`: Indices, int64.
 
     Raises:
-        ValueError: If the shapes do not fit or `beam` is below 1.
+        ValueError: If shapes, types or devices do not fit, or `beam` is below 1.
     """
-    _check(signals, codebooks.shape[-1], codebooks)
-    if beam < 1:
-        raise ValueError(f"`beam` must be at least 1, got {beam!r}.")
+    _check(signals, False, codebooks)
+    if isinstance(beam, bool) or not isinstance(beam, int) or beam < 1:
+        raise ValueError(f"`beam` must be an integer of at least 1, got {beam!r}.")
     stages, codewords, _ = codebooks.shape
     norms = codebooks.square().sum(dim=2)  # (m, K)
     # products[j][i, a, b] = 2 c_{i,a} · c_{j,b} for the stages i before j
@@ -123,10 +139,12 @@ def decode_residual(indices: torch.Tensor, codebooks: torch.Tensor) -> torch.Ten
 
     Returns:
         `torch.Tensor` of shape `(N, n)`: Signals.
+
+    Raises:
+        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no codeword.
     """
-    _, codewords, features = codebooks.shape
-    flat = indices + codewords * torch.arange(indices.shape[1], device=indices.device)
-    return torch.nn.functional.embedding_bag(flat, codebooks.reshape(-1, features), mode="sum")
+    flat = _flat_indices(indices, codebooks, all_slots=False)
+    return torch.nn.functional.embedding_bag(flat, codebooks.flatten(0, 1), mode="sum")
 
 
 def decode_channels(indices: torch.Tensor, codebooks: list[torch.Tensor], width: int) -> torch.Tensor:
@@ -143,20 +161,22 @@ def decode_channels(indices: torch.Tensor, codebooks: list[torch.Tensor], width:
         `torch.Tensor` of shape `(channels, N, width)`: Signals.
 
     Raises:
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no codeword.
     """
-    if not codebooks:
-        raise ValueError("`codebooks` must hold at least one channel's, got none.")
+    if not isinstance(codebooks, (list, tuple)) or not codebooks:
+        raise ValueError(f"`codebooks` must be a list of at least one channel's, got {codebooks!r}.")
     for book in codebooks:
-        if book.ndim != 3 or min(book.shape[:2]) < 1:
-            raise ValueError(f"`codebooks` must have shape (slots, codewords, features), got {tuple(book.shape)}.")
-        if width not in (book.shape[2], book.shape[0] * book.shape[2]):
+        check_operands(codebooks=(book, "m codewords d"))
+        if not isinstance(width, int) or width not in (book.shape[2], book.shape[0] * book.shape[2]):
             raise ValueError(
                 f"`codebooks` must make signals of {width} features, got one of shape {tuple(book.shape)}."
             )
     sizes = [book.shape[0] for book in codebooks]
-    if indices.ndim != 2 or indices.shape[1] != sum(sizes):
-        raise ValueError(f"`indices` must have shape (N, {sum(sizes)}), got {tuple(indices.shape)}.")
+    if not is_integer(indices) or indices.ndim != 2 or indices.shape[1] != sum(sizes):
+        raise ValueError(
+            f"`indices` must have shape (N, {sum(sizes)}) and be integers, got "
+            f"{getattr(indices, 'dtype', type(indices).__name__)} of shape {tuple(getattr(indices, 'shape', ()))}."
+        )
     differentiable = torch.is_grad_enabled() and any(book.requires_grad for book in codebooks)
     if indices.dtype == torch.int64 and not differentiable and all(map(uses_fused, codebooks)):
         return fused_decode_codewords(indices, codebooks, width)

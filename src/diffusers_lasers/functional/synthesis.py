@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .kernels import fused_synthesis_gradients, uses_fused
+from .operands import as_tensor, check_indices, check_operands
 
 
 __all__ = ["projection_synthesis", "synthesize"]
@@ -30,26 +31,46 @@ def synthesize(indices: torch.Tensor, coefficients: torch.Tensor, dictionary: to
     Sums the chosen atoms with their coefficients, \(\hat y_n = \sum_s c_{ns} d_{k_{ns}}\) (LASERS, 2024, eq 12).
 
     Args:
-        indices (`torch.Tensor` of shape `(N, sparsity)`): Atom of each slot, int64; −1 marks an unused slot.
-        coefficients (`torch.Tensor` of shape `(N, sparsity)`): Their coefficients.
-        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns.
+        indices (`torch.Tensor` or `numpy.ndarray` of shape `(N, sparsity)`): Atom of each slot, integers; −1 marks an unused slot. N and
+            sparsity may be 0.
+        coefficients (`torch.Tensor` or `numpy.ndarray` of shape `(N, sparsity)`): Their coefficients.
+        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns.
 
     Returns:
         `torch.Tensor` of shape `(N, features)`: The signals, in the dtype of `dictionary`; differentiable with respect to
         `coefficients` and `dictionary`.
 
     Raises:
-        ValueError: If `indices` and `coefficients` are not of one shape `(N, sparsity)`.
+        ValueError: If `indices` and `coefficients` are not of one shape `(N, sparsity)`, a type or device does not fit, or on the CPU an index is below −1
+            or names no atom. On a GPU, where a look at the values would make the host wait, and inside `torch.compile` torch's own kernels find an
+            index above the atoms (as an assertion on the device), and one below −1 counts as unused.
     """
+    indices, coefficients = as_tensor("indices", indices), as_tensor("coefficients", coefficients)
+    dictionary = as_tensor("dictionary", dictionary)
+    _check_codes(indices, coefficients, dictionary)
+    if indices.dtype not in (torch.int32, torch.int64):
+        indices = indices.long()
+    weights = coefficients.to(dictionary.dtype) * (indices >= 0)
+    if indices.numel() == 0:
+        return weights.sum(dim=1, keepdim=True) * dictionary.t()[:1]
+    return _Synthesis.apply(indices, weights, dictionary)
+
+
+def _check_codes(indices, coefficients, dictionary):
+    sizes = check_operands(dictionary=(dictionary, "features atoms"))
     if indices.ndim != 2 or indices.shape != coefficients.shape:
         raise ValueError(
             f"`indices` and `coefficients` must share one shape (N, sparsity), got {tuple(indices.shape)} and "
             f"{tuple(coefficients.shape)}."
         )
-    weights = coefficients.to(dictionary.dtype) * (indices >= 0)
-    if indices.numel() == 0:
-        return weights.sum(dim=1, keepdim=True) * dictionary.t()[:1]
-    return _Synthesis.apply(indices, weights, dictionary)
+    if not coefficients.is_floating_point():
+        raise ValueError(f"`coefficients` must be floating point, got {coefficients.dtype}.")
+    if not indices.device == coefficients.device == dictionary.device:
+        raise ValueError(
+            f"`indices` and `coefficients` must be on the device of `dictionary` ({dictionary.device}), got "
+            f"{indices.device} and {coefficients.device}."
+        )
+    check_indices("indices", indices, sizes["atoms"], least=-1)
 
 
 class _Synthesis(torch.autograd.Function):
@@ -137,5 +158,17 @@ def projection_synthesis(
 
     Returns:
         `torch.Tensor` of shape `(N, features)`: The reconstructed signals.
+
+    Raises:
+        ValueError: As in [`synthesize`], or if `signals` does not fit.
     """
+    signals, dictionary = as_tensor("signals", signals), as_tensor("dictionary", dictionary)
+    indices, coefficients = as_tensor("indices", indices), as_tensor("coefficients", coefficients)
+    _check_codes(indices, coefficients, dictionary)
+    shape = (len(indices), dictionary.shape[0])
+    if signals.shape != shape or not signals.is_floating_point() or signals.device != dictionary.device:
+        raise ValueError(
+            f"`signals` must be floating point of shape {tuple(shape)} on {dictionary.device}, got {signals.dtype} of shape "
+            f"{tuple(signals.shape)} on {signals.device}."
+        )
     return _ProjectionSynthesis.apply(signals, dictionary, indices, coefficients)

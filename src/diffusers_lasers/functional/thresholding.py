@@ -36,7 +36,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from .arguments import check_finite_values, check_pursuit_arguments, computation_dtype, unit_atoms
+from .arguments import pursuit_arguments, unit_atoms
 from .greedy_torch import SupportFit
 
 
@@ -71,8 +71,8 @@ def iht(
     another code. Atoms may be of any length and count by their direction alone; of nearly dependent ones only the first is kept.
 
     Args:
-        signals (`torch.Tensor` of shape `(N, features)`): Signals to code; floating point.
-        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns, of any length. Zero columns are never chosen.
+        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; floating point. N may be 0.
+        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length. Zero columns are never chosen.
         sparsity (`int`): Number of atoms S a signal may use, `1 <= sparsity <= atoms`.
         tolerance (`float`, *optional*): Of the support, by falling magnitude, only as many atoms are kept as bring the residual norm
             ‖y − Dγ‖₂ to this, in the units of the signals. Defaults to `None`: to rounding.
@@ -110,8 +110,8 @@ def fista(
     Precision, independence of the batch and atoms' lengths are as in [`iht`].
 
     Args:
-        signals (`torch.Tensor` of shape `(N, features)`): Signals to code; floating point.
-        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns, of any length. Zero columns are never chosen.
+        signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; floating point. N may be 0.
+        dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length. Zero columns are never chosen.
         sparsity (`int`): Number of atoms S a signal may use, `1 <= sparsity <= atoms`. Fewer are used where the lasso has fewer.
         tolerance (`float`, *optional*): Residual norm, in the units of the signals, at which a signal takes no further atom; see
             [`iht`].
@@ -141,11 +141,8 @@ def _check_iterations(iterations: int) -> None:
 
 def _code(signals, dictionary, sparsity, tolerance, check_finite, select: _Selection):
     """Codes blocks of signals: `select` chooses the supports, which are then fitted."""
-    check_pursuit_arguments(signals, dictionary, sparsity, tolerance)
-    dtype = computation_dtype(signals)
-    signals, dictionary = signals.to(dtype), dictionary.to(dtype)
-    if check_finite:  # outside no_grad: a compiled refusal that raised inside would leave autograd off
-        check_finite_values(signals=signals, dictionary=dictionary)
+    # outside no_grad: a compiled refusal that raised inside would leave autograd off
+    signals, dictionary, tolerance = pursuit_arguments(signals, dictionary, sparsity, tolerance, check_finite)
     with torch.no_grad(), torch.autocast(signals.device.type, enabled=False):
         atoms, scale = unit_atoms(dictionary)
         features, count = atoms.shape

@@ -65,6 +65,8 @@ def sample_patches(
             drawn = generator.random(rows * columns)
             total += len(drawn)
             chosen = np.flatnonzero(drawn < limit)
+            if len(chosen) > max_patches:  # of one large image: no more than can be kept are copied
+                chosen = np.sort(chosen[np.argpartition(drawn[chosen], max_patches - 1)[:max_patches]])
             place = torch.from_numpy(chosen)
             parts.append(windows[:, place // columns, place % columns].flatten(2))  # (3, n, s²)
             keys.append(drawn[chosen])

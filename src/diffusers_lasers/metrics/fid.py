@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import nn
 
 from ..utils.import_utils import requires
 from .image import as_images
+from .states import keep_apart
 
 
 requires("torchmetrics", extra="metrics")
@@ -59,6 +61,19 @@ class FeatureNetwork(nn.Module):
         features = self.network(low + (high - low) * images)
         features = features[0] if isinstance(features, (tuple, list)) else features
         return features.float().mean(dim=(2, 3)) if features.ndim == 4 else features.float()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if isinstance(self.network, torch.jit.ScriptModule):  # which pickle does not write
+            torch.jit.save(self.network, buffer := io.BytesIO())
+            state["_modules"] = {**self._modules, "network": buffer.getvalue()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        network = state["_modules"]["network"]
+        if isinstance(network, bytes):
+            network = torch.jit.load(io.BytesIO(network))
+        super().__setstate__({**state, "_modules": {**state["_modules"], "network": network}})
 
 
 class RFID(FrechetInceptionDistance):
@@ -109,6 +124,7 @@ class RFID(FrechetInceptionDistance):
             wrapped = FeatureNetwork(network, tuple(input_range), resize).eval().requires_grad_(False)
             super().__init__(feature=wrapped, normalize=False, **kwargs)
         self.card = card
+        keep_apart(self)
 
     @staticmethod
     def _load(file: Path) -> nn.Module:

@@ -21,6 +21,7 @@ import torch
 
 from ..models.perceptual import PerceptualSimilarity
 from ..utils.import_utils import requires
+from .states import keep_apart
 
 
 requires("torchmetrics", extra="metrics")
@@ -73,11 +74,20 @@ class ImagePairMetric(Metric):
 
     full_state_update = False
     is_differentiable = False
+    __jit_unused_properties__ = [*Metric.__jit_unused_properties__, "num_images"]
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.add_state("score_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("num_images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        keep_apart(self)
+        name = type(self).__name__.lower()
+        self._sum, self._count = f"{name}_sum", f"{name}_images"
+        self.add_state(self._sum, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state(self._count, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @property
+    def num_images(self) -> torch.Tensor:
+        """Images so far, 0-dim int64."""
+        return getattr(self, self._count)
 
     def scores(self, reconstructions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         """Values `(B,)` of two batches of floats in [-1, 1]."""
@@ -93,12 +103,15 @@ class ImagePairMetric(Metric):
                 f"`reconstructions` must have the shape of `references`, {tuple(references.shape)}, got "
                 f"{tuple(reconstructions.shape)}."
             )
-        self.score_sum += self.scores(reconstructions, references).double().sum()
-        self.num_images += references.shape[0]
+        if len(references) == 0:
+            return
+        scores = self.scores(reconstructions, references).double().sum()
+        setattr(self, self._sum, getattr(self, self._sum) + scores.to(self.num_images.device))
+        setattr(self, self._count, self.num_images + references.shape[0])
 
     def compute(self) -> torch.Tensor:
         """The mean over all images seen by all ranks; NaN without images."""
-        return self.score_sum / self.num_images
+        return getattr(self, self._sum) / self.num_images
 
     def protocol(self) -> dict[str, Any]:
         """How the value was computed: JSON-able."""
@@ -199,7 +212,7 @@ class LPIPS(ImagePairMetric):
 
     def scores(self, reconstructions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
         """Distances `(B,)`."""
-        return self.network(reconstructions, references, check_range=True)
+        return self.network(reconstructions, references, check_range=True).distances
 
     def protocol(self) -> dict[str, Any]:
         """How the value was computed: JSON-able; `weights_sha256` is over the parameters in the order of their

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..utils.import_utils import requires
+from .states import keep_apart
 
 
 requires("torchmetrics", extra="metrics")
@@ -39,6 +40,7 @@ class LatentNMSE(Metric):
 
     def __init__(self, num_channels: int, **kwargs: Any):
         super().__init__(**kwargs)
+        keep_apart(self)
         for name in ("error", "squares", "count"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("sums", torch.zeros(num_channels, dtype=torch.float64), dist_reduce_fx="sum")

@@ -28,6 +28,7 @@ from ..functional.rates import entropy
 from ..models.bottlenecks import DictionaryBottleneck
 from ..models.bottlenecks.base import Bottleneck
 from ..utils.import_utils import requires
+from .states import keep_apart
 
 
 requires("torchmetrics", extra="metrics")
@@ -59,6 +60,7 @@ class CodeRate(Metric):
 
     def __init__(self, bottleneck: Bottleneck, **kwargs: Any):
         super().__init__(**kwargs)
+        keep_apart(self)
         if bottleneck.num_symbols < 1:
             raise ValueError(f"`bottleneck` must make codes, {type(bottleneck).__name__} does not.")
         config = bottleneck.config

@@ -25,6 +25,7 @@ import torch
 from ..coding import IndexCode, SparseCode
 from ..functional.rates import entropy
 from ..utils.import_utils import requires
+from .states import keep_apart
 
 
 requires("torchmetrics", extra="metrics")
@@ -72,6 +73,7 @@ class AtomUsage(Metric):
 
     def __init__(self, num_atoms: int | Sequence[int], **kwargs: Any):
         super().__init__(**kwargs)
+        keep_apart(self)
         self.levels = (num_atoms,) if isinstance(num_atoms, int) else tuple(num_atoms)
         if not self.levels or min(self.levels) < 1:
             raise ValueError(f"`num_atoms` must be a positive integer or a sequence of them, got {num_atoms!r}.")

@@ -21,11 +21,14 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from ..functional.categorical import index_to_number
-from ..utils.hub import LasersHubMixin
+from ..utils import config_checks as checks
+from ..utils.model_loading import LasersModelMixin
 
 
 __all__ = ["CategoricalUNet2DModel", "CategoricalUNet2DOutput"]
 
+#: Blocks of `UNet2DModel` that must stay on one device.
+UNET_BLOCKS = ["AttnDownBlock2D", "AttnUpBlock2D", "DownBlock2D", "UNetMidBlock2D", "UpBlock2D"]
 PARAMETERIZATIONS = ("categorical", "continuous", "discrete")
 #: The paper's about 50 million parameters: four stages, attention only in the middle, self-conditioning.
 _PRESETS = {
@@ -52,7 +55,7 @@ class CategoricalUNet2DOutput(BaseOutput):
     sample: torch.Tensor
 
 
-class CategoricalUNet2DModel(LasersHubMixin, ModelMixin, ConfigMixin):
+class CategoricalUNet2DModel(LasersModelMixin, ModelMixin, ConfigMixin):
     r"""
     Creates a denoiser of indices.
 
@@ -75,7 +78,21 @@ class CategoricalUNet2DModel(LasersHubMixin, ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules: list[str] = []
+    _no_split_modules = UNET_BLOCKS
+    _config_fields = {
+        "num_slots": checks.Integer(1, 4096),
+        "num_codewords": checks.Integer(2, 2**20),
+        "parameterization": checks.Word(*PARAMETERIZATIONS),
+        "self_conditioning": checks.Flag(),
+        "sample_size": checks.Optional(checks.Integer(1, 2**16)),
+        "block_out_channels": checks.Sequence(checks.CHANNELS, most=12),
+        "layers_per_block": checks.Integer(1, 128),
+        "attention": checks.Word("middle", "low"),
+        "attention_head_dim": checks.CHANNELS,
+        "embedding_dim": checks.CHANNELS,
+        "norm_num_groups": checks.CHANNELS,
+        "dropout": checks.Number(0.0, 1.0),
+    }
 
     @register_to_config
     def __init__(
@@ -94,27 +111,31 @@ class CategoricalUNet2DModel(LasersHubMixin, ModelMixin, ConfigMixin):
         dropout: float = 0.0,
     ):
         super().__init__()
-        for name, value, least in (("num_slots", num_slots, 1), ("num_codewords", num_codewords, 2)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
-        if parameterization not in PARAMETERIZATIONS:
-            raise ValueError(f"`parameterization` must be one of {PARAMETERIZATIONS}, got {parameterization!r}.")
-        if attention not in ("middle", "low"):
-            raise ValueError(f"`attention` must be 'middle' or 'low', got {attention!r}.")
-        if any(channels % norm_num_groups for channels in block_out_channels):
+        checks.check_groups(norm_num_groups, block_out_channels)
+        if attention_head_dim > block_out_channels[-1]:
             raise ValueError(
-                f"`norm_num_groups` must divide all `block_out_channels`, got {norm_num_groups} and {tuple(block_out_channels)}."
+                f"`attention_head_dim` must be at most the last of `block_out_channels`, {block_out_channels[-1]}, "
+                f"got {attention_head_dim}."
             )
+        inputs = num_slots * (embedding_dim if parameterization == "discrete" else 1) + num_slots * self_conditioning
+        outputs = num_slots * (1 if parameterization == "continuous" else num_codewords)
+        embedding = num_slots * (num_codewords + 1) * embedding_dim if parameterization == "discrete" else 0
+        checks.check_size(
+            embedding,
+            checks.unet_values(block_out_channels, layers_per_block, inputs, outputs),
+            num_slots=num_slots,
+            num_codewords=num_codewords,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+        )
         stages = len(block_out_channels)
         low = ("Attn",) if attention == "low" else ("",)
         self.token_embedding = None
-        inputs = num_slots
         if parameterization == "discrete":
             self.token_embedding = nn.Embedding(num_slots * (num_codewords + 1), embedding_dim)
-            inputs = num_slots * embedding_dim
         self.unet = UNet2DModel(
-            in_channels=inputs + (num_slots if self_conditioning else 0),
-            out_channels=num_slots * (1 if parameterization == "continuous" else num_codewords),
+            in_channels=inputs,
+            out_channels=outputs,
             down_block_types=tuple(f"{kind}DownBlock2D" for kind in [""] * (stages - 1) + list(low)),
             up_block_types=tuple(f"{kind}UpBlock2D" for kind in list(low) + [""] * (stages - 1)),
             block_out_channels=tuple(block_out_channels),
@@ -123,6 +144,7 @@ class CategoricalUNet2DModel(LasersHubMixin, ModelMixin, ConfigMixin):
             norm_num_groups=norm_num_groups,
             dropout=dropout,
         )
+        self.unet._no_split_modules = UNET_BLOCKS  # diffusers' own class says nothing, with which `device_map` fails
 
     @classmethod
     def from_preset(cls, preset: str, **arguments: Any) -> CategoricalUNet2DModel:

@@ -13,13 +13,15 @@ from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 
-from ..utils.hub import LasersHubMixin
+from ..utils import config_checks as checks
+from ..utils.model_loading import LasersModelMixin
+from .categorical_unet import UNET_BLOCKS
 
 
 __all__ = ["LatentRefiner"]
 
 
-class LatentRefiner(LasersHubMixin, ModelMixin, ConfigMixin):
+class LatentRefiner(LasersModelMixin, ModelMixin, ConfigMixin):
     r"""
     Creates a refiner of about 1.7 million parameters. It adds a correction, at first nothing, to the image.
 
@@ -34,7 +36,13 @@ class LatentRefiner(LasersHubMixin, ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules: list[str] = []
+    _no_split_modules = UNET_BLOCKS
+    _config_fields = {
+        "in_channels": checks.CHANNELS,
+        "block_out_channels": checks.Sequence(checks.CHANNELS, most=12),
+        "layers_per_block": checks.Integer(1, 128),
+        "norm_num_groups": checks.CHANNELS,
+    }
 
     @register_to_config
     def __init__(
@@ -45,10 +53,13 @@ class LatentRefiner(LasersHubMixin, ModelMixin, ConfigMixin):
         norm_num_groups: int = 16,
     ):
         super().__init__()
-        if any(channels % norm_num_groups for channels in block_out_channels):
-            raise ValueError(
-                f"`norm_num_groups` must divide all `block_out_channels`, got {norm_num_groups} and {tuple(block_out_channels)}."
-            )
+        checks.check_groups(norm_num_groups, block_out_channels)
+        checks.check_size(
+            checks.unet_values(block_out_channels, layers_per_block, in_channels, in_channels),
+            in_channels=in_channels,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+        )
         stages = len(block_out_channels)
         self.unet = UNet2DModel(
             in_channels=in_channels,
@@ -60,6 +71,7 @@ class LatentRefiner(LasersHubMixin, ModelMixin, ConfigMixin):
             norm_num_groups=norm_num_groups,
             add_attention=False,
         )
+        self.unet._no_split_modules = UNET_BLOCKS  # diffusers' own class says nothing, with which `device_map` fails
         torch.nn.init.zeros_(self.unet.conv_out.weight)
         torch.nn.init.zeros_(self.unet.conv_out.bias)
 

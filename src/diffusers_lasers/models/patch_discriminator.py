@@ -6,22 +6,38 @@ LASERS (2024), section 3.4, takes it over from VQ-GAN. Each logit judges one pat
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
 from torch import nn
 
-from ..utils.hub import LasersHubMixin
+from ..utils import config_checks as checks
+from ..utils.model_loading import LasersModelMixin
 
 
-__all__ = ["PatchDiscriminator"]
+__all__ = ["PatchDiscriminator", "PatchDiscriminatorOutput"]
 
 _KERNEL = 4
 _WIDEST = 8  # the channels double with each layer up to this multiple of `base_channels`
 _SLOPE = 0.2
 
 
-class PatchDiscriminator(LasersHubMixin, ModelMixin, ConfigMixin):
+@dataclass
+class PatchDiscriminatorOutput(BaseOutput):
+    """
+    Output of [`PatchDiscriminator`].
+
+    Args:
+        logits (`torch.Tensor` of shape `(B, 1, h, w)`): One a patch, large for real.
+    """
+
+    logits: torch.Tensor
+
+
+class PatchDiscriminator(LasersModelMixin, ModelMixin, ConfigMixin):
     r"""
     Creates a PatchGAN discriminator. Weights start as N(0, 0.02²), the scales of a normalisation as N(1, 0.02²).
 
@@ -38,6 +54,13 @@ class PatchDiscriminator(LasersHubMixin, ModelMixin, ConfigMixin):
     """
 
     _no_split_modules: list[str] = []
+    _config_fields = {
+        "in_channels": checks.CHANNELS,
+        "base_channels": checks.Integer(1, 2**13),
+        "num_layers": checks.Integer(1, 16),
+        "norm_type": checks.Word("batch", "group", "none"),
+        "norm_num_groups": checks.CHANNELS,
+    }
 
     @register_to_config
     def __init__(
@@ -49,19 +72,11 @@ class PatchDiscriminator(LasersHubMixin, ModelMixin, ConfigMixin):
         norm_num_groups: int = 32,
     ):
         super().__init__()
-        for name, value in (
-            ("in_channels", in_channels),
-            ("base_channels", base_channels),
-            ("num_layers", num_layers),
-            ("norm_num_groups", norm_num_groups),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-        if norm_type not in ("batch", "group", "none"):
-            raise ValueError(f"`norm_type` must be 'batch', 'group' or 'none', got {norm_type!r}.")
         widths = [base_channels * min(2**depth, _WIDEST) for depth in range(num_layers + 1)]
         if norm_type == "group" and any(width % norm_num_groups for width in widths[1:]):
             raise ValueError(f"`norm_num_groups` must divide the channels {widths[1:]}, got {norm_num_groups!r}.")
+        weights = [_KERNEL**2 * a * b for a, b in zip([in_channels, *widths], [*widths, 1])]
+        checks.check_size(*weights, in_channels=in_channels, base_channels=base_channels, num_layers=num_layers)
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], _KERNEL, 2, 1), nn.LeakyReLU(_SLOPE)]
         for depth in range(1, num_layers + 1):
             stride = 2 if depth < num_layers else 1
@@ -98,15 +113,18 @@ class PatchDiscriminator(LasersHubMixin, ModelMixin, ConfigMixin):
         """Least side in pixels of an image: below it there is no logit left."""
         return 3 * 2**self.config.num_layers
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, images: torch.Tensor, return_dict: bool = True
+    ) -> PatchDiscriminatorOutput | tuple[torch.Tensor]:
         """
         Judges images.
 
         Args:
             images (`torch.Tensor` of shape `(B, in_channels, H, W)`): Images in [-1, 1].
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            `torch.Tensor` of shape `(B, 1, h, w)`: Logits, large for real; `h = ⌊H / 2ⁿ⌋ − 2` with n = `num_layers`.
+            [`PatchDiscriminatorOutput`] or `tuple`: Logits `(B, 1, h, w)`; `h = ⌊H / 2ⁿ⌋ − 2` with n = `num_layers`.
 
         Raises:
             ValueError: If the images have another number of channels or are too small.
@@ -116,4 +134,5 @@ class PatchDiscriminator(LasersHubMixin, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"`images` must have shape (batch, {channels}, height, width) with sides of at least {least}, got {tuple(images.shape)}."
             )
-        return self.layers(images)
+        logits = self.layers(images)
+        return PatchDiscriminatorOutput(logits=logits) if return_dict else (logits,)

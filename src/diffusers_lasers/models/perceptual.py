@@ -14,19 +14,22 @@ and torchvision is not needed.
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
 from safetensors.torch import load_file
 from torch import nn
 
-from ..utils.hub import LasersHubMixin
+from ..utils.config_checks import Word
+from ..utils.model_loading import LasersModelMixin
 
 
-__all__ = ["PerceptualSimilarity"]
+__all__ = ["PerceptualSimilarity", "PerceptualSimilarityOutput"]
 
 # Normalisation of the classifiers' input, for images in [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -150,7 +153,19 @@ def _head_weights(network: str, folder: Path | None) -> dict[str, torch.Tensor]:
     return _read(file)
 
 
-class PerceptualSimilarity(LasersHubMixin, ModelMixin, ConfigMixin):
+@dataclass
+class PerceptualSimilarityOutput(BaseOutput):
+    """
+    Output of [`PerceptualSimilarity`].
+
+    Args:
+        distances (`torch.Tensor` of shape `(B,)`): fp32, 0 for identical images.
+    """
+
+    distances: torch.Tensor
+
+
+class PerceptualSimilarity(LasersModelMixin, ModelMixin, ConfigMixin):
     r"""
     Creates an LPIPS 0.1 distance: a frozen classifier and calibrated heads, in fp32, in evaluation mode.
 
@@ -170,12 +185,11 @@ class PerceptualSimilarity(LasersHubMixin, ModelMixin, ConfigMixin):
 
     _no_split_modules: list[str] = []
     _keep_in_fp32_modules = ["features", "heads"]
+    _config_fields = {"network": Word(*NETWORKS)}
 
     @register_to_config
     def __init__(self, network: str = "squeeze"):
         super().__init__()
-        if network not in NETWORKS:
-            raise ValueError(f"`network` must be one of {list(NETWORKS)}, got {network!r}.")
         self.features = FEATURES[network]()
         self.heads = nn.ModuleList(Conv2d(channels, 1, 1, bias=False) for channels in NETWORKS[network][2])
         for head in self.heads:
@@ -242,7 +256,9 @@ class PerceptualSimilarity(LasersHubMixin, ModelMixin, ConfigMixin):
                 outputs.append(hidden * torch.rsqrt(hidden.square().sum(dim=1, keepdim=True) + 1e-8))
         return outputs
 
-    def forward(self, x: torch.Tensor, y: torch.Tensor, check_range: bool = False) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, y: torch.Tensor, check_range: bool = False, return_dict: bool = True
+    ) -> PerceptualSimilarityOutput | tuple[torch.Tensor]:
         """
         Distances between two batches of images.
 
@@ -252,9 +268,10 @@ class PerceptualSimilarity(LasersHubMixin, ModelMixin, ConfigMixin):
             y (`torch.Tensor` of shape `(B, 3, H, W)`): Images in [-1, 1], floating point.
             check_range (`bool`, defaults to `False`): Whether values outside [-1, 1] are an error. Measuring should
                 ask for it (our `LPIPS` metric does); it synchronises with the device.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            `torch.Tensor` of shape `(B,)`: Distances, fp32, 0 for identical images.
+            [`PerceptualSimilarityOutput`] or `tuple`: Distances `(B,)`, fp32, 0 for identical images.
 
         Raises:
             ValueError: If shapes differ, images have not three channels or are smaller than the network allows (17
@@ -281,4 +298,4 @@ class PerceptualSimilarity(LasersHubMixin, ModelMixin, ConfigMixin):
             pairs = zip(self.heads, self._normalized_features(x), self._normalized_features(y))
             for head, features_x, features_y in pairs:
                 distance = distance + head((features_x - features_y).square()).mean(dim=(1, 2, 3))
-        return distance
+        return PerceptualSimilarityOutput(distances=distance) if return_dict else (distance,)

@@ -6,22 +6,36 @@ from diffusers.utils.import_utils import _LazyModule
 
 
 _import_structure = {
-    "latent_dl": ["LatentDLPipeline", "LatentDLPipelineOutput", "LatentDLXLPipeline"],
+    "latent_dl": [
+        "LatentDLImg2ImgPipeline",
+        "LatentDLPipeline",
+        "LatentDLPipelineOutput",
+        "LatentDLXLImg2ImgPipeline",
+        "LatentDLXLPipeline",
+    ],
     "model_based_latent_diffusion": ["ModelBasedLatentDiffusionOutput", "ModelBasedLatentDiffusionPipeline"],
     "restoration": ["DLRestorationPipeline", "DLRestorationPipelineOutput"],
 }
 __all__ = [
     "DLRestorationPipeline",
     "DLRestorationPipelineOutput",
+    "LatentDLImg2ImgPipeline",
     "LatentDLPipeline",
     "LatentDLPipelineOutput",
+    "LatentDLXLImg2ImgPipeline",
     "LatentDLXLPipeline",
     "ModelBasedLatentDiffusionOutput",
     "ModelBasedLatentDiffusionPipeline",
 ]
 
 if TYPE_CHECKING:
-    from .latent_dl import LatentDLPipeline, LatentDLPipelineOutput, LatentDLXLPipeline
+    from .latent_dl import (
+        LatentDLImg2ImgPipeline,
+        LatentDLPipeline,
+        LatentDLPipelineOutput,
+        LatentDLXLImg2ImgPipeline,
+        LatentDLXLPipeline,
+    )
     from .model_based_latent_diffusion import ModelBasedLatentDiffusionOutput, ModelBasedLatentDiffusionPipeline
     from .restoration import DLRestorationPipeline, DLRestorationPipelineOutput
 else:

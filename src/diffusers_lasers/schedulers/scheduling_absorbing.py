@@ -18,7 +18,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
 from ..functional.categorical import absorb, sample_categorical, uniform_noise
+from ..utils import config_checks as checks
 from ..utils.hub import LasersHubMixin
+from .timesteps import check_step_numbers, check_timesteps, count_of_steps, timestep_of
 
 
 __all__ = ["AbsorbingD3PMScheduler", "AbsorbingD3PMSchedulerOutput"]
@@ -53,17 +55,15 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
     order = 1
     _compatibles: list[str] = []
+    _config_fields = {
+        "num_train_timesteps": checks.Integer(1, 2**20),
+        "num_codewords": checks.Integer(2, 2**24),
+        "temperature": checks.WEIGHT,
+    }
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, num_codewords: int = 256, temperature: float = 1.0):
-        for name, value, least in (
-            ("num_train_timesteps", num_train_timesteps, 1),
-            ("num_codewords", num_codewords, 2),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
-        if not temperature >= 0:
-            raise ValueError(f"`temperature` must be zero or positive, got {temperature!r}.")
+        self.init_noise_sigma = 1.0  # pipelines ask; a start of masks is not scaled
         self.num_inference_steps = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self._following: dict[int, int] = {}
@@ -87,9 +87,7 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
             ValueError: If the number is out of range.
         """
         total = self.config.num_train_timesteps
-        if not 1 <= num_inference_steps <= total:
-            raise ValueError(f"`num_inference_steps` must be from 1 to {total}, got {num_inference_steps!r}.")
-        self.num_inference_steps = num_inference_steps
+        self.num_inference_steps = count_of_steps(num_inference_steps, total)
         times = torch.linspace(total, 0, num_inference_steps + 1, dtype=torch.float64).round().long() - 1
         self.timesteps = times[:-1].to(device)
         self._following = dict(zip(times[:-1].tolist(), times[1:].tolist()))
@@ -135,7 +133,11 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
         Returns:
             `torch.Tensor` of the same shape: Indices; hidden ones are |C|.
+
+        Raises:
+            ValueError: If the timesteps are no integers of this shape or, on the CPU, out of range.
         """
+        check_timesteps(timesteps, len(original_samples), self.config.num_train_timesteps)
         return absorb(original_samples, self.survival(timesteps), self.config.num_codewords, generator)
 
     def step(
@@ -162,12 +164,13 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
             [`AbsorbingD3PMSchedulerOutput`] or `tuple`: Indices at the next timestep (t − 1 off the loop's grid), and the clean ones that were drawn.
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If shapes, timestep or temperature do not fit.
         """
         expected = (*sample.shape[:2], self.config.num_codewords, *sample.shape[2:])
         if model_output.shape != expected:
             raise ValueError(f"`model_output` must have shape {expected}, got {tuple(model_output.shape)}.")
-        timestep = int(timestep)
+        check_step_numbers(temperature=temperature)
+        timestep = timestep_of(timestep, self.config.num_train_timesteps)
         following = self._following.get(timestep, timestep - 1)
         now, then = (1 - (t + 1) / self.config.num_train_timesteps for t in (timestep, following))
         codes = sample_categorical(

@@ -17,8 +17,10 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..functional.categorical import index_to_number, sample_categorical
-from ..functional.diffusion import add_gaussian_noise, make_betas, posterior_mean_variance
+from ..functional.diffusion import BETA_SCHEDULES, add_gaussian_noise, make_betas, posterior_mean_variance
+from ..utils import config_checks as checks
 from ..utils.hub import LasersHubMixin
+from .timesteps import check_step_numbers, check_timesteps, count_of_steps, timestep_of
 
 
 __all__ = ["CategoricalDDPMScheduler", "CategoricalDDPMSchedulerOutput"]
@@ -64,6 +66,18 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
     order = 1
     _compatibles: list[str] = []
+    _config_fields = {
+        "num_train_timesteps": checks.Integer(1, 2**20),
+        "beta_start": checks.Number(0.0, 1.0, above=True, below=True),
+        "beta_end": checks.Number(0.0, 1.0, above=True, below=True),
+        "beta_schedule": checks.Word(*BETA_SCHEDULES),
+        "trained_betas": checks.Optional(checks.Sequence(checks.Number(0.0, 1.0, above=True, below=True), most=2**20)),
+        "num_codewords": checks.Integer(2, 2**24),
+        "temperature": checks.WEIGHT,
+        "eta": checks.Number(0.0, 1.0),
+        "timestep_spacing": checks.Word(*_SPACINGS),
+        "steps_offset": checks.Integer(0, 2**20),
+    }
 
     @register_to_config
     def __init__(
@@ -79,20 +93,10 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         timestep_spacing: str = "leading",
         steps_offset: int = 0,
     ):
-        if isinstance(num_codewords, bool) or not isinstance(num_codewords, int) or num_codewords < 2:
-            raise ValueError(f"`num_codewords` must be an integer of at least 2, got {num_codewords!r}.")
-        if not temperature >= 0:
-            raise ValueError(f"`temperature` must be zero or positive, got {temperature!r}.")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"`eta` must lie in [0, 1], got {eta!r}.")
-        if timestep_spacing not in _SPACINGS:
-            raise ValueError(f"`timestep_spacing` must be one of {_SPACINGS}, got {timestep_spacing!r}.")
         if trained_betas is None:
             betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
         else:
-            betas = torch.tensor(np.asarray(trained_betas), dtype=torch.float64)
-            if betas.ndim != 1 or not len(betas) or not bool(((betas > 0) & (betas < 1)).all()):
-                raise ValueError(f"`trained_betas` must hold numbers between 0 and 1, got {trained_betas!r}.")
+            betas = torch.tensor(trained_betas, dtype=torch.float64)
             num_train_timesteps = len(betas)
             self.register_to_config(num_train_timesteps=num_train_timesteps)
         self.betas = betas.float()
@@ -147,19 +151,14 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
                 f"Can only pass one of `num_inference_steps` or `timesteps`, got {num_inference_steps!r} and {timesteps!r}."
             )
         if timesteps is not None:
-            timesteps = [int(timestep) for timestep in timesteps]
+            if not isinstance(timesteps, (list, tuple, np.ndarray, torch.Tensor)):
+                raise ValueError(f"`timesteps` must be a list of integers, got {checks.shown(timesteps)}.")
+            timesteps = [timestep_of(timestep, total, "timesteps") for timestep in timesteps]
             if not timesteps or any(after >= before for before, after in zip(timesteps, timesteps[1:])):
                 raise ValueError(f"`timesteps` must be in descending order, got {timesteps}.")
-            if timesteps[0] >= total or timesteps[-1] < 0:
-                raise ValueError(
-                    f"`timesteps` must start before `self.config.num_train_timesteps`, {total}, and end at 0 or above, got {timesteps}."
-                )
             chosen = np.array(timesteps, dtype=np.int64)
         else:
-            if not 1 <= num_inference_steps <= total:
-                raise ValueError(
-                    f"`num_inference_steps` must be from 1 to `self.config.num_train_timesteps`, {total}, got {num_inference_steps!r}."
-                )
+            num_inference_steps = count_of_steps(num_inference_steps, total)
             spacing = self.config.timestep_spacing
             if spacing == "linspace":
                 chosen = np.linspace(0, total - 1, num_inference_steps).round()[::-1]
@@ -218,7 +217,7 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
             [`CategoricalDDPMSchedulerOutput`] or `tuple`: z_s in the dtype of `sample`, z̃_0 and its indices. Computed in float32 or better.
 
         Raises:
-            ValueError: If shapes, γ or η do not fit.
+            ValueError: If shapes, timestep, γ or η do not fit.
         """
         codewords = self.config.num_codewords
         if model_output.shape != (*sample.shape[:2], codewords, *sample.shape[2:]):
@@ -226,16 +225,16 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
                 f"`model_output` must have shape {(*sample.shape[:2], codewords, *sample.shape[2:])}, logits of {codewords} codewords, got "
                 f"{tuple(model_output.shape)}."
             )
+        check_step_numbers(temperature=temperature, eta=eta)
+        timestep = timestep_of(timestep, self.config.num_train_timesteps)
         eta = self.config.eta if eta is None else eta
-        if not 0 <= eta <= 1:
-            raise ValueError(f"`eta` must lie in [0, 1], got {eta!r}.")
         codes = sample_categorical(
             model_output, self.config.temperature if temperature is None else temperature, generator
         )
         precise = torch.promote_types(sample.dtype, torch.float32)
         original = index_to_number(codes, codewords).to(precise)
         following = self.previous_timestep(timestep)
-        now = self.alphas_cumprod[int(timestep)].item()
+        now = self.alphas_cumprod[timestep].item()
         then = self.alphas_cumprod[following].item() if following >= 0 else 1.0
         mean, variance = posterior_mean_variance(sample.to(precise), original, now, then, eta)
         if following >= 0 and eta > 0:
@@ -255,6 +254,10 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
         Returns:
             `torch.Tensor` of the same shape: z_t.
+
+        Raises:
+            ValueError: If the timesteps are no integers of this shape or, on the CPU, out of range.
         """
+        check_timesteps(timesteps, len(original_samples), self.config.num_train_timesteps)
         alphas = self.alphas_cumprod.to(original_samples.device)[timesteps.to(original_samples.device)]
         return add_gaussian_noise(original_samples, noise, alphas)

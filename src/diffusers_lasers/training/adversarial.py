@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..models.patch_discriminator import PatchDiscriminatorOutput
 from ..utils.distributed import all_reduce_sum, rank_and_world_size
 from .sharding import whole_tensor
 
@@ -187,6 +188,11 @@ class LeCamRegularizer:
         self.means = state["means"].clone()
 
 
+def _logits(output: PatchDiscriminatorOutput | torch.Tensor) -> torch.Tensor:
+    """The logits of a discriminator, also of one that returns nothing else."""
+    return output if torch.is_tensor(output) else output.logits
+
+
 class AdversarialObjective:
     """
     Creates what DL-GAN adds to a training step: the generator's term λ w f(t) ℓ_adv of eq 15 and the discriminator's own loss.
@@ -259,7 +265,7 @@ class AdversarialObjective:
         """
         constants = {name: whole_tensor(tensor) for name, tensor in self.discriminator.named_parameters()}
         constants.update(self.discriminator.named_buffers())
-        loss = generator_loss(torch.func.functional_call(self.structure, constants, (sample,)), self.kind)
+        loss = generator_loss(_logits(torch.func.functional_call(self.structure, constants, (sample,))), self.kind)
         weight = self.weight * adversarial_factor(step, self.start, self.warmup) * torch.ones_like(loss.detach())
         if self.adaptive:
             weight = weight * adaptive_weight(reconstruction_loss, loss, last_layer)
@@ -284,7 +290,7 @@ class AdversarialObjective:
             `tuple`: The loss, 0-dim, and for the log `discriminator_loss`, `logits_real` and `logits_fake` (means), detached.
         """
         both = torch.cat([images, sample.detach().to(images.dtype)])
-        real, fake = (forward or self.discriminator)(both).float().chunk(2)
+        real, fake = _logits((forward or self.discriminator)(both)).float().chunk(2)
         loss = discriminator_loss(real, fake, self.kind)
         parts = {
             "discriminator_loss": loss.detach(),

@@ -15,18 +15,21 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..utils.image_sources import UnreadableImageError
+from ..utils.image_decoding import UnreadableImageError, to_rgb
 from .sampling import epoch_seed
 
 
 __all__ = ["ImageDataset", "take_batch"]
 
 _logger = logging.getLogger(__name__)
+#: How many times its short side the long side of a picture may be to be enlarged as a whole.
+LONGEST = 16
 
 
 def fit_pixels(image: Image.Image, resolution: int, resize: int | None) -> np.ndarray:
     """
-    A picture as uint8, both sides at least `resolution`.
+    A picture as uint8, both sides at least `resolution`; one that is more than `LONGEST` times as long as wide and would
+    be enlarged keeps its own size, and [`crop_pixels`] enlarges the piece that it needs.
 
     Args:
         image (`PIL.Image.Image`): The picture.
@@ -36,38 +39,49 @@ def fit_pixels(image: Image.Image, resolution: int, resize: int | None) -> np.nd
     Returns:
         `numpy.ndarray` of shape `(H, W, 3)`: The pixels.
     """
-    short = min(image.size)
+    short, long = sorted(image.size)
     target = resize if resize is not None else max(short, resolution)
-    if short != target:
+    if short != target and not (short < target and long > LONGEST * short):
         size = tuple(max(target, round(side * target / short)) for side in image.size)
         image = image.resize(size, Image.Resampling.LANCZOS)
     return np.asarray(image)
 
 
+def _window(sides: Sequence[int], size: Sequence[int], uniforms: Sequence[float], center: bool) -> tuple[slice, slice]:
+    """Rows and columns of a window of `size` in a picture of `sides`, drawn or in the middle."""
+    spare = [side - taken for side, taken in zip(sides, size)]
+    corner = [side // 2 if center else min(int(u * (side + 1)), side) for u, side in zip(uniforms, spare)]
+    return tuple(slice(start, start + taken) for start, taken in zip(corner, size))
+
+
 def crop_pixels(
-    pixels: np.ndarray, resolution: int, uniforms: Sequence[float], center_crop: bool, random_flip: bool
+    pixels: np.ndarray,
+    resolution: int,
+    uniforms: Sequence[float],
+    center_crop: bool,
+    random_flip: bool,
+    resize: int | None = None,
 ) -> np.ndarray:
     """
     A square window of a picture.
 
     Args:
-        pixels (`numpy.ndarray` of shape `(H, W, 3)`): The picture.
+        pixels (`numpy.ndarray` of shape `(H, W, 3)`): The picture, from [`fit_pixels`].
         resolution (`int`): Side of the window.
         uniforms (`Sequence[float]`): Three numbers in [0, 1): top, left, flip.
         center_crop (`bool`): Whether the window is in the middle instead.
         random_flip (`bool`): Whether it is mirrored where the third number is below one half.
+        resize (`int`, *optional*): As given to [`fit_pixels`].
 
     Returns:
         `numpy.ndarray` of shape `(resolution, resolution, 3)`: The window.
     """
-    spare = [side - resolution for side in pixels.shape[:2]]
-    top, left, flip = uniforms
-    if center_crop:
-        corner = [side // 2 for side in spare]
-    else:
-        corner = [min(int(u * (side + 1)), side) for u, side in zip((top, left), spare)]
-    crop = pixels[corner[0] : corner[0] + resolution, corner[1] : corner[1] + resolution]
-    return crop[:, ::-1] if random_flip and flip < 0.5 else crop
+    sides = pixels.shape[:2]
+    if min(sides) < (resize or resolution):  # very long: only a piece of it is enlarged, with the window's place in it
+        piece = pixels[_window(sides, [min(side, LONGEST * min(sides)) for side in sides], uniforms, center_crop)]
+        pixels = fit_pixels(Image.fromarray(piece), resolution, resize)
+    crop = pixels[_window(pixels.shape[:2], (resolution, resolution), uniforms, center_crop)]
+    return crop[:, ::-1] if random_flip and uniforms[2] < 0.5 else crop
 
 
 def to_batch(crops: Sequence[np.ndarray]) -> torch.Tensor:
@@ -90,10 +104,11 @@ class ImageDataset(Dataset):
 
     An item is asked for by a key (epoch, index); a bare index means epoch 0. The same key gives the same crop and flip
     in any process. An image is first resized so that its short side is `resize`, if given, or where it is smaller than
-    the crop.
+    the crop. One that is more than 16 times as long as wide and would grow is first cut to a piece of that shape around
+    the crop, so that memory stays bounded.
 
     Args:
-        source (`Sequence[PIL.Image.Image]`): The images, see [`load_image_dataset`].
+        source (`Sequence[PIL.Image.Image]`): The images, see [`load_image_dataset`]; of any mode, see [`to_rgb`].
         resolution (`int`): Side of the crops in pixels.
         resize (`int`, *optional*):
             Length in pixels to which the short side is brought before cropping (Lanczos); at least `resolution`.
@@ -149,7 +164,7 @@ class ImageDataset(Dataset):
         return len(self.source) * self.crops_per_image
 
     def _pixels(self, index: int) -> tuple[np.ndarray, bool]:
-        """Image `index`, or the next that can be read, as uint8 `(H, W, 3)` with sides of at least `resolution`; whether it was replaced."""
+        """Image `index`, or the next that can be read, as uint8 `(H, W, 3)` from [`fit_pixels`]; whether it was replaced."""
         if self._cache is not None:
             return self._cache[index], index in self.unreadable
         count, failure = len(self.source), None
@@ -158,7 +173,9 @@ class ImageDataset(Dataset):
             if place in self.unreadable:
                 continue
             try:
-                return fit_pixels(self.source[place], self.resolution, self.resize), offset > 0
+                return fit_pixels(
+                    to_rgb(self.source[place], f"image {place}"), self.resolution, self.resize
+                ), offset > 0
             except UnreadableImageError as error:
                 if not self.skip_unreadable:
                     raise
@@ -179,7 +196,9 @@ class ImageDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         pixels, replaced = self._pixels(index % len(self.source))
         uniforms = self._draws(epoch)[index].tolist()
-        return crop_pixels(pixels, self.resolution, uniforms, self.center_crop, self.random_flip), replaced
+        return crop_pixels(
+            pixels, self.resolution, uniforms, self.center_crop, self.random_flip, self.resize
+        ), replaced
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor]:
         """

@@ -90,6 +90,8 @@ class ReconstructionLoss(nn.Module):
             mse = F.mse_loss(sample, target)
             if self.perceptual is None:
                 return ReconstructionTerms(mse, mse.detach(), None)
-            perceptual = self.perceptual(sample, target).float().mean()
+            distances = self.perceptual(sample, target)
+            distances = distances if torch.is_tensor(distances) else distances.distances
+            perceptual = distances.float().mean()
             loss = self.eta * mse + (1.0 - self.eta) * perceptual
         return ReconstructionTerms(loss, mse.detach(), perceptual.detach())

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..utils.image_sources import UnreadableImageError, to_rgb
+from ..utils.image_sources import UnreadableImageError, to_rgb, undecoded
 from ..utils.import_utils import requires
 from .data import crop_pixels, fit_pixels, to_batch
 from .sampling import epoch_seed
@@ -51,7 +51,7 @@ class ImageStream(IterableDataset):
             (`unreadable`).
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If a number is out of range, or the column is missing or holds no images.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ImageStream(IterableDataset):
                 raise ValueError(f"`{name}` must be at least {least}, got {value!r}.")
         if resize is not None and resize < resolution:
             raise ValueError(f"`resize` must be at least the resolution, {resolution}, got {resize!r}.")
-        self.table, self.image_column, self.batch_size = table, image_column, batch_size
+        self.table, self.image_column, self.batch_size = undecoded(table, image_column), image_column, batch_size
         self.start, self.stop, self.rank, self.world_size = start, stop, rank, world_size
         self.resolution, self.resize, self.center_crop, self.random_flip = resolution, resize, center_crop, random_flip
         self.shuffle_buffer, self.seed, self.skip_unreadable = shuffle_buffer, seed, skip_unreadable
@@ -138,5 +138,6 @@ class ImageStream(IterableDataset):
                 continue
             uniforms = np.random.default_rng([self.seed, epoch, 1, lane, place]).random(3).tolist()
             pixels = fit_pixels(image, self.resolution, self.resize)
-            yield crop_pixels(pixels, self.resolution, uniforms, self.center_crop, self.random_flip), skipped
+            shape = (self.resolution, uniforms, self.center_crop, self.random_flip, self.resize)
+            yield crop_pixels(pixels, *shape), skipped
             skipped = 0

@@ -5,11 +5,13 @@ from .distributed import all_gather, all_reduce_max, all_reduce_sum, broadcast, 
 from .files import atomic_file, image_format, save_image, save_whole, write_bytes, write_json, write_text
 from .hub import LasersHubMixin, create_repository, push_folder, write_model_card
 from .import_utils import requires
+from .model_loading import LasersModelMixin
 
 
 __all__ = [
     "CommandParser",
     "LasersHubMixin",
+    "LasersModelMixin",
     "all_gather",
     "all_reduce_max",
     "all_reduce_sum",

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from .config_checks import Field, check_fields
 from .files import write_text
 
 
@@ -202,12 +204,33 @@ def _save_card(card: ModelCard, path: Path) -> Path:
 
 class LasersHubMixin:
     """
-    Completes the model card on every push to the Hub; the first base of each model, scheduler and pipeline of this package.
+    Completes the model card on every push to the Hub, and checks configurations; the first base of each model,
+    scheduler and pipeline of this package.
 
-    Class attribute `_model_card_tags` (`tuple[str, ...]`): tags of the class beside `DEFAULT_TAGS`.
+    Class attributes: `_model_card_tags` (`tuple[str, ...]`): tags of the class beside `DEFAULT_TAGS`; `_config_fields`
+    (`dict[str, Field]`): what each argument of the configuration may be, see `config_checks`.
     """
 
     _model_card_tags: tuple[str, ...] = ()
+    _config_fields: Mapping[str, Field] = {}
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """
+        As in diffusers, but values that `_config_fields` does not allow are refused. diffusers calls it before the
+        body of `__init__`.
+
+        Raises:
+            ValueError: If a value does not fit; the sentence names the argument, the value and what is allowed.
+        """
+        check_fields(self._config_fields, kwargs)
+        super().register_to_config(**kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file, *args, **kwargs):
+        config = super()._dict_from_json_file(json_file, *args, **kwargs)
+        if not isinstance(config, dict):
+            raise ValueError(f"{json_file} must hold a JSON object of arguments, got a {type(config).__name__}.")
+        return config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path=None, *args, **kwargs):

@@ -7,20 +7,29 @@ A *source* is anything with a length whose items are RGB `PIL.Image`s, decoded w
 from __future__ import annotations
 
 import glob
-import io
+import itertools
+import logging
 import os
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from .distributed import rank_and_world_size
+from .image_decoding import UnreadableImageError, to_rgb
+from .image_files import ImageFiles, find_image_files
 from .import_utils import requires
 
 
-__all__ = ["BUNDLED_PHOTOS", "UnreadableImageError", "bundled_photos", "load_image_dataset", "open_image_stream"]
+__all__ = [
+    "BUNDLED_PHOTOS",
+    "UnreadableImageError",
+    "bundled_photos",
+    "load_image_dataset",
+    "open_image_stream",
+    "to_rgb",
+]
 
 #: The colour photographs in the scikit-image wheel. `motorcycle_right` is left out: it is nearly a copy of `motorcycle_left`.
 BUNDLED_PHOTOS = {
@@ -34,51 +43,8 @@ BUNDLED_PHOTOS = {
     ),
     "validation": ("chelsea.png", "rocket.jpg"),
 }
-_SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "test"), "test": ("test",)}
-_IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-
-
-# What Pillow raises on files that are no images, truncated, damaged, or too large.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error, Image.DecompressionBombError)
-
-
-class UnreadableImageError(ValueError):
-    """An image could not be decoded; the message is one sentence that names it."""
-
-
-def to_rgb(image: Any, name: str) -> Image.Image:
-    """
-    An upright RGB picture.
-
-    Args:
-        image (`PIL.Image.Image`, `str`, `bytes`, `numpy.ndarray` or `dict`): A picture, a path, a file's contents, an array or a parquet cell
-            `{bytes, path}`.
-        name (`str`): How an error names it where it has no path of its own.
-
-    Returns:
-        `PIL.Image.Image`: The picture.
-
-    Raises:
-        UnreadableImageError: If it cannot be decoded.
-    """
-    if isinstance(image, dict):
-        name = image.get("path") or name
-        image = image["bytes"] if image.get("bytes") is not None else image.get("path")
-    if image is None:
-        raise UnreadableImageError(f"The image {name!r} cannot be read: its cell is empty.")
-    if isinstance(image, str):
-        name = image
-    try:
-        if isinstance(image, bytes):
-            image = io.BytesIO(image)
-        if isinstance(image, np.ndarray):
-            image = Image.fromarray(image)
-        if not isinstance(image, Image.Image):
-            image = Image.open(image)
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except _DECODING_ERRORS as error:
-        what = " ".join(str(error).split())
-        raise UnreadableImageError(f"The image {name!r} cannot be read: {what or type(error).__name__}.") from error
+_CELL_TYPES = ("binary", "large_binary", "string", "large_string")  # of a file's contents, or of its path
+_logger = logging.getLogger(__name__)
 
 
 class _FileSource(Sequence):
@@ -94,19 +60,49 @@ class _FileSource(Sequence):
         return to_rgb(self.paths[index], self.paths[index])
 
 
-def _undecoded(table: Any, column: str) -> Any:
-    """The data set with image cells as `{bytes, path}`."""
+def undecoded(table: Any, column: str) -> Any:
+    """
+    A data set with this column alone, its image cells as `{bytes, path}`, so that [`to_rgb`] decodes them and no other.
+
+    Args:
+        table (`datasets.Dataset` or `datasets.IterableDataset`): The data set.
+        column (`str`): The column with the images.
+
+    Returns:
+        `datasets.Dataset` or `datasets.IterableDataset`: The column.
+
+    Raises:
+        ValueError: If there is no such column, or its type is none of an image: image, binary, path, or `{bytes, path}`.
+    """
     datasets = requires("datasets", "training")
-    if table.features is not None and isinstance(table.features.get(column), datasets.Image):
+    names = table.column_names if table.column_names is not None else list(next(iter(table), {}))
+    if column not in names:
+        raise ValueError(f"`image_column` must be one of {names}, got {column!r}.")
+    table = table.select_columns([column])
+    kind = None if table.features is None else table.features[column]
+    if isinstance(kind, datasets.Image):
         return table.cast_column(column, datasets.Image(decode=False))
+    is_cell = isinstance(kind, dict) and {"bytes", "path"} & set(kind)
+    if kind is not None and not is_cell and getattr(kind, "dtype", None) not in _CELL_TYPES:
+        raise ValueError(f"`image_column` must name a column of images, {column!r} holds {_in_words(kind)}.")
+    if getattr(kind, "dtype", "").endswith("string"):  # paths, and not captions
+        first = [str(row[column]) for row in itertools.islice(table, 8)]
+        if first and not any(os.path.isfile(path) for path in first):
+            raise ValueError(
+                f"`image_column` must name a column of images, {column!r} holds texts such as {first[0][:80]!r}."
+            )
     return table
+
+
+def _in_words(kind: Any) -> str:
+    return getattr(kind, "dtype", None) or type(kind).__name__
 
 
 class _ColumnSource(Sequence):
     """One column of a `datasets.Dataset`, decoded here so that every kind of image cell is treated alike."""
 
     def __init__(self, table: Any, column: str):
-        self.table, self.column = _undecoded(table, column), column
+        self.table, self.column = undecoded(table, column), column
 
     def __len__(self) -> int:
         return len(self.table)
@@ -139,31 +135,10 @@ def bundled_photos(split: str = "train") -> Sequence:
     return _FileSource([str(folder / name) for name in BUNDLED_PHOTOS[split]])
 
 
-def _of_split(paths: list[str], root: str, split: str) -> list[str]:
-    """The paths in a folder, or with a name, that starts with the split's; all of them where no path names any split."""
-
-    def names(path: str, words: Sequence[str]) -> bool:
-        parts = Path(os.path.relpath(path, root)).parts
-        return parts[0].lower() in words or any(
-            parts[-1].lower().startswith((f"{w}-", f"{w}.", f"{w}_")) for w in words
-        )
-
-    every = [word for words in _SPLIT_NAMES.values() for word in words]
-    named = [path for path in paths if names(path, _SPLIT_NAMES.get(split, (split,)))]
-    return named if named or any(names(path, every) for path in paths) else paths
-
-
-def _list_files(location: str, split: str) -> list[str]:
-    """The image or parquet files of a folder (recursively, of one split where it has splits), of a pattern, or one file."""
-    if os.path.isdir(location):
-        files = sorted(str(path) for path in Path(location).rglob("*") if path.is_file())
-        known = [path for path in files if Path(path).suffix.lower() in _IMAGE_SUFFIXES | {".parquet"}]
-        return _of_split(known, location, split)
-    return (
-        [location]
-        if os.path.isfile(location)
-        else sorted(path for path in glob.glob(location) if os.path.isfile(path))
-    )
+def _report(sentence: str) -> None:
+    """Tells the user, once among all ranks, what images were found; on stderr where logging is not set up otherwise."""
+    if rank_and_world_size()[0] == 0:
+        _logger.warning(sentence)
 
 
 def load_image_dataset(
@@ -176,7 +151,9 @@ def load_image_dataset(
     cache_dir: str | None = None,
 ) -> Sequence:
     """
-    Opens a source of images: a data set of the Hub, local files, or the bundled photographs.
+    Opens a source of images: a data set of the Hub, local files, or the bundled photographs. How many were found, and
+    what was left out and why, is logged as a warning in one line, which stderr shows unless logging is set up
+    otherwise.
 
     Args:
         dataset_name (`str`, *optional*):
@@ -184,9 +161,12 @@ def load_image_dataset(
         dataset_config_name (`str`, *optional*): Its configuration.
         train_data_dir (`str`, *optional*):
             A folder of images (searched recursively) or of parquet files, one file of either kind, or a pattern such
-            as `"data/train-*.parquet"`. Where folders or file names begin with `train`, `validation`, `val` or `test`,
+            as `"data/train-*.parquet"`. A folder is taken as it is, except that of folders `train/` and `validation/`
+            (or `valid/`, `val/`, `test/`) at its top, and of parquet files named like `train-00000-of-00003.parquet`,
             only those of `split` are taken. Neither this nor `dataset_name`: the bundled photographs.
-        split (`str`, defaults to `"train"`): The split; `"validation"` also takes local files named `test`.
+        split (`str`, defaults to `"train"`):
+            The split; of local files `"validation"` is the first of `validation`, `valid`, `val` and `test` that is
+            there.
         image_column (`str`, defaults to `"image"`):
             The column with the images, in parquet as `{bytes, path}` or bytes.
         max_samples (`int`, *optional*): Take only the first so many images.
@@ -197,50 +177,60 @@ def load_image_dataset(
 
     Raises:
         ValueError: If both a name and a folder are given, no image is found, kinds are mixed, or the column is
-        missing.
+        missing or holds no images.
     """
     if dataset_name is not None and train_data_dir is not None:
         raise ValueError("Give `dataset_name` or `train_data_dir`, not both.")
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"`max_samples` must be at least 1, got {max_samples!r}.")
     if dataset_name is None and train_data_dir is None:
-        source = bundled_photos(split)
-        return source if max_samples is None else _FileSource(source.paths[:max_samples])
-    if train_data_dir is not None:
-        files = _list_files(train_data_dir, split)
-        if files and not any(path.endswith(".parquet") for path in files):
-            return _FileSource(files[:max_samples])
-    table = _open_table(dataset_name, dataset_config_name, train_data_dir, split, image_column, cache_dir, False)
+        source = _FileSource(bundled_photos(split).paths[:max_samples])
+        _report(f"Photographs of scikit-image: {len(source)} images taken, split {split!r}.")
+        return source
+    files = _find(train_data_dir, split) if train_data_dir is not None else None
+    if files is not None and not files.are_parquet:
+        return _FileSource(files.paths[:max_samples])
+    table = _open_table(dataset_name, dataset_config_name, files, split, cache_dir, False)
     if max_samples is not None:
         table = table.select(range(min(max_samples, len(table))))
-    return _ColumnSource(table, image_column)
+    source = _ColumnSource(table, image_column)
+    if len(source) == 0:
+        raise ValueError(f"{dataset_name or train_data_dir!r} holds no image of split {split!r}.")
+    _report(
+        f"{dataset_name or train_data_dir!r}: {len(source)} images taken, split {split!r}, column {image_column!r}."
+    )
+    return source
+
+
+def _find(location: str, split: str) -> ImageFiles:
+    """The files of a place, reported; an error where there are none."""
+    files = find_image_files(location, split)
+    if not files.paths:
+        raise ValueError(f"No image or parquet file of split {split!r} found at {location!r}, {files.left_out}.")
+    _report(str(files))
+    return files
 
 
 def _open_table(
     dataset_name: str | None,
     dataset_config_name: str | None,
-    train_data_dir: str | None,
+    files: ImageFiles | None,
     split: str,
-    image_column: str,
     cache_dir: str | None,
     streaming: bool,
 ) -> Any:
-    """A `datasets.Dataset`, or an `IterableDataset`, that has the column."""
+    """A `datasets.Dataset` or an `IterableDataset` of a named data set or of parquet files."""
     load = requires("datasets", "training").load_dataset
-    if dataset_name is not None:
-        table = load(dataset_name, dataset_config_name, split=split, cache_dir=cache_dir, streaming=streaming)
-    else:
-        files = _list_files(train_data_dir, split)
-        if not files:
-            raise ValueError(f"No image or parquet file of split {split!r} found at {train_data_dir!r}.")
-        kind = "parquet" if files[0].endswith(".parquet") else "imagefolder"
-        if any(path.endswith(".parquet") != (kind == "parquet") for path in files):
-            raise ValueError(f"{train_data_dir!r} mixes parquet files with images; give one kind.")
-        table = load(kind, data_files={split: files}, split=split, cache_dir=cache_dir, streaming=streaming)
-    names = table.column_names if table.column_names is not None else list(next(iter(table)))
-    if image_column not in names:
-        raise ValueError(f"`image_column` must be one of {names}, got {image_column!r}.")
-    return table
+    if files is not None:
+        # `datasets` takes what it is given for patterns
+        data_files = {split: [glob.escape(os.path.abspath(path)) for path in files.paths]}
+        return load("parquet", data_files=data_files, split=split, cache_dir=cache_dir, streaming=streaming)
+    if os.path.isdir(dataset_name) and glob.has_magic(os.path.abspath(dataset_name)):
+        raise ValueError(
+            f"`dataset_name` must be a folder without *, ? and [ in its path, which `datasets` takes for patterns, got {dataset_name!r}; "
+            "give it as `train_data_dir`."
+        )
+    return load(dataset_name, dataset_config_name, split=split, cache_dir=cache_dir, streaming=streaming)
 
 
 def open_image_stream(
@@ -266,10 +256,23 @@ def open_image_stream(
         `datasets.IterableDataset`: Rows whose image cell is undecoded, for [`ImageStream`].
 
     Raises:
-        ValueError: If not exactly one place is given, no image is found, kinds are mixed, or the column is missing.
+        ValueError: If not exactly one place is given, no image is found, kinds are mixed, or the column is missing or holds no images.
     """
     if (dataset_name is None) == (train_data_dir is None):
         raise ValueError("Give `dataset_name` or `train_data_dir` to stream from, one of them.")
-    table = _open_table(dataset_name, dataset_config_name, train_data_dir, split, image_column, None, True)
-    table = _undecoded(table, image_column)
+    files = _find(train_data_dir, split) if train_data_dir is not None else None
+    if files is not None and not files.are_parquet:
+        datasets = requires("datasets", "training")
+        features = datasets.Features({image_column: datasets.Image(decode=False)})
+        arguments = {"paths": files.paths[:max_samples], "column": image_column}
+        return datasets.IterableDataset.from_generator(_file_cells, features=features, gen_kwargs=arguments)
+    table = undecoded(_open_table(dataset_name, dataset_config_name, files, split, None, True), image_column)
+    if dataset_name is not None:
+        _report(f"{dataset_name!r}: streamed, split {split!r}, column {image_column!r}.")
     return table if max_samples is None else table.take(max_samples)
+
+
+def _file_cells(paths: list[str], column: str) -> Iterator[dict[str, Any]]:
+    """The rows of files, undecoded; `datasets` shuffles the list, and deals it to ranks and workers."""
+    for path in paths:
+        yield {column: {"bytes": None, "path": path}}

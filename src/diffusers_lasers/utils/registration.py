@@ -2,15 +2,18 @@
 
 diffusers writes a component of a pipeline to `model_index.json` as `[library, class]` and, on loading, accepts only the
 libraries that are keys of `diffusers.pipelines.pipeline_loading_utils.LOADABLE_CLASSES`; its `AutoModel` and its generic
-`DiffusionPipeline` look classes up in the `diffusers` namespace. Two registrations make a plug-in of this package:
+`DiffusionPipeline` look classes up in the `diffusers` namespace. Its `AutoPipelineForText2Image` and
+`AutoPipelineForImage2Image` have tables of their own. Three registrations make a plug-in of this package:
 
 1. a row in `LOADABLE_CLASSES`. The module that holds the table takes seconds to import, so the row is added at once only
    where the module is already there, and otherwise by a finder on `sys.meta_path` right after the module has run. Whichever
    of the two packages is imported first, nobody sees the table without the row;
-2. an answer of the module `diffusers` to the names of our classes. Only names that diffusers does not know itself are
+2. rows in the tables of `diffusers.pipelines.auto_pipeline`, in the same way. Whoever imports that module imports all
+   pipelines of diffusers, and then ours too;
+3. an answer of the module `diffusers` to the names of our classes. Only names that diffusers does not know itself are
    answered, and a class is imported when it is asked for.
 
-`LOADABLE_CLASSES` is not public API of diffusers: `setup.py` pins the minor version, and `tests/plugin` tests both.
+The tables are not public API of diffusers: `setup.py` pins the minor version, and `tests/plugin` tests them.
 """
 
 from __future__ import annotations
@@ -19,10 +22,11 @@ import importlib
 import sys
 from importlib.abc import Loader, MetaPathFinder
 from types import ModuleType
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Mapping
 
 
 PIPELINE_LOADING_MODULE = "diffusers.pipelines.pipeline_loading_utils"
+AUTO_PIPELINE_MODULE = "diffusers.pipelines.auto_pipeline"
 LOADABLE_BASES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
 
 
@@ -36,6 +40,30 @@ def add_loadable_library(table: dict[str, dict[str, list[str]]], library: str) -
             `DiffusionPipeline`, through which diffusers finds the loading method of a class.
     """
     table.setdefault(library, {base: ["save_pretrained", "from_pretrained"] for base in LOADABLE_BASES})
+
+
+def add_auto_pipelines(
+    module: ModuleType, pipelines: Mapping[str, Mapping[str, str]], resolve: Callable[[str], Any]
+) -> None:
+    """
+    Adds pipelines to the tables that diffusers' `AutoPipelineFor…` read.
+
+    Args:
+        module (`ModuleType`): `diffusers.pipelines.auto_pipeline`; its tables are changed in place, rows that are
+            already there are kept.
+        pipelines (`dict[str, dict[str, str]]`): Task, as in the tables' names, e.g. `"TEXT2IMAGE"` → family → name of
+            the class. Tasks of one family turn into each other.
+        resolve (`Callable[[str], Any]`): Gives the class of a name.
+    """
+    for task, names in pipelines.items():
+        table = getattr(module, f"AUTO_{task}_PIPELINES_MAPPING")
+        for family, name in names.items():
+            try:
+                table.setdefault(family, resolve(name))
+            except (
+                ImportError
+            ):  # without transformers there is no such pipeline, and diffusers' own are only placeholders
+                return
 
 
 def after_import(module_name: str, callback: Callable[[ModuleType], None]) -> None:
@@ -121,15 +149,22 @@ def extend_namespace(module: ModuleType, names: Iterable[str], resolve: Callable
     module.__class__ = ExtendedModule
 
 
-def register_in_diffusers(library: str, class_names: Iterable[str]) -> None:
+def register_in_diffusers(
+    library: str, class_names: Iterable[str], auto_pipelines: Mapping[str, Mapping[str, str]]
+) -> None:
     """
     Registers a library and its loadable classes in diffusers; called once, when the package is imported.
 
     Args:
         library (`str`): Importable name of the library, `"diffusers_lasers"`.
         class_names (`Iterable[str]`): The models, schedulers and pipelines that `diffusers.<name>` shall answer.
+        auto_pipelines (`dict[str, dict[str, str]]`): See [`add_auto_pipelines`].
     """
     import diffusers
 
+    def resolve(name: str) -> Any:
+        return getattr(importlib.import_module(library), name)
+
     after_import(PIPELINE_LOADING_MODULE, lambda module: add_loadable_library(module.LOADABLE_CLASSES, library))
-    extend_namespace(diffusers, class_names, lambda name: getattr(importlib.import_module(library), name))
+    after_import(AUTO_PIPELINE_MODULE, lambda module: add_auto_pipelines(module, auto_pipelines, resolve))
+    extend_namespace(diffusers, class_names, resolve)

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..utils.files import atomic_file
 from ..utils.import_utils import requires
 
 
@@ -71,20 +72,17 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 120) -> None
 
     Args:
         figure (`matplotlib.figure.Figure`): The figure.
-        path (`str` or `os.PathLike`): The file, `.png`, `.pdf` or `.svg`; its folder exists. It is written under another name and renamed.
+        path (`str` or `os.PathLike`): The file, `.png`, `.pdf` or `.svg`; its folder exists. Written as [`utils.atomic_file`] writes.
         dpi (`int`, defaults to 120): Pixels an inch of a PNG.
 
     Raises:
-        ValueError: If the suffix is another one, or `dpi` is below 1.
+        ValueError: If the suffix is another one, `dpi` is below 1, or `path` is no regular file. OSError: If it cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in _METADATA:
         raise ValueError(f"`path` must end with one of {sorted(_METADATA)}, got {path.name!r}.")
     if dpi < 1:
         raise ValueError(f"`dpi` must be at least 1, got {dpi}.")
-    scratch = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    try:
-        figure.savefig(scratch, dpi=dpi, metadata=_METADATA[path.suffix.lower()])
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    suffix = path.suffix.lower()
+    with atomic_file(path) as file:
+        figure.savefig(file, format=suffix[1:], dpi=dpi, metadata=_METADATA[suffix])

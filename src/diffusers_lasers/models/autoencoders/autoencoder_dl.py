@@ -10,18 +10,22 @@ latents through it, so that a stock pipeline's latents are coded on their way to
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.activations import ACT2CLS
 from diffusers.models.autoencoders.vae import AutoencoderMixin, Decoder, DecoderOutput, Encoder
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch.nn import functional as F
 
 from ...coding import IndexCode, SparseCode
-from ...utils.hub import LasersHubMixin
+from ...functional.patches import patch_grid
+from ...utils import config_checks as checks
+from ...utils.model_loading import LasersModelMixin
 from ..bottlenecks import (
     DictionaryBottleneck,
     FSQBottleneck,
@@ -87,7 +91,7 @@ class AutoencoderDLOutput(BaseOutput):
     code: SparseCode | IndexCode | None = None
 
 
-class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderDL(LasersModelMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""
     An autoencoder whose latents are coded by a learned dictionary (DL-VAE of LASERS, 2024) or by a baseline bottleneck.
 
@@ -119,9 +123,31 @@ class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _supports_group_offloading = False
-    _no_split_modules = ["ResidualBlock", "ResnetBlock2D"]
+    _no_split_modules = [
+        "ResidualBlock",
+        "ResnetBlock2D",
+        *(bottleneck.__name__ for bottleneck in BOTTLENECKS.values()),
+    ]
     _keep_in_fp32_modules = ["bottleneck"]
     _skip_layerwise_casting_patterns = ["bottleneck"]
+    _config_fields = {
+        "in_channels": checks.CHANNELS,
+        "out_channels": checks.CHANNELS,
+        "backbone": checks.Word("light", "diffusers"),
+        "block_out_channels": checks.Sequence(checks.CHANNELS, least=2, most=12),
+        "layers_per_block": checks.Integer(0, 128),
+        "residual_channels": checks.CHANNELS,
+        "latent_channels": checks.CHANNELS,
+        "bottleneck_type": checks.Word(*sorted(BOTTLENECKS)),
+        "bottleneck_config": checks.Optional(checks.Arguments()),
+        "act_fn": checks.Word(*sorted(ACT2CLS)),
+        "norm_num_groups": checks.CHANNELS,
+        "mid_block_add_attention": checks.Flag(),
+        "sample_size": checks.Integer(1, 2**16),
+        "scaling_factor": checks.Number(low=0.0, above=True),
+        "shift_factor": checks.Optional(checks.Number()),
+        "force_upcast": checks.Flag(),
+    }
 
     @register_to_config
     def __init__(
@@ -144,17 +170,34 @@ class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
         force_upcast: bool = False,
     ):
         super().__init__()
-        if backbone not in ("light", "diffusers"):
-            raise ValueError(f"`backbone` must be 'light' or 'diffusers', got {backbone!r}.")
-        if bottleneck_type not in BOTTLENECKS:
-            raise ValueError(f"`bottleneck_type` must be one of {sorted(BOTTLENECKS)}, got {bottleneck_type!r}.")
-        if len(block_out_channels) < 2:
-            raise ValueError(f"`block_out_channels` must name at least two widths, got {tuple(block_out_channels)}.")
+        arguments = dict(bottleneck_config or {})
+        known = list(inspect.signature(BOTTLENECKS[bottleneck_type].__init__).parameters)[
+            2:
+        ]  # less self, latent_channels
+        if not set(arguments) <= set(known):
+            raise ValueError(
+                f"`bottleneck_config` must hold arguments of {BOTTLENECKS[bottleneck_type].__name__}, among {known}, "
+                f"got {sorted(arguments)}."
+            )
+        ends = (max(in_channels, latent_channels), max(out_channels, latent_channels))
+        checks.check_size(
+            checks.unet_values(block_out_channels, layers_per_block, *ends),
+            2 * 10 * layers_per_block * block_out_channels[-1] * residual_channels,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            latent_channels=latent_channels,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            residual_channels=residual_channels,
+        )
         if backbone == "light":
             shape = (block_out_channels, layers_per_block, residual_channels)
             self.encoder = LightEncoder(in_channels, latent_channels, *shape)
             self.decoder = LightDecoder(latent_channels, out_channels, *shape)
         else:
+            checks.check_groups(norm_num_groups, block_out_channels)
+            if layers_per_block < 1:
+                raise ValueError("`layers_per_block` must be at least 1 for the backbone 'diffusers', got 0.")
             shared = {
                 "block_out_channels": tuple(block_out_channels),
                 "act_fn": act_fn,
@@ -177,14 +220,7 @@ class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
                 layers_per_block=layers_per_block,
                 **shared,
             )
-        arguments = dict(bottleneck_config or {})
-        try:
-            self.bottleneck = BOTTLENECKS[bottleneck_type](latent_channels=latent_channels, **arguments)
-        except TypeError as error:
-            raise ValueError(
-                f"`bottleneck_config` must hold arguments of {BOTTLENECKS[bottleneck_type].__name__}, got "
-                f"{sorted(arguments)}."
-            ) from error
+        self.bottleneck = BOTTLENECKS[bottleneck_type](latent_channels=latent_channels, **arguments)
 
         self.use_slicing = False
         self.use_tiling = False
@@ -313,10 +349,17 @@ class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
 
         Returns:
             `DecoderOutput` or `tuple`: Images, cropped to the code's `image_size` where it has one.
+
+        Raises:
+            ValueError: If it is no code of this model, or its latents are not those of an image of its `image_size`.
         """
-        sample = self._sliced(self._decode, self.bottleneck.decode(code).to(self.dtype))
-        if code.image_size is not None:
-            sample = sample[..., : code.image_size[0], : code.image_size[1]]
+        latents, size = self.bottleneck.decode(code), code.image_size
+        fitting = None if size is None else patch_grid(*size, self.downsampling_factor)
+        if fitting not in (None, code.latent_size):
+            raise ValueError(f"`code` must have the latents of an image of {size}, {fitting}, got {code.latent_size}.")
+        sample = self._sliced(self._decode, latents.to(self.dtype))
+        if size is not None:
+            sample = sample[..., : size[0], : size[1]]
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> AutoencoderDLOutput | tuple:
@@ -345,7 +388,7 @@ class AutoencoderDL(LasersHubMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
             quantized_latents=bottleneck.latents,
             code=code,
         )
-        return output if return_dict else tuple(output.values())
+        return output if return_dict else output.to_tuple()
 
     def save_config(self, save_directory: str, push_to_hub: bool = False, **kwargs) -> None:
         """Saves the configuration, with that of the bottleneck as it is now. See `ConfigMixin.save_config`."""

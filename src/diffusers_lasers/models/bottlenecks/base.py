@@ -12,8 +12,9 @@ from diffusers.utils import BaseOutput
 
 from ...coding import CodeHeader, IndexCode, SparseCode, pack_levels, unpack_levels
 from ...functional.patches import latents_to_signals, patch_grid, signals_to_latents
-from ...utils.hub import LasersHubMixin
-from .packing import pack_code, unpack_code
+from ...utils.config_checks import CHANNELS
+from ...utils.model_loading import LasersModelMixin
+from .packing import check_code, pack_code, unpack_code
 
 
 __all__ = ["Bottleneck", "BottleneckOutput"]
@@ -41,7 +42,7 @@ class BottleneckOutput(BaseOutput):
     code: SparseCode | IndexCode | None = None
 
 
-class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
+class Bottleneck(LasersModelMixin, ModelMixin, ConfigMixin):
     """
     Base of the bottlenecks. A subclass defines `encode`, `decode`, `forward`, `bits_per_site` and `num_symbols`, `initialize` where it
     learns from the first latents of a training, and `fit` where it can learn from fixed ones.
@@ -55,18 +56,21 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
     """
 
     _supports_group_offloading = False
+    _no_split_modules: list[str] = []
     # buffers and parameters of all subclasses: coding is in float32, also of a model that is loaded in half precision
     _keep_in_fp32_modules = [
         *("latent_shift", "latent_scale", "dictionary", "coefficient_scale", "codebook", "counts", "sums"),
         *("quantizer", "mean", "basis", "low", "steps", "points"),
     ]
+    _config_fields = {"latent_channels": CHANNELS}
     num_symbols: int = 0
     _decoding_config: tuple[str, ...] = ()  # what decoding reads beside the weights and the patch size
+    _kind = "index"  # of its codes, in a file
+    _nested = False  # whether the first slots of a code are a code
 
     def __init__(self):
         super().__init__()
         channels = self.config.latent_channels
-        check_positive(latent_channels=channels)
         self.register_buffer("latent_shift", torch.zeros(channels))
         self.register_buffer("latent_scale", torch.ones(channels))
 
@@ -97,6 +101,27 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
     def levels(self) -> tuple[int, ...]:
         """Size of the alphabet of each slot of an index code; empty for a bottleneck without such codes."""
         return ()
+
+    @property
+    def _max_slots(self) -> int:
+        return len(self.levels)
+
+    @property
+    def _slots_wanted(self) -> str:
+        """The slots of this bottleneck's codes, for a message."""
+        return f"slots of levels {self.levels}"
+
+    def _check_kind(self, code: SparseCode | IndexCode) -> None:
+        """Raises a `ValueError` where `code` is no code, or one of other slots; looks at no tensor."""
+        if isinstance(code, IndexCode):
+            slots = len(code.levels) if self._nested else self._max_slots
+            if slots and code.levels == self.levels[:slots]:
+                return
+        raise ValueError(f"`code` must have {self._slots_wanted}, got {getattr(code, 'levels', type(code).__name__)}.")
+
+    def _check_code(self, code: SparseCode | IndexCode) -> None:
+        """The same, and that its sites fit and, on the CPU and outside compiled graphs, its values."""
+        check_code(self, code)
 
     def signals(self, latents: torch.Tensor) -> torch.Tensor:
         """
@@ -201,32 +226,34 @@ class Bottleneck(LasersHubMixin, ModelMixin, ConfigMixin):
             `bytes`: What [`unpack`] reads, with the same weights.
 
         Raises:
-            ValueError: If the code is of another bottleneck or damaged, or the bottleneck makes none.
+            ValueError: If the code is of another bottleneck or damaged, has no such indices or a coefficient that is
+                not finite, or the bottleneck makes none.
         """
         return pack_code(self, code)
 
-    def unpack(self, data: bytes) -> SparseCode | IndexCode:
+    def unpack(self, data: bytes, max_sites: int | None = None) -> SparseCode | IndexCode:
         """
         The code of packed bytes. It decodes to the same latents, bit for bit. Where a support is a set (coefficients of float32, or with one scale for all) its slots come
         back by falling magnitude of their coefficients: cut such a code to fewer atoms before packing it.
 
         Args:
-            data (`bytes`): What [`pack`] gave.
+            data (`bytes`): What [`pack`] gave. It may come from anybody: sizes are held against its length before
+                memory is taken.
+            max_sites (`int`, *optional*): Most sites of all images together. Defaults to 2²⁴, an image of 16384 × 16384
+                pixels where a site has 4 × 4 of them, and to 2¹⁶ where a site costs no bits, with one codeword.
 
         Returns:
             [`SparseCode`] or [`IndexCode`]: The code, on the bottleneck's device.
 
         Raises:
-            ValueError: If the bytes are cut off, changed, something else, or packed by a bottleneck with other weights.
+            ValueError: If the bytes are cut off, changed, something else, packed by a bottleneck with other weights,
+                no code of this one, or have more sites.
         """
-        return unpack_code(self, data)
+        return unpack_code(self, data, max_sites)
 
     def _pack_payload(self, code: SparseCode | IndexCode) -> tuple[bytes, int | None]:
         """Bytes of a code without header, and the bits of its coefficients."""
-        slots = code.indices.shape[-1]
-        if not isinstance(code, IndexCode) or not slots or tuple(code.levels) != self.levels[:slots]:
-            found = getattr(code, "levels", type(code).__name__)
-            raise ValueError(f"`code` must have slots of levels {self.levels}, got {found}.")
+        self._check_kind(code)
         return pack_levels(code.indices.flatten(0, 2), code.levels), None
 
     def _unpack_payload(self, header: CodeHeader, payload: bytes) -> SparseCode | IndexCode:

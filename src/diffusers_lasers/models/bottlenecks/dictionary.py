@@ -36,12 +36,13 @@ from ...coding import (
 )
 from ...functional.dictionary import dictionary_from_signals
 from ...functional.patches import patch_grid
-from ...functional.pursuits import get_pursuit
+from ...functional.pursuits import PURSUITS, get_pursuit
 from ...functional.rates import support_bits
 from ...functional.synthesis import projection_synthesis, synthesize
 from ...learning import OnlineDictionaryLearner
+from ...utils import config_checks as checks
 from ...utils.distributed import all_gather, broadcast, rank_and_world_size
-from .base import Bottleneck, BottleneckOutput, check_positive
+from .base import Bottleneck, BottleneckOutput
 
 
 __all__ = ["DictionaryBottleneck"]
@@ -80,6 +81,20 @@ class DictionaryBottleneck(Bottleneck):
     """
 
     _decoding_config = ("coefficient_scaling",)
+    _kind, _nested = "sparse", True
+    _config_fields = {
+        "latent_channels": checks.CHANNELS,
+        "num_atoms": checks.Integer(1, 2**24),
+        "sparsity": checks.Integer(1, 2**16),
+        "patch_size": checks.Integer(1, 2**10),
+        "gradient": checks.Word("straight_through", "projection"),
+        "dictionary_weight": checks.WEIGHT,
+        "commitment_weight": checks.WEIGHT,
+        "coefficient_bits": checks.Optional(checks.Integer(1, 16)),
+        "coefficient_scaling": checks.Word("depth", "shared"),
+        "tolerance": checks.Optional(checks.WEIGHT),
+        "pursuit": checks.Word(*PURSUITS),
+    }
 
     @register_to_config
     def __init__(
@@ -97,16 +112,12 @@ class DictionaryBottleneck(Bottleneck):
         pursuit: str = "omp",
     ):
         super().__init__()
-        check_positive(latent_channels=latent_channels, num_atoms=num_atoms, sparsity=sparsity, patch_size=patch_size)
         if sparsity > num_atoms:
             raise ValueError(f"`sparsity` must be at most `num_atoms` ({num_atoms}), got {sparsity}.")
-        if gradient not in ("straight_through", "projection"):
-            raise ValueError(f"`gradient` must be 'straight_through' or 'projection', got {gradient!r}.")
-        if coefficient_scaling not in ("depth", "shared"):
-            raise ValueError(f"`coefficient_scaling` must be 'depth' or 'shared', got {coefficient_scaling!r}.")
-        _check_bits(coefficient_bits)
-        get_pursuit(pursuit)
         features = patch_size * patch_size * latent_channels
+        checks.check_size(
+            features * num_atoms, num_atoms=num_atoms, latent_channels=latent_channels, patch_size=patch_size
+        )
         self.dictionary = nn.Parameter(F.normalize(torch.randn(features, num_atoms), dim=0))
         self.register_buffer("coefficient_scale", torch.ones(sparsity))
         self.register_buffer("scale_steps", torch.zeros((), dtype=torch.int64))
@@ -149,7 +160,6 @@ class DictionaryBottleneck(Bottleneck):
         Raises:
             ValueError: If `bits` is out of range.
         """
-        _check_bits(bits)
         self.register_to_config(coefficient_bits=bits)
 
     @torch.no_grad()
@@ -249,7 +259,11 @@ class DictionaryBottleneck(Bottleneck):
 
         Returns:
             [`SparseCode`]: A code with `sparsity` slots.
+
+        Raises:
+            ValueError: If `code` is none of this bottleneck's, see [`decode`], or `sparsity` is out of range.
         """
+        self._check_code(code)
         code = code.truncate(sparsity, self.dictionary)
         indices, coefficients = code.indices.flatten(0, 2), code.coefficients.flatten(0, 2)
         coefficients = self._quantize(indices, coefficients).reshape(code.indices.shape)
@@ -268,13 +282,10 @@ class DictionaryBottleneck(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If the code is not a sparse code of as many atoms.
+            ValueError: If it is no sparse code of as many atoms, has other sites or, on the CPU, indices out of range
+                or coefficients that are not finite.
         """
-        if not isinstance(code, SparseCode) or code.num_atoms != self.config.num_atoms:
-            raise ValueError(
-                f"`code` must be a SparseCode of {self.config.num_atoms} atoms, got {type(code).__name__} of "
-                f"{getattr(code, 'num_atoms', 'no')} atoms."
-            )
+        self._check_code(code)
         with torch.autocast(code.indices.device.type, enabled=False):
             # a sum of floats depends on the order of its terms, a set of atoms has none
             indices, order = code.indices.flatten(0, 2).sort(dim=1)
@@ -282,11 +293,23 @@ class DictionaryBottleneck(Bottleneck):
             signals = synthesize(indices, coefficients, self.dictionary.float())
             return self.latents(signals, code.latent_size, torch.float32)
 
+    @property
+    def _max_slots(self) -> int:
+        return self.config.sparsity
+
+    def _check_kind(self, code: SparseCode) -> None:
+        atoms = self.config.num_atoms
+        if not isinstance(code, SparseCode) or code.num_atoms != atoms:
+            raise ValueError(
+                f"`code` must be a SparseCode of {atoms} atoms, got {type(code).__name__} of "
+                f"{getattr(code, 'num_atoms', 'no')} atoms."
+            )
+
     def _pack_payload(self, code: SparseCode) -> tuple[bytes, int | None]:
         if (
             not isinstance(code, SparseCode)
             or code.num_atoms != self.config.num_atoms
-            or code.sparsity > self.config.sparsity
+            or not 1 <= code.sparsity <= self.config.sparsity
         ):
             raise ValueError(
                 f"`code` must be a SparseCode of at most {self.config.sparsity} out of {self.config.num_atoms} atoms, got "
@@ -317,15 +340,16 @@ class DictionaryBottleneck(Bottleneck):
             header.image_size,
         )
 
-    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
         """
         Codes and decodes latents, with gradients and losses (LASERS, 2024, eqs 7 and 13).
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`BottleneckOutput`]: Latents in the dtype of the input, losses in float32, and the [`SparseCode`].
+            [`BottleneckOutput`] or `tuple`: Latents in the input's dtype, losses in float32, and the [`SparseCode`].
         """
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)
@@ -343,13 +367,14 @@ class DictionaryBottleneck(Bottleneck):
             else:
                 passed = signals + (coded - signals).detach()
             loss = self.config.dictionary_weight * codebook_loss + self.config.commitment_weight * commitment_loss
-            return BottleneckOutput(
+            output = BottleneckOutput(
                 latents=self.latents(passed, latents.shape[-2:], latents.dtype),
                 loss=loss,
                 commitment_loss=commitment_loss.detach(),
                 codebook_loss=codebook_loss.detach(),
                 code=self._code(indices, coefficients, latents),
             )
+        return output if return_dict else output.to_tuple()
 
     def _pursue(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes of signals. The check for non-finite values synchronises, so that only the CPU has it."""
@@ -404,8 +429,3 @@ class _Signals:
     def __iter__(self) -> Iterator[torch.Tensor]:
         device = self.bottleneck.dictionary.device
         return (self.bottleneck.signals(item.to(device)) for item in self.latents)
-
-
-def _check_bits(bits: int | None) -> None:
-    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16):
-        raise ValueError(f"`coefficient_bits` must be an integer from 1 to 16 or None, got {bits!r}.")

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ...coding import IndexCode
 from ...functional.patches import patch_grid
+from ...utils import config_checks as checks
 from ...utils.import_utils import requires
 from .base import Bottleneck, BottleneckOutput, check_positive, sample_signals
 
@@ -38,16 +39,22 @@ class FSQBottleneck(Bottleneck):
         ImportError: Without `vector-quantize-pytorch` (extra `training`).
     """
 
+    _config_fields = {
+        "latent_channels": checks.CHANNELS,
+        "levels": checks.Sequence(checks.Integer(3, 2**16), most=2**14),
+        "patch_size": checks.Integer(1, 2**10),
+    }
+
     @register_to_config
     def __init__(self, latent_channels: int = 16, levels: tuple[int, ...] = (7,) * 16, patch_size: int = 1):
         super().__init__()
-        check_positive(latent_channels=latent_channels, patch_size=patch_size)
-        if not levels or any(isinstance(n, bool) or not isinstance(n, int) or n < 3 for n in levels):
-            raise ValueError(f"`levels` must be one or more integers of at least 3, got {levels!r}.")
+        features = patch_size * patch_size * latent_channels
+        checks.check_size(
+            2 * features * len(levels), latent_channels=latent_channels, levels=levels, patch_size=patch_size
+        )
         requires("vector_quantize_pytorch", extra="training")
         from vector_quantize_pytorch import FSQ
 
-        features = patch_size * patch_size * latent_channels
         self.quantizer = FSQ(levels=list(levels), dim=features, return_indices=False)
         self.register_buffer("half_widths", torch.tensor([n // 2 for n in levels]))
 
@@ -151,39 +158,39 @@ class FSQBottleneck(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If the code has other levels.
+            ValueError: If it is no such code: other levels, other sites or, on the CPU, indices out of range.
         """
-        if not isinstance(code, IndexCode) or tuple(code.levels) != tuple(self.config.levels):
-            found = getattr(code, "levels", type(code).__name__)
-            raise ValueError(f"`code` must have levels {tuple(self.config.levels)}, got {found}.")
+        self._check_code(code)
         half = self.half_widths
         values = (code.indices.flatten(0, 2) - half) / half
         with torch.autocast(code.indices.device.type, enabled=False):
             signals = self._project(self.quantizer.project_out, values)
         return self.latents(signals, code.latent_size, torch.float32)
 
-    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
         """
         Rounds latents, with gradients straight through.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`BottleneckOutput`]: Latents in the dtype of the input, zero losses, and the [`IndexCode`].
+            [`BottleneckOutput`] or `tuple`: Latents in the dtype of the input, zero losses, and the [`IndexCode`].
         """
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)
             values = self._round(signals)
             passed = self._project(self.quantizer.project_out, values)
             zero = signals.new_zeros(())
-            return BottleneckOutput(
+            output = BottleneckOutput(
                 latents=self.latents(passed, latents.shape[-2:], latents.dtype),
                 loss=zero,
                 commitment_loss=zero,
                 codebook_loss=zero,
                 code=self._code(values.detach(), latents),
             )
+        return output if return_dict else output.to_tuple()
 
     def _round(self, signals: torch.Tensor) -> torch.Tensor:
         """Quantised values in [−1, 1], `(N, channels)`, differentiable straight through."""

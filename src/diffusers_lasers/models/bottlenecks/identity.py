@@ -58,7 +58,7 @@ class IdentityBottleneck(Bottleneck):
         """
         return self.encode(code)
 
-    def unpack(self, data: bytes) -> None:
+    def unpack(self, data: bytes, max_sites: int | None = None) -> None:
         """
         There is no code; see [`IdentityBottleneck.encode`].
 
@@ -67,15 +67,17 @@ class IdentityBottleneck(Bottleneck):
         """
         return self.encode(data)
 
-    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
         """
         Returns the latents as they are, with zero losses.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`BottleneckOutput`]: The latents; `code` is `None`.
+            [`BottleneckOutput`] or `tuple`: The latents; `code` is `None`.
         """
         zero = latents.new_zeros((), dtype=torch.float32)
-        return BottleneckOutput(latents=latents, loss=zero, commitment_loss=zero, codebook_loss=zero)
+        output = BottleneckOutput(latents=latents, loss=zero, commitment_loss=zero, codebook_loss=zero)
+        return output if return_dict else output.to_tuple()

@@ -19,7 +19,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from ...coding import IndexCode
 from ...functional.patches import patch_grid
-from .base import Bottleneck, BottleneckOutput, check_positive, sample_signals
+from ...utils import config_checks as checks
+from .base import Bottleneck, BottleneckOutput, sample_signals
 
 
 __all__ = ["ScalarQuantizerBottleneck"]
@@ -46,6 +47,14 @@ class ScalarQuantizerBottleneck(Bottleneck):
         points (`torch.Tensor` of shape `(p²·L, 2ⁿ)`): What each cell is decoded as.
     """
 
+    _config_fields = {
+        "latent_channels": checks.CHANNELS,
+        "bits": checks.Integer(1, 12),
+        "patch_size": checks.Integer(1, 2**10),
+        "transform": checks.Optional(checks.Word("klt")),
+        "step": checks.Optional(checks.Number(low=0.0, above=True)),
+    }
+
     @register_to_config
     def __init__(
         self,
@@ -56,14 +65,10 @@ class ScalarQuantizerBottleneck(Bottleneck):
         step: float | None = None,
     ):
         super().__init__()
-        check_positive(bits=bits, patch_size=patch_size)
-        if bits > 12:
-            raise ValueError(f"`bits` must be at most 12, got {bits!r}.")
-        if transform not in (None, "klt"):
-            raise ValueError(f"`transform` must be 'klt' or None, got {transform!r}.")
-        if step is not None and not 0 < step < float("inf"):
-            raise ValueError(f"`step` must be a positive number or None, got {step!r}.")
         self.depth = patch_size * patch_size * latent_channels
+        checks.check_size(
+            self.depth * (self.depth + 2**bits), latent_channels=latent_channels, patch_size=patch_size, bits=bits
+        )
         self.register_buffer("mean", torch.zeros(self.depth))
         self.register_buffer("basis", torch.eye(self.depth))
         self.register_buffer("low", torch.zeros(self.depth))
@@ -79,6 +84,10 @@ class ScalarQuantizerBottleneck(Bottleneck):
     def levels(self) -> tuple[int, ...]:
         """Cells of each value of a site."""
         return (self.num_symbols,) * self.depth
+
+    @property
+    def _slots_wanted(self) -> str:
+        return f"{self.depth} slots of {self.num_symbols} cells"
 
     @property
     def bits_per_site(self) -> float:
@@ -192,37 +201,36 @@ class ScalarQuantizerBottleneck(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If the code has other levels.
+            ValueError: If it is no such code: other levels, other sites or, on the CPU, indices out of range.
         """
-        if not isinstance(code, IndexCode) or tuple(code.levels) != self.levels:
-            raise ValueError(
-                f"`code` must have {self.depth} slots of {self.num_symbols} cells, got {getattr(code, 'levels', type(code).__name__)}."
-            )
+        self._check_code(code)
         with torch.autocast(code.indices.device.type, enabled=False):
             return self.latents(self._dequantize(code.indices.flatten(0, 2)), code.latent_size, torch.float32)
 
-    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
         """
         Rounds latents, with gradients straight through.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`BottleneckOutput`]: Latents in the dtype of the input, zero losses, and the [`IndexCode`].
+            [`BottleneckOutput`] or `tuple`: Latents in the dtype of the input, zero losses, and the [`IndexCode`].
         """
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)
             indices = self._quantize(signals.detach())
             passed = signals + (self._dequantize(indices) - signals).detach()
             zero = signals.new_zeros(())
-            return BottleneckOutput(
+            output = BottleneckOutput(
                 latents=self.latents(passed, latents.shape[-2:], latents.dtype),
                 loss=zero,
                 commitment_loss=zero,
                 codebook_loss=zero,
                 code=self._code(indices, latents),
             )
+        return output if return_dict else output.to_tuple()
 
     def _code(self, indices: torch.Tensor, latents: torch.Tensor) -> IndexCode:
         height, width = latents.shape[-2:]

@@ -24,13 +24,22 @@ from ...functional.codebook import codeword_statistics, kmeans, nearest_codeword
 from ...functional.patches import patch_grid
 from ...functional.subquantizers import encode_residual
 from ...learning.quantizers import fit_quantizer
+from ...utils import config_checks as checks
 from ...utils.distributed import all_reduce_sum, broadcast
-from .base import Bottleneck, BottleneckOutput, check_positive, sample_signals
+from .base import Bottleneck, BottleneckOutput, sample_signals
 
 
 __all__ = ["ResidualVQBottleneck", "VectorQuantizerBottleneck"]
 
 _INITIAL_SIGNALS = 65536  # signals that initialisation looks at
+_FIELDS = {
+    "latent_channels": checks.CHANNELS,
+    "num_codewords": checks.Integer(1, 2**24),
+    "patch_size": checks.Integer(1, 2**10),
+    "decay": checks.Number(0.0, 1.0, below=True),
+    "commitment_weight": checks.WEIGHT,
+    "revive_threshold": checks.Number(0.0, 1.0, below=True),
+}
 
 
 class _RunningMeanQuantizer(Bottleneck):
@@ -43,19 +52,13 @@ class _RunningMeanQuantizer(Bottleneck):
         sums (`torch.Tensor` of shape `(depth, K, p²·L)`): Running sums m_k.
     """
 
+    _nested = True
+
     def _build(self, depth: int, config: dict) -> None:
-        check_positive(
-            depth=depth,
-            latent_channels=config["latent_channels"],
-            num_codewords=config["num_codewords"],
-            patch_size=config["patch_size"],
-        )
-        if not 0 <= config["decay"] < 1:
-            raise ValueError(f"`decay` must be in [0, 1), got {config['decay']!r}.")
-        if not 0 <= config["revive_threshold"] < 1:
-            raise ValueError(f"`revive_threshold` must be in [0, 1), got {config['revive_threshold']!r}.")
-        self.depth = depth
         features = config["patch_size"] ** 2 * config["latent_channels"]
+        deciding = {name: config[name] for name in ("num_codewords", "latent_channels", "patch_size")}
+        checks.check_size(2 * depth * config["num_codewords"] * features, **deciding, depth=depth)
+        self.depth = depth
         codebook = torch.randn(depth, config["num_codewords"], features) / features**0.5
         self.register_buffer("codebook", codebook)
         self.register_buffer("counts", torch.ones(depth, config["num_codewords"]))
@@ -169,31 +172,24 @@ class _RunningMeanQuantizer(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If the code has another alphabet or more stages.
+            ValueError: If it is no such code: another alphabet, more stages, other sites or, on the CPU, indices out
+                of range.
         """
-        stages = code.indices.shape[-1]
-        if (
-            not isinstance(code, IndexCode)
-            or stages > self.depth
-            or any(level != self.config.num_codewords for level in code.levels)
-        ):
-            raise ValueError(
-                f"`code` must have at most {self.depth} slots of {self.config.num_codewords} codewords, got "
-                f"{getattr(code, 'levels', type(code).__name__)}."
-            )
+        self._check_code(code)
         indices = code.indices.flatten(0, 2)
-        signals = sum(self.codebook[stage].float()[indices[:, stage]] for stage in range(stages))
+        signals = sum(self.codebook[stage].float()[indices[:, stage]] for stage in range(indices.shape[1]))
         return self.latents(signals, code.latent_size, torch.float32)
 
-    def forward(self, latents: torch.Tensor) -> BottleneckOutput:
+    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
         """
         Codes and decodes latents; in training the running means move afterwards, so that this step used the old codebook.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`BottleneckOutput`]: Latents in the dtype of the input, losses in float32, and the [`IndexCode`].
+            [`BottleneckOutput`] or `tuple`: Latents in the input's dtype, losses in float32, and the [`IndexCode`].
         """
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)
@@ -202,13 +198,14 @@ class _RunningMeanQuantizer(Bottleneck):
                 self._update(indices, inputs)
             commitment_loss = F.mse_loss(signals, quantized)
             passed = signals + (quantized - signals).detach()
-            return BottleneckOutput(
+            output = BottleneckOutput(
                 latents=self.latents(passed, latents.shape[-2:], latents.dtype),
                 loss=self.config.commitment_weight * commitment_loss,
                 commitment_loss=commitment_loss.detach(),
                 codebook_loss=torch.zeros_like(commitment_loss.detach()),
                 code=self._code(indices, latents),
             )
+        return output if return_dict else output.to_tuple()
 
     def _quantize(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Indices `(N, depth)`, the quantised signals, and what each stage was given."""
@@ -263,6 +260,8 @@ class VectorQuantizerBottleneck(_RunningMeanQuantizer):
             signal; 0 disables that.
     """
 
+    _config_fields = _FIELDS
+
     @register_to_config
     def __init__(
         self,
@@ -293,6 +292,8 @@ class ResidualVQBottleneck(_RunningMeanQuantizer):
         beam_size (`int`, defaults to 1): Partial sums that coding keeps after each stage; 1 takes the nearest codeword each time.
     """
 
+    _config_fields = _FIELDS | {"depth": checks.Integer(1, 4096), "beam_size": checks.Integer(1, 2**16)}
+
     @register_to_config
     def __init__(
         self,
@@ -306,5 +307,4 @@ class ResidualVQBottleneck(_RunningMeanQuantizer):
         beam_size: int = 1,
     ):
         super().__init__()
-        check_positive(beam_size=beam_size)
         self._build(depth, self.config)

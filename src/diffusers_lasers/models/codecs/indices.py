@@ -13,6 +13,8 @@ __all__ = ["decode_indices", "encode_indices", "index_layout"]
 
 
 def _check_bottleneck(model: AutoencoderDL) -> None:
+    if not isinstance(model, AutoencoderDL):
+        raise ValueError(f"`model` must be a ModelBasedVQCodec or an AutoencoderDL, got {type(model).__name__}.")
     if model.config.bottleneck_type not in ("vq", "residual_vq"):
         raise ValueError(
             f"The autoencoder's `bottleneck_type` must be 'vq' or 'residual_vq' to have indices, got {model.config.bottleneck_type!r}."
@@ -69,11 +71,17 @@ def decode_indices(model: ModelBasedVQCodec | AutoencoderDL, codes: torch.Tensor
 
     Returns:
         `torch.Tensor` of shape `(B, 3, H, W)`: RGB in about [-1, 1], not clamped.
+
+    Raises:
+        ValueError: If the model has no indices, or codes are none of it.
     """
     if isinstance(model, ModelBasedVQCodec):
         return model.decode(codes).sample
     _check_bottleneck(model)
     slots, codewords, _ = index_layout(model)
+    if not torch.is_tensor(codes) or codes.ndim != 4 or codes.shape[1] != slots or codes.dtype != torch.int64:
+        found = f"{codes.dtype} of shape {tuple(codes.shape)}" if torch.is_tensor(codes) else type(codes).__name__
+        raise ValueError(f"`codes` must be int64 of shape (batch, {slots}, h, w), got {found}.")
     side = model.bottleneck.patch_size
     latent_size = (side * codes.shape[-2], side * codes.shape[-1])
     code = IndexCode(codes.permute(0, 2, 3, 1).contiguous(), (codewords,) * slots, latent_size)

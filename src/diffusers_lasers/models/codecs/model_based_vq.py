@@ -13,8 +13,6 @@ are floats that nobody rounds or wraps.
 from __future__ import annotations
 
 import re
-import struct
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +24,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from PIL import Image
 
-from ...coding.container import fingerprint
+from ...coding.container import CodeHeader, check_sites, fingerprint, pack_container, unpack_container
 from ...coding.packing import pack_indices, unpack_indices
 from ...functional.color import rgb_to_ycbcr, ycbcr_to_rgb
 from ...functional.ordering import codebook_order
@@ -36,17 +35,19 @@ from ...functional.rates import entropy
 from ...functional.subquantizers import decode_channels, encode_product, encode_residual
 from ...learning.patches import sample_patches
 from ...learning.quantizers import QUANTIZERS, fit_quantizer
-from ...utils.hub import LasersHubMixin
+from ...utils import config_checks as checks
+from ...utils.image_inputs import preprocess_images
 from ...utils.image_sources import load_image_dataset, to_rgb
 from ...utils.import_utils import requires
+from ...utils.model_loading import LasersModelMixin
 
 
 __all__ = ["ModelBasedVQCodec", "ModelBasedVQCodecOutput"]
 
 _CHANNELS = ("y", "cb", "cr")
+_LARGEST = 1.01  # magnitude of a colour, with what resampling and half precision may add
 _NOTATION = re.compile(r"(VQ|PQ|OPQ|RQ)-\{(\d+)-(\d+)-(\d+)\}")
-_MAGIC = b"MBVQ1"
-_HEADER = struct.Struct("<5sI4I")  # magic, fingerprint, batch, height, width, CRC of the indices
+_MAX_PIXELS = 2**28  # in an unpacked code: 16384 × 16384, above what Pillow opens
 
 
 @dataclass
@@ -63,7 +64,7 @@ class ModelBasedVQCodecOutput(BaseOutput):
     image_size: tuple[int, int] | None = None
 
 
-class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
+class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
     r"""
     Codes images by fitted codebooks of YCbCr patches (Scribano et al., 2023).
 
@@ -81,6 +82,13 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
 
     _supports_group_offloading = False
     _no_split_modules: list[str] = []
+    _config_fields = {
+        "quantizer": checks.Word(*QUANTIZERS),
+        "bits": checks.Sequence(checks.Integer(1, 2**14), least=3, most=3),
+        "patch_size": checks.Integer(1, 2**10),
+        "codebook_bits": checks.Integer(1, 12),
+        "beam": checks.Integer(1, 2**16),
+    }
 
     @register_to_config
     def __init__(
@@ -92,15 +100,6 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         beam: int = 8,
     ):
         super().__init__()
-        if quantizer not in QUANTIZERS:
-            raise ValueError(f"`quantizer` must be one of {QUANTIZERS}, got {quantizer!r}.")
-        if len(bits) != 3 or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in bits):
-            raise ValueError(f"`bits` must be three positive integers, of Y, Cb and Cr, got {bits!r}.")
-        for name, value in (("patch_size", patch_size), ("beam", beam)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-        if not isinstance(codebook_bits, int) or not 1 <= codebook_bits <= 12:
-            raise ValueError(f"`codebook_bits` must be an integer from 1 to 12, got {codebook_bits!r}.")
         features = patch_size * patch_size
         for channel, wanted in zip(_CHANNELS, bits):
             if quantizer == "VQ":
@@ -120,6 +119,9 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
                         f"`bits` / `codebook_bits` must divide the {features} pixels of a patch for {quantizer}, got {slots} of {channel}."
                     )
             width = features if quantizer == "RQ" else features // slots
+            turned = features**2 if quantizer == "OPQ" and slots > 1 else 0
+            deciding = {"bits": bits, "patch_size": patch_size, "codebook_bits": codebook_bits}
+            checks.check_size(3 * (slots * 2**size * width + turned), **deciding)
             self.register_buffer(f"codebooks_{channel}", torch.zeros(slots, 2**size, width))
             if quantizer == "OPQ" and slots > 1:
                 self.register_buffer(f"rotation_{channel}", torch.eye(features))
@@ -223,7 +225,9 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
 
         Args:
             images (`str`, `datasets.Dataset`, `torch.Tensor` or iterable): A folder, file or pattern as in [`load_image_dataset`]; a data set; images
-                `(B, 3, H, W)` in [-1, 1]; or any iterable of such tensors `(3, H, W)`, of `PIL.Image`s or of uint8 arrays.
+                `(B, 3, H, W)` in [-1, 1] or of uint8; or any iterable of such tensors `(3, H, W)`, of pictures of any
+                mode, or of arrays `(H, W, 3)` of uint8 or in [0, 1]. Floating-point tensors are what `encode` takes:
+                that one without negative values were in [0, 1] is not guessed from image to image.
             stride (`int`, defaults to 1): Pixels between patches.
             max_patches (`int`, defaults to 524288): Patches in the sample; its memory is 3 · 4 · s² bytes each, and about as much three times over for a while.
             flip (`bool`, defaults to `True`): Whether each image is also read upside down, as in the paper.
@@ -237,8 +241,8 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
             [`ModelBasedVQCodec`]: This codec.
 
         Raises:
-            ValueError: If there are no images, or fewer patches than codewords. ImportError: If faiss is missing (`pip install
-            diffusers_lasers[codec]`).
+            ValueError: If there are no images, they are out of range, or there are fewer patches than codewords.
+            ImportError: If faiss is missing (`pip install diffusers_lasers[codec]`).
         """
         tqdm = requires("tqdm.auto", "codec").tqdm
         source = tqdm(_images(images, image_column), desc="Patches", disable=not progress)
@@ -290,7 +294,11 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
         return self
 
     def _check_fitted(self) -> None:
-        if not self._ready:
+        """
+        Raises a `ValueError` where a channel is not fitted; not in a compiled graph, which reading a tensor would
+        break.
+        """
+        if not self._ready and not torch.compiler.is_compiling():
             missing = [channel for channel, done in zip(_CHANNELS, self.fitted.tolist()) if not done]
             if missing:
                 what = "not fitted" if len(missing) == 3 else f"only fitted in part, {' and '.join(missing)} missing"
@@ -326,7 +334,8 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
             [`ModelBasedVQCodecOutput`] or `tuple`: The codes `(B, c̄, ⌈H/s⌉, ⌈W/s⌉)` and the images' size.
 
         Raises:
-            ValueError: If the codec is not fitted, there are not three channels, or, on the CPU, a value is not finite or out of range.
+            ValueError: If there are not three channels, or, outside compiled graphs, the codec is not fitted or, on
+                the CPU, a value is not finite or out of range.
         """
         self._check_fitted()
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or not pixel_values.is_floating_point():
@@ -334,9 +343,9 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
                 "`pixel_values` must be floating point of shape (batch, 3, height, width), got "
                 f"{pixel_values.dtype} of shape {tuple(pixel_values.shape)}."
             )
-        if pixel_values.device.type == "cpu" and pixel_values.numel():
+        if _may_look(pixel_values):
             low, high = pixel_values.aminmax()
-            if not (low >= -1.01 and high <= 1.01):
+            if not (low >= -_LARGEST and high <= _LARGEST):
                 raise ValueError(f"`pixel_values` must lie in [-1, 1], got {low.item():.4g} to {high.item():.4g}.")
         size, side = tuple(pixel_values.shape[-2:]), self.config.patch_size
         rows, columns = patch_grid(*size, side)
@@ -374,7 +383,8 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
             `DecoderOutput` or `tuple`: Images `(B, 3, H, W)` in about [-1, 1], in the codec's dtype.
 
         Raises:
-            ValueError: If the codec is not fitted, or codes are no such indices (values are looked at on the CPU only).
+            ValueError: If codes are no such indices, or the size does not fit; outside compiled graphs, also if the
+                codec is not fitted or, on the CPU, an index is out of range.
         """
         self._check_fitted()
         self._check_codes(codes)
@@ -441,11 +451,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """Images of the three channels' decoded signals `(B h w, s²)`."""
         side = self.config.patch_size
-        height, width = image_size or (grid[0] * side, grid[1] * side)
-        if patch_grid(height, width, side) != tuple(grid):
-            raise ValueError(
-                f"`image_size` must be one that {tuple(grid)} patches of {side} pixels cover, got {(height, width)}."
-            )
+        height, width = self._image_size(grid, image_size)
         with torch.autocast(signals[0].device.type, enabled=False):
             planes = [signals_to_latents(signal, height, width, side) for signal in signals]
             return ycbcr_to_rgb(torch.cat(planes, dim=1)).to(self.dtype)
@@ -466,13 +472,30 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
 
     # Codes as numbers and as bytes
 
+    def _image_size(self, grid: tuple[int, int], image_size: tuple[int, int] | None) -> tuple[int, int]:
+        """The given size, or that of whole patches where it is `None`, if it is one that `grid` patches cover."""
+        side = self.config.patch_size
+        size = (grid[0] * side, grid[1] * side) if image_size is None else image_size
+        if (
+            not isinstance(size, (tuple, list))
+            or len(size) != 2
+            or not all(isinstance(pixels, (int, torch.SymInt)) and pixels > 0 for pixels in size)
+            or patch_grid(*size, side) != tuple(grid)
+        ):
+            raise ValueError(
+                f"`image_size` must be one that {tuple(grid)} patches of {side} pixels cover, got {size!r}."
+            )
+        return tuple(size)
+
     def _check_codes(self, codes: torch.Tensor) -> None:
         slots = len(self.slot_bits)
-        if codes.ndim != 4 or codes.shape[1] != slots or codes.dtype != torch.int64:
+        if not torch.is_tensor(codes):
+            raise ValueError(f"`codes` must be int64 of shape (batch, {slots}, h, w), got {type(codes).__name__}.")
+        if codes.ndim != 4 or codes.shape[1] != slots or codes.dtype != torch.int64 or min(codes.shape[2:]) < 1:
             raise ValueError(
                 f"`codes` must be int64 of shape (batch, {slots}, h, w), got {codes.dtype} of shape {tuple(codes.shape)}."
             )
-        if codes.device.type == "cpu" and codes.numel():
+        if _may_look(codes):
             limits = 2 ** torch.tensor(self.slot_bits).view(1, -1, 1, 1)
             if bool(((codes < 0) | (codes >= limits)).any()):
                 raise ValueError(
@@ -517,7 +540,7 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
 
     def pack(self, codes: torch.Tensor, image_size: tuple[int, int] | None = None) -> bytes:
         """
-        Codes as bytes: a header of 25, and exactly the nominal bits.
+        Codes as bytes: a header of 37, that of all codes ([`coding.pack_container`]), and exactly the nominal bits.
 
         Args:
             codes (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices.
@@ -530,48 +553,56 @@ class ModelBasedVQCodec(LasersHubMixin, ModelMixin, ConfigMixin):
             ValueError: If the codes or the size do not fit.
         """
         self._check_codes(codes)
-        side, grid = self.config.patch_size, tuple(codes.shape[-2:])
-        height, width = image_size or (grid[0] * side, grid[1] * side)
-        if patch_grid(height, width, side) != grid:
-            raise ValueError(
-                f"`image_size` must be one that {grid} patches of {side} pixels cover, got {(height, width)}."
-            )
+        grid, slots = tuple(codes.shape[-2:]), codes.shape[1]
+        size = self._image_size(grid, image_size)
         payload = pack_indices(codes.permute(0, 2, 3, 1).flatten(0, 2), self.slot_bits)
-        header = _HEADER.pack(_MAGIC, self._fingerprint(), codes.shape[0], height, width, zlib.crc32(payload))
-        return header + payload
+        return pack_container(CodeHeader("patch", self._fingerprint(), codes.shape[0], grid, size, slots), payload)
 
-    def unpack(self, data: bytes) -> ModelBasedVQCodecOutput:
+    def unpack(self, data: bytes, max_pixels: int = _MAX_PIXELS) -> ModelBasedVQCodecOutput:
         """
         Codes from bytes.
 
         Args:
-            data (`bytes`): What [`pack`] gave, of this codec: same configuration, same codebooks.
+            data (`bytes`): What [`pack`] gave, of this codec: same configuration, same codebooks. It may come from
+                anybody: sizes are held against its length before memory is taken.
+            max_pixels (`int`, defaults to 2²⁸): Most pixels of all images together.
 
         Returns:
-            [`ModelBasedVQCodecOutput`]: Codes and the images' size.
+            [`ModelBasedVQCodecOutput`]: Codes, on the CPU, and the images' size.
 
         Raises:
-            ValueError: If the bytes are cut off, changed, or of another codec.
+            ValueError: If the bytes are cut off, changed, of another codec or format, no code of this codec, or have
+                more pixels.
         """
-        if len(data) < _HEADER.size or data[: len(_MAGIC)] != _MAGIC:
-            raise ValueError("`data` must be packed codes of a ModelBasedVQCodec, it is cut off or something else.")
-        _, found, batch, height, width, checksum = _HEADER.unpack_from(data)
-        if found != self._fingerprint():
+        header, payload = unpack_container(data)
+        name = f"{self.notation} codec of patches of {self.config.patch_size}"
+        if header.kind != "patch":
+            raise ValueError("`data` must be packed codes of a ModelBasedVQCodec, it holds those of a bottleneck.")
+        if header.fingerprint != self._fingerprint():
+            raise ValueError(f"`data` must be packed by this {name}, it is of another.")
+        size, grid, slots = header.image_size, header.latent_size, len(self.slot_bits)
+        if header.slots != slots or size is None or patch_grid(*size, self.config.patch_size) != grid:
             raise ValueError(
-                f"`data` must be packed by this {self.notation} codec of patches of {self.config.patch_size}, it is of another."
+                f"`data` must have {slots} slots and as many patches as its image needs, its header names "
+                f"{header.slots}, and {grid} for {size}."
             )
-        payload = data[_HEADER.size :]
-        if zlib.crc32(payload) != checksum:
-            raise ValueError("`data` must be whole, it is cut off or changed.")
-        rows, columns = patch_grid(height, width, self.config.patch_size)
-        indices = unpack_indices(payload, batch * rows * columns, self.slot_bits)
-        codes = indices.unflatten(0, (batch, rows, columns)).permute(0, 3, 1, 2).contiguous()
-        return ModelBasedVQCodecOutput(codes=codes, image_size=(height, width))
+        padded = tuple(side * self.config.patch_size for side in grid)
+        check_sites(header.batch, padded, max_pixels, "max_pixels")
+        indices = unpack_indices(payload, header.batch * grid[0] * grid[1], self.slot_bits)
+        codes = indices.unflatten(0, (header.batch, *grid)).permute(0, 3, 1, 2).contiguous()
+        return ModelBasedVQCodecOutput(codes=codes, image_size=size)
+
+
+def _may_look(values: torch.Tensor) -> bool:
+    """Whether a check may read values: where nothing has to wait for them, and no compiled graph would break."""
+    return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
 
 
 def _images(images: Any, column: str) -> Iterable[torch.Tensor]:
     """Images `(3, H, W)` in [-1, 1] from whatever `fit` takes."""
-    if isinstance(images, str) or hasattr(images, "__fspath__"):
+    if isinstance(images, Image.Image):
+        images = [images]
+    elif isinstance(images, str) or hasattr(images, "__fspath__"):
         images = load_image_dataset(train_data_dir=str(images), image_column=column)
     elif hasattr(images, "column_names"):
         images = (row[column] for row in images)
@@ -579,12 +610,17 @@ def _images(images: Any, column: str) -> Iterable[torch.Tensor]:
     def convert() -> Iterator[torch.Tensor]:
         for index, image in enumerate(images):
             if not torch.is_tensor(image):
-                pixels = np.array(to_rgb(image, f"image {index}"))
-                image = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
-            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
+                image = image if isinstance(image, np.ndarray) else to_rgb(image, f"image {index}")
+                image = preprocess_images(image, name="images", signed=False)[0]
+            elif image.dtype == torch.uint8:
+                image = preprocess_images(image, name="images")[0]
+            if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point() or not image.numel():
                 raise ValueError(
                     f"`images` must hold tensors (3, H, W) in [-1, 1], got {image.dtype} of shape {tuple(image.shape)}."
                 )
+            low, high = image.aminmax()
+            if not (low >= -_LARGEST and high <= _LARGEST):
+                raise ValueError(f"`images` must lie in [-1, 1], got {low.item():.4g} to {high.item():.4g}.")
             yield image.cpu()
 
     return convert()

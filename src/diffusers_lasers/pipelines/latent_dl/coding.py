@@ -1,4 +1,5 @@
-r"""What [`LatentDLPipeline`] and [`LatentDLXLPipeline`] share: codes between a denoiser and a decoder.
+r"""What [`LatentDLPipeline`], [`LatentDLXLPipeline`] and their image-to-image variants share: codes between a denoiser
+and a decoder.
 
     prompt ─ denoiser → z ─ bottleneck.encode → code ─ bottleneck.decode → ẑ ─ decoder → image
 
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput
 from torch.nn import functional as F
 
 from ...coding import IndexCode, SparseCode
@@ -29,6 +30,7 @@ from ...models.bottlenecks import (
     ScalarQuantizerBottleneck,
     VectorQuantizerBottleneck,
 )
+from ...utils.image_inputs import preprocess_images
 from .pipeline_output import LatentDLPipelineOutput
 
 
@@ -76,14 +78,15 @@ class LatentCodingMixin:
         The code of images, without a prompt. Sides that the autoencoder does not divide are padded by repeating the edge.
 
         Args:
-            image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, as diffusers takes them: arrays `(B, H, W, 3)` and
-                tensors `(B, 3, H, W)` in [0, 1].
+            image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, as
+                diffusers takes them: pictures of any mode; arrays `(B, H, W, 3)` and tensors `(B, 3, H, W)` of uint8
+                or in [0, 1], or in [-1, 1] where a value is negative.
 
         Returns:
             [`SparseCode`] or [`IndexCode`]: The code, with the images' size.
 
         Raises:
-            ValueError: If the pipeline has no bottleneck.
+            ValueError: If the pipeline has no bottleneck, or the images are no such.
         """
         self._check_bottleneck()
         code = self._encode(image)
@@ -172,13 +175,19 @@ class LatentCodingMixin:
 
     def _latents(self, image: PipelineImageInput) -> tuple[torch.Tensor, tuple[int, int]]:
         """Latents of images, which are padded to what the autoencoder divides, and the images' size before."""
-        pixel_values = VaeImageProcessor(do_resize=False).preprocess(image)
+        pixel_values = preprocess_images(image, self.vae.config.get("in_channels", 3))
         height, width = pixel_values.shape[-2:]
         factor = self.vae_scale_factor
         padded = F.pad(pixel_values, (0, -width % factor, 0, -height % factor), mode="replicate")
         with self._upcast():
             latents = encode_latents(self.vae, padded.to(self._execution_device, self.vae.dtype))
         return latents, (height, width)
+
+    def _start(self, image: PipelineImageInput) -> torch.Tensor:
+        """What an image-to-image loop of diffusers starts from: images in [0, 1], or latents as they are."""
+        if torch.is_tensor(image) and image.ndim == 4 and image.shape[1] == self.vae.config.latent_channels:
+            return image
+        return preprocess_images(image, self.vae.config.get("in_channels", 3)) / 2 + 0.5
 
     def _encode(self, image: PipelineImageInput) -> SparseCode | IndexCode:
         latents, size = self._latents(image)
@@ -204,6 +213,8 @@ class LatentCodingMixin:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
         if output_type == "code":
             self._check_bottleneck()
+        if "image" in given:
+            given["image"] = self._start(given["image"])
         latents = call(self, **given, output_type="latent", return_dict=False)[0]
         code, unsafe, images = None, None, latents
         if output_type != "latent" and self._has_codes:

@@ -31,6 +31,8 @@ from .pipeline_output import ModelBasedLatentDiffusionOutput
 
 __all__ = ["ModelBasedLatentDiffusionPipeline"]
 
+OUTPUT_TYPES = ("pil", "np", "pt", "latent", "code")
+
 
 class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
     r"""
@@ -101,15 +103,16 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
             raise ValueError(f"`batch_size` must be a positive integer, got {batch_size!r}.")
         side = self.codec_scale_factor
         for name, value in (("height", height), ("width", width)):
-            if value < side or value % side:
+            if isinstance(value, bool) or not isinstance(value, int) or value < side or value % side:
                 raise ValueError(f"`{name}` must be a positive multiple of {side}, got {value!r}.")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"`generator` must hold {batch_size} generators, one an image, got {len(generator)}.")
         shape = (batch_size, self.unet.config.num_slots, height // side, width // side)
-        if latents is not None and tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        if latents is not None and (not torch.is_tensor(latents) or tuple(latents.shape) != shape):
+            found = tuple(latents.shape) if torch.is_tensor(latents) else type(latents).__name__
+            raise ValueError(f"`latents` must be a tensor of shape {shape}, got {found}.")
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {output_type!r}.")
         unknown = [name for name in callback_tensors if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -169,7 +172,8 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
             generator (`torch.Generator` or a list of them, *optional*): One, or one an image, on the CPU or where the denoiser is.
             latents (`torch.Tensor` of shape `(B, c̄, h, w)`, *optional*): A start of one's own, z_T.
             use_refiner (`bool`, defaults to `True`): Whether the refiner, where there is one, repairs the images.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, or `"latent"`: the codes.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`; `"latent"`: the loop's last latents,
+                which are numbers, or indices for a discrete denoiser; or `"code"`: the codes.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): Is called with the pipeline, the step, the timestep and a dictionary of tensors, after each step;
                 may return changed ones.
@@ -211,8 +215,8 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
         codes = latents if config.parameterization == "discrete" else number_to_index(latents, config.num_codewords)
         if config.parameterization == "discrete":
             codes = codes.clamp(0, config.num_codewords - 1)  # masks that an interrupted loop left
-        images = codes
-        if output_type != "latent":
+        images = latents if output_type == "latent" else codes
+        if output_type not in ("latent", "code"):
             images = decode_indices(self.codec, codes)
             if self.refiner is not None and use_refiner:
                 images = self.refiner(images.to(self.refiner.dtype)).sample

@@ -19,7 +19,9 @@ from PIL import Image
 from ...coding import IndexCode, SparseCode
 from ...functional.degradations import hide, upscale_bicubic
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
+from ...utils import config_checks as checks
 from ...utils.hub import LasersHubMixin
+from ...utils.image_inputs import preprocess_images, preprocess_masks
 
 
 __all__ = ["DLRestorationPipeline", "DLRestorationPipelineOutput"]
@@ -55,19 +57,13 @@ class DLRestorationPipeline(LasersHubMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "vae"
+    _config_fields = {"task": checks.Word(*TASKS), "scale": checks.Integer(1, 64)}
 
     def __init__(self, vae: AutoencoderDL, task: str = "reconstruction", scale: int = 4):
         super().__init__()
-        if task not in TASKS:
-            raise ValueError(f"`task` must be one of {TASKS}, got {task!r}.")
-        if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
-            raise ValueError(f"`scale` must be a positive integer, got {scale!r}.")
-        self.register_modules(vae=vae)
         self.register_to_config(task=task, scale=scale)
+        self.register_modules(vae=vae)
         self.image_processor = VaeImageProcessor(do_resize=False)
-        self.mask_processor = VaeImageProcessor(
-            do_resize=False, do_normalize=False, do_binarize=True, do_convert_grayscale=True
-        )
 
     @torch.no_grad()
     def __call__(
@@ -82,8 +78,9 @@ class DLRestorationPipeline(LasersHubMixin, DiffusionPipeline):
         Restores images.
 
         Args:
-            image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, as diffusers takes them: arrays `(B, H, W, 3)` and
-                tensors `(B, 3, H, W)` in [0, 1]. For super-resolution the small ones.
+            image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, as
+                diffusers takes them: pictures of any mode; arrays `(B, H, W, 3)` and tensors `(B, 3, H, W)` of uint8
+                or in [0, 1], or in [-1, 1] where a value is negative. For super-resolution the small ones.
             mask_image (like `image`, *optional*): For inpainting, and only for it: white (above one half) where pixels are to be filled in, of the images' size;
                 one, or one an image.
             paste_known (`bool`, defaults to `True`): Whether inpainting returns the pixels outside the mask exactly as they were given.
@@ -101,13 +98,13 @@ class DLRestorationPipeline(LasersHubMixin, DiffusionPipeline):
         if (mask_image is not None) != (self.config.task == "inpainting"):
             need = "must be given" if mask_image is None else "must be None"
             raise ValueError(f"`mask_image` {need} for the task {self.config.task!r}.")
-        pixel_values = self.image_processor.preprocess(image).to(self._execution_device)
+        pixel_values = preprocess_images(image, self.vae.config.in_channels).to(self._execution_device)
         mask = None
         given = pixel_values
         if self.config.task == "super_resolution":
             given = upscale_bicubic(pixel_values, self.config.scale)
         elif mask_image is not None:
-            mask = self.mask_processor.preprocess(mask_image).to(self._execution_device)
+            mask = preprocess_masks(mask_image).to(self._execution_device)
             sizes = (tuple(mask.shape[-2:]), tuple(pixel_values.shape[-2:]))
             if sizes[0] != sizes[1] or mask.shape[0] not in (1, pixel_values.shape[0]) or mask.shape[1] != 1:
                 raise ValueError(

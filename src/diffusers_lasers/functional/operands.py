@@ -1,0 +1,138 @@
+"""What functions and compiled operators ask of their tensors before anything is computed: C believes the sizes that it is told.
+
+Shapes are written as the names of their sizes, `"N features"`; a name means the same number wherever it occurs in one call. Checks of shapes,
+types and devices cost microseconds and never read a value. Checks of values (`check_indices`) are made on the CPU only, outside
+`torch.compile`: on a GPU they would make the host wait, and its own kernels stop the process at an index that is out of range.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+_MAY_BE_ZERO = ("N", "sparsity")
+_LARGEST = 2**31 - 256  # atoms, codewords: the kernels count them in 32 bits, with room for padding
+
+Operand = tuple[torch.Tensor, str]
+
+
+def as_tensor(name: str, values: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """
+    A tensor as it is, an array of NumPy as a tensor on the CPU, which shares its memory where it can.
+
+    Args:
+        name (`str`): Name of the argument.
+        values (`torch.Tensor` or `numpy.ndarray`): Numbers.
+
+    Returns:
+        `torch.Tensor`: The same numbers.
+
+    Raises:
+        ValueError: If it is neither, or of a type that tensors do not have.
+    """
+    if isinstance(values, torch.Tensor):
+        return values
+    if not isinstance(values, np.ndarray):
+        raise ValueError(f"`{name}` must be a tensor or an array of NumPy, got {type(values).__name__}.")
+    if not values.dtype.isnative or not values.flags.writeable or min(values.strides, default=0) < 0:
+        values = np.array(values, dtype=values.dtype.newbyteorder("="))  # what a tensor cannot share
+    try:
+        return torch.from_numpy(values)
+    except TypeError as error:
+        raise ValueError(f"`{name}` must be of a type that tensors have, got {values.dtype}.") from error
+
+
+def check_operands(
+    dtype: torch.dtype | None = None, *, device: str | None = None, mixed: bool = False, **operands: Operand
+) -> dict[str, int]:
+    """
+    Refuses tensors that do not fit each other.
+
+    Args:
+        dtype (`torch.dtype`, *optional*): What all have to be of. Defaults to `None`: of one floating-point type.
+        mixed (`bool`, defaults to `False`): Whether floating-point types may differ.
+        device (`str`, *optional*): Type of the device where all have to be. Defaults to `None`: on one device.
+        operands (`tuple[torch.Tensor, str]`): Tensors by name, each with its shape, e.g. `"N features"`. All sizes but N and sparsity are at least 1.
+
+    Returns:
+        `dict[str, int]`: The sizes by name.
+
+    Raises:
+        ValueError: If a tensor has another shape, type, device or layout.
+    """
+    sizes: dict[str, int] = {}
+    first = None
+    for name, (tensor, shape) in operands.items():
+        names = shape.split()
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"`{name}` must be a tensor of shape ({', '.join(names)}), got {type(tensor).__name__}.")
+        first = tensor if first is None else first
+        wanted = f"`{name}` must be a tensor of shape ({', '.join(names)})"
+        if tensor.ndim != len(names):
+            raise ValueError(f"{wanted}, got shape {tuple(tensor.shape)}.")
+        for size, length in zip(names, tensor.shape):
+            if sizes.setdefault(size, length) != length:
+                raise ValueError(f"{wanted} with {size} = {sizes[size]}, got shape {tuple(tensor.shape)}.")
+            if size not in _MAY_BE_ZERO and not 1 <= length < _LARGEST:
+                raise ValueError(f"{wanted} with {size} from 1 to {_LARGEST - 1}, got shape {tuple(tensor.shape)}.")
+        wrong = tensor.dtype != dtype if dtype else not (mixed or tensor.dtype == first.dtype)
+        if wrong or not tensor.is_floating_point():
+            kind = dtype or (first.dtype if first.is_floating_point() and not mixed else "floating point")
+            raise ValueError(f"`{name}` must be of {kind}, got {tensor.dtype}.")
+        if tensor.device.type != device if device else tensor.device != first.device:
+            raise ValueError(f"`{name}` must be on {device or first.device}, got {tensor.device}.")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"`{name}` must be a dense tensor, got layout {tensor.layout}.")
+    return sizes
+
+
+def is_integer(tensor: torch.Tensor) -> bool:
+    """Whether a tensor may hold indices."""
+    return isinstance(tensor, torch.Tensor) and tensor.dtype in (
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+    )
+
+
+def check_slots(indices: torch.Tensor, slots: int, dtype: torch.dtype | None = None, n: int | None = None) -> None:
+    """Refuses `indices` that are no integers (of `dtype`, where it is given) of shape `(n, slots)` on the CPU; n may be any number."""
+    fitting = indices.dtype == dtype if dtype else is_integer(indices)
+    shaped = indices.ndim == 2 and indices.shape[1] == slots and n in (None, indices.shape[0])
+    if not (fitting and shaped and indices.device.type == "cpu" and indices.layout == torch.strided):
+        raise ValueError(
+            f"`indices` must be {dtype or 'integers'} of shape ({'N' if n is None else n}, {slots}) on the CPU, got "
+            f"{indices.dtype} of shape {tuple(indices.shape)} on {indices.device}."
+        )
+
+
+def check_indices(name: str, indices: torch.Tensor, count: int, least: int = 0, of: str = "atoms") -> None:
+    """
+    Refuses what is no integer, and on the CPU outside `torch.compile` what names nothing.
+
+    Args:
+        name (`str`): Name of the argument.
+        indices (`torch.Tensor`): Indices of any shape.
+        count (`int`): What they are below.
+        least (`int`, defaults to 0): The smallest that is allowed; −1 where that marks an unused slot.
+        of (`str`, defaults to `"atoms"`): What they name.
+
+    Raises:
+        ValueError: If a type or a value does not fit.
+    """
+    if not is_integer(indices):
+        raise ValueError(
+            f"`{name}` must be a tensor of integers, got {getattr(indices, 'dtype', type(indices).__name__)}."
+        )
+    if indices.layout != torch.strided:
+        raise ValueError(f"`{name}` must be a dense tensor, got layout {indices.layout}.")
+    if indices.device.type != "cpu" or torch.compiler.is_compiling() or not indices.numel():
+        return
+    low, high = (int(end) for end in indices.aminmax())
+    if high >= count:
+        raise ValueError(f"`{name}` must be below the number of {of} ({count}), got {high}.")
+    if low < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {low}.")

@@ -1,0 +1,200 @@
+r"""Which files of a folder, or of a pattern, are images of a split; with a sentence on what was left out, and why.
+
+Folders are data as they are: names of classes and files mean nothing, except for two conventions at which a folder is
+taken apart into splits. *Folders*: the top has a folder `train` and one of `validation`, `valid`, `val` or `test`, or
+holds nothing but such folders. *Shards*: parquet files whose names are a split or begin with one and a number, such as
+`train-00000-of-00003.parquet`, as `datasets` writes them. What a pattern matches is never taken apart.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from .image_decoding import picture_formats
+
+
+__all__ = ["ImageFiles", "find_image_files"]
+
+_HELD_OUT = ("validation", "valid", "val", "test")
+_HIDDEN = {
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+}  # what archivers and systems put beside pictures, all beside names with a dot
+_SHARD = re.compile(r"(train|validation|valid|val|test)([-_.]?\d.*)?\.parquet", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """
+    Image files that were found, or parquet files; `str` of it is a sentence for the user.
+
+    Args:
+        paths (`list[str]`): The files, in the order of their names.
+        location (`str`): Where they were looked for.
+        decided (`str`): What was taken, such as `"all, no splits"` or `"split 'train', folder train/"`.
+        skipped (`Counter[str]`): How many others were left out, by reason.
+    """
+
+    paths: list[str]
+    location: str
+    decided: str
+    skipped: Counter[str]
+
+    @property
+    def are_parquet(self) -> bool:
+        """Whether the files are parquet files; a ValueError where they are of both kinds."""
+        kinds = {_is_parquet(path) for path in self.paths}
+        if len(kinds) > 1:
+            raise ValueError(f"{self.location!r} mixes parquet files with images; give one kind.")
+        return kinds == {True}
+
+    def __str__(self) -> str:
+        count, kind = len(self.paths), "parquet file" if self.are_parquet else "image"
+        return f"{self.location!r}: {count} {kind}{'' if count == 1 else 's'} found ({self.decided}), {self.left_out}."
+
+    @property
+    def left_out(self) -> str:
+        """How many files were left out, and why, in words."""
+        reasons = "; ".join(f"{number} {reason}" for reason, number in sorted(self.skipped.items()))
+        return f"left out: {reasons}" if reasons else "nothing left out"
+
+
+def find_image_files(location: str, split: str) -> ImageFiles:
+    """
+    Image files, or parquet files, of a place on this machine. Linked folders are followed, each real folder once.
+
+    Args:
+        location (`str`):
+            A folder (searched recursively), a file, or a pattern of files or folders with `*`, `?`, `[…]` or `**`. A
+            name that exists is no pattern.
+        split (`str`):
+            Which split of a folder that has splits; `"validation"` is the first of `validation`, `valid`, `val` and
+            `test` that is there.
+
+    Returns:
+        `ImageFiles`: The files, none if nothing suits.
+
+    Raises:
+        ValueError: If the folder has splits and not this one.
+    """
+    skipped: Counter[str] = Counter()
+    if os.path.isdir(location):
+        paths = _kept(_walk(location, skipped), location, skipped)
+        paths, decided = _of_split(paths, location, split, skipped)
+    elif os.path.isfile(location):
+        paths, decided = [location], "the file"
+    else:
+        paths = _kept(dict.fromkeys(_matched(location, skipped)), _root(location), skipped)
+        decided = "all that match"
+    return ImageFiles(paths, location, decided, skipped)
+
+
+def _is_parquet(path: str) -> bool:
+    return Path(path).suffix.lower() == ".parquet"
+
+
+def _walk(folder: str, skipped: Counter[str]) -> Iterator[str]:
+    """All regular files below a folder, links followed, no real folder twice, in the order of their names."""
+
+    def failed(error: OSError) -> None:
+        skipped[f"in folders that cannot be opened ({os.path.basename(error.filename)})"] += 1
+
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=failed):
+        place = os.stat(parent)
+        if (place.st_dev, place.st_ino) in seen:  # a link to a folder above it or beside it
+            folders.clear()
+            skipped["folders that links lead to again"] += 1
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        # real folders before links: a picture is listed under its own name
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
+        for name in names:
+            path = os.path.join(parent, name)
+            if os.path.isfile(path):
+                yield path
+            else:
+                skipped["links that lead nowhere" if os.path.islink(path) else "that are no regular files"] += 1
+
+
+def _kept(paths: Iterable[str], root: str, skipped: Counter[str]) -> list[str]:
+    """The image and parquet files that are not hidden, sorted."""
+    known = {".parquet"}.union(*picture_formats().values())
+    kept = []
+    for path in paths:
+        suffix = Path(path).suffix.lower()
+        if any(part.startswith(".") or part.lower() in _HIDDEN for part in Path(os.path.relpath(path, root)).parts):
+            skipped["hidden"] += 1
+        elif suffix not in known:
+            skipped[f"no images ({suffix or 'without a suffix'})"] += 1
+        else:
+            kept.append(path)
+    return sorted(kept)
+
+
+def _names_of(split: str) -> tuple[str, ...]:
+    return _HELD_OUT if split == "validation" else (split,)
+
+
+def _of_split(paths: list[str], root: str, split: str, skipped: Counter[str]) -> tuple[list[str], str]:
+    """The files of one split by the two conventions, or all of them; and which it was."""
+    tops = [Path(os.path.relpath(path, root)).parts for path in paths]
+    folders = {parts[0] for parts in tops if len(parts) > 1}
+    known = {name for name in folders if name.lower() in ("train", *_HELD_OUT, split)}
+    both = {"train"} < {name.lower() for name in known}
+    if both or (known and all(parts[0] in known for parts in tops)):
+        labels = [parts[0].lower() if parts[0] in known else None for parts in tops]
+        kind, end = "folder", "/"
+    elif any(_SHARD.fullmatch(parts[-1]) for parts in tops):
+        found = [_SHARD.fullmatch(parts[-1]) for parts in tops]
+        labels = [match[1].lower() if match else None for match in found]
+        kind, end = "shards", ""
+    else:
+        return paths, "all, no splits"
+    chosen = next((name for name in _names_of(split) if name in labels), None)
+    if chosen is None:
+        there = ", ".join(sorted({label for label in labels if label}))
+        raise ValueError(
+            f"{root!r} has splits ({there}) and not split {split!r}; to take a folder as it is, give {os.path.join(glob.escape(root), '*')!r}."
+        )
+    for label in labels:
+        if label != chosen:
+            skipped[f"of {label}{end}" if label else "of no split"] += 1
+    return [path for path, label in zip(paths, labels) if label == chosen], f"split {split!r}, {kind} {chosen}{end}"
+
+
+def _root(pattern: str) -> str:
+    """The folder below which a pattern matches."""
+    parts = Path(pattern).parts
+    plain = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return os.path.join("", *parts[:plain]) or os.curdir
+
+
+def _matched(pattern: str, skipped: Counter[str]) -> list[str]:
+    """The files that a pattern matches, and those below folders that it matches."""
+    parts = Path(pattern).parts
+    if "**" in parts:  # not `glob`'s, which goes round a cycle of links forty times
+        root = _root(pattern)
+        wanted = parts[len(Path(root).parts) :]
+        return [p for p in _walk(root, skipped) if _matches(Path(os.path.relpath(p, root)).parts, wanted)]
+    found: list[str] = []
+    for match in sorted(glob.glob(pattern)):
+        found.extend(_walk(match, skipped) if os.path.isdir(match) else [match] if os.path.isfile(match) else [])
+    return found
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Whether a path's parts match a pattern's, where `**` stands for any number of folders, and at its end for anything."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return pattern == ("**",) or any(_matches(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
