@@ -175,7 +175,7 @@ def main(args):
     write_about(folder, settings)
     memory = "" if peak is None else f", peak memory {peak:.2f} GiB"
     print(f"{codec.notation} fitted to {len(train)} images in {seconds:.0f} s{memory}: {folder}")
-    judgement = Judgement(folder)
+    judgement = Judgement(folder, secret=args.hub_token)
     if held_out is not None:
         with judgement.of("the held-out images"):
             figures, picture = judge(codec, held_out)
@@ -192,10 +192,11 @@ def main(args):
 
 def cli(input_args=None):
     """Runs with a command line; what is wrong with it or its files is one sentence."""
+    args = parse_args(input_args)
     try:
-        main(parse_args(input_args))
+        main(args)
     except (ValueError, ImportError, OSError) as error:
-        raise SystemExit(f"fit_codec.py: error: {error}") from error
+        raise SystemExit(hide_token([f"fit_codec.py: error: {error}"], args.hub_token)[0]) from error
 
 
 if __name__ == "__main__":

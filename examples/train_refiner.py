@@ -247,7 +247,7 @@ def write_about(run, args, saved, figures):
 
 def finish(run, args):
     """Saves the refiner, judges it, and uploads it where that is wanted; on the main process."""
-    folder, judgement = Path(args.output_dir), Judgement(args.output_dir)
+    folder, judgement = Path(args.output_dir), Judgement(args.output_dir, secret=args.hub_token)
     save_whole(run.refiner, folder / "refiner")
     if run.pipeline is not None:
         run.pipeline.register_modules(refiner=run.refiner)
@@ -293,7 +293,7 @@ def cli(input_args=None):
     try:
         main(args)
     except (ValueError, ImportError, OSError) as error:
-        raise SystemExit(f"train_refiner.py: error: {error}") from error
+        raise SystemExit(hide_token([f"train_refiner.py: error: {error}"], args.hub_token)[0]) from error
 
 
 if __name__ == "__main__":
