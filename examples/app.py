@@ -28,6 +28,7 @@ from app_html import CSS, figures, file_table, flip_figure, hint, message, statu
 from app_models import Shelf  # noqa: E402
 from app_results import PictureError, atoms_used, controls, describe, read_picture  # noqa: E402
 
+from diffusers_lasers.commands.batch import printable  # noqa: E402
 from diffusers_lasers.utils import CommandParser  # noqa: E402
 from diffusers_lasers.utils.image_sources import bundled_photos  # noqa: E402
 from diffusers_lasers.utils.import_utils import requires  # noqa: E402
@@ -249,8 +250,8 @@ def build(shelf: Shelf, max_side: int = 384):
             "inputs": [seen, model, codec],
             "outputs": [progress, model, codec, timer, seen],
         }
-        # Without gradio's preprocessing, which opens the file before it can be checked, by any of Pillow's decoders: `read_upload` and `read_picture`
-        # do its work, and say what is wrong in a sentence.
+        # Without gradio's preprocessing, which opens the file before it can be checked, by any of Pillow's decoders:
+        # `read_upload` and `read_picture` do its work, and say what is wrong in a sentence.
         read = {"fn": on_picture, "inputs": upload, "outputs": [state, note, original], "preprocess": False, **quick}
         configured = {"fn": on_model, "inputs": model, "outputs": [about, sparsity, bits, is_float]}
         compared = {
@@ -278,7 +279,10 @@ def build(shelf: Shelf, max_side: int = 384):
 
 
 def launch(page, server_name: str | None = None, server_port: int | None = None, wait: bool = True):
-    """Serves the page: its own fonts, no links outwards, no history of runs in the browser; calls name uploads alone, and what is kept for visitors is bounded."""
+    """
+    Serves the page: its own fonts, no links outwards, no history of runs in the browser; calls name uploads alone, and
+    what is kept for visitors is bounded.
+    """
     gr = requires("gradio", extra="app")
     from starlette.middleware import Middleware
 
@@ -327,7 +331,11 @@ def parse_args(input_args=None):
 
 def cli(input_args=None):
     """Runs with a command line; what is wrong with it or its files is one sentence."""
-    args = parse_args(input_args)
+    with printable():
+        _serve(parse_args(input_args))
+
+
+def _serve(args):
     try:
         requires("gradio", extra="app")
         shelf = Shelf(args.model, args.codec, args.cache_dir)

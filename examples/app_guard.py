@@ -1,9 +1,12 @@
-"""What a visitor's call to examples/app.py may name: files that were uploaded to the page, and nothing else of the server or of the network.
+"""What a visitor's call to examples/app.py may name: files that were uploaded to the page, and nothing else of the
+server or of the network.
 
-gradio looks where a file lies only if the call says that it is one (`meta`), and then opens whatever path stands there; a path or an address in any input
-of any function is fetched before the function sees it. So two checks of our own: `OnlyUploads` stands before gradio and refuses each call that names a file
-without `meta`, outside the upload folder (links followed), or that is no regular file, each address of another server, and the routes that this page does
-not use; `read_upload` does the same where the bytes are read. A refusal is one sentence, the same whether or not the file exists.
+gradio looks where a file lies only if the call says that it is one (`meta`), and then opens whatever path stands
+there; a path or an address in any input of any function is fetched before the function sees it. So two checks of our
+own: `OnlyUploads` stands before gradio and refuses each call that names a file without `meta`, outside the upload
+folder (links followed), or that is no regular file, each address of another server, and the routes that this page
+does not use; `read_upload` does the same where the bytes are read. A refusal is one sentence, the same whether or not
+the file exists.
 """
 
 import json
@@ -114,7 +117,8 @@ def check_call(body: bytes, folder: str) -> None:
 
 class OnlyUploads:
     """
-    Creates an ASGI layer that answers 400, with one sentence, to calls that name anything but an upload, and 404 to routes that the page does not use.
+    Creates an ASGI layer that answers 400, with one sentence, to calls that name anything but an upload, and 404 to
+    routes that the page does not use.
 
     Args:
         app: What it stands before.

@@ -102,7 +102,7 @@ def read_picture(source: str | bytes, max_side: int, name: str | None = None) ->
 
 
 def jpeg_scans(data: bytes) -> int:
-    """How many scans a JPEG file has, counted until they are too many: marker after marker, to the end of its first image."""
+    """How many scans a JPEG file has, until they are too many: marker after marker, to the end of its first image."""
     scans, at = 0, 2
     while scans <= MOST_SCANS and 0 <= (at := data.find(b"\xff", at)) < len(data) - 1:
         marker = data[at + 1]

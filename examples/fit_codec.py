@@ -35,7 +35,6 @@ from diffusers_lasers.utils import (
     push_folder,
     recorded_arguments,
     save_image,
-    save_whole,
     write_json,
     write_model_card,
 )
@@ -170,12 +169,12 @@ def main(args):
         "validation": None,
         "versions": {"diffusers_lasers": diffusers_lasers.__version__, "torch": torch.__version__},
     }
-    save_whole(codec, folder)
+    codec.save_pretrained(folder)
     (folder / "reconstructions.png").unlink(missing_ok=True)  # of a codec that was overwritten
     write_about(folder, settings)
     memory = "" if peak is None else f", peak memory {peak:.2f} GiB"
     print(f"{codec.notation} fitted to {len(train)} images in {seconds:.0f} s{memory}: {folder}")
-    judgement = Judgement(folder)
+    judgement = Judgement(folder, secret=args.hub_token)
     if held_out is not None:
         with judgement.of("the held-out images"):
             figures, picture = judge(codec, held_out)
@@ -192,10 +191,11 @@ def main(args):
 
 def cli(input_args=None):
     """Runs with a command line; what is wrong with it or its files is one sentence."""
+    args = parse_args(input_args)
     try:
-        main(parse_args(input_args))
+        main(args)
     except (ValueError, ImportError, OSError) as error:
-        raise SystemExit(f"fit_codec.py: error: {error}") from error
+        raise SystemExit(hide_token([f"fit_codec.py: error: {error}"], args.hub_token)[0]) from error
 
 
 if __name__ == "__main__":

@@ -43,7 +43,6 @@ from diffusers_lasers.utils import (
     hide_token,
     push_folder,
     recorded_arguments,
-    save_whole,
     write_json,
     write_model_card,
 )
@@ -219,10 +218,10 @@ def main(args):
         "validation": None,
         "versions": {"diffusers_lasers": diffusers_lasers.__version__, "torch": torch.__version__},
     }
-    save_whole(bottleneck, folder)
+    bottleneck.save_pretrained(folder)
     write_about(folder, bottleneck, settings)
     print(f"{type(bottleneck).__name__} fitted to {len(train)} crops in {settings['seconds']:.0f} s: {folder}")
-    judgement = Judgement(folder)
+    judgement = Judgement(folder, secret=args.hub_token)
     if held_out is not None:
         with judgement.of("the held-out images"):
             figures = judge(autoencoder, bottleneck, held_out, args)
@@ -239,10 +238,11 @@ def main(args):
 
 def cli(input_args=None):
     """Runs with a command line; what is wrong with it or its files is one sentence."""
+    args = parse_args(input_args)
     try:
-        main(parse_args(input_args))
+        main(args)
     except (ValueError, ImportError, OSError) as error:
-        raise SystemExit(f"fit_latent_bottleneck.py: error: {error}") from error
+        raise SystemExit(hide_token([f"fit_latent_bottleneck.py: error: {error}"], args.hub_token)[0]) from error
 
 
 if __name__ == "__main__":

@@ -72,7 +72,6 @@ from diffusers_lasers.utils import (
     push_folder,
     recorded_arguments,
     save_image,
-    save_whole,
     settle,
     write_json,
     write_model_card,
@@ -436,7 +435,7 @@ def write_card(args, settings, figures, picture):
 def finish(run, args, settings, log):
     """Saves the pipeline, judges it, and uploads it where that is wanted; on the main process."""
     with run.average.applied(run.model) if run.average is not None else nullcontext():
-        save_whole(make_pipeline(run, args), args.output_dir)
+        make_pipeline(run, args).save_pretrained(args.output_dir)
     write_card(args, settings, {}, None)
     with run.judgement.of("the held-out loss and samples"):
         figures, picture = validate(run, args, run.state.step)
@@ -523,13 +522,16 @@ def main(args):
     folder, log, main_process = Path(args.output_dir), None, run.accelerator.is_main_process
     if main_process:
         config = {k: v for k, v in recorded_arguments(args).items() if isinstance(v, (int, float, str, bool))}
-        run.accelerator.init_trackers(args.tracker_project_name, config=config)
+        try:
+            run.accelerator.init_trackers(args.tracker_project_name, config=config)
+        except Exception as error:  # each tracker has errors of its own
+            raise ValueError(f"--report_to {args.report_to} cannot be used: {error}") from error
     settings = describe(run, args)
     model, run.optimizer = run.accelerator.prepare(run.model, run.optimizer)
     register_hooks(run)
     set_seed(args.seed, device_specific=True)  # ranks draw noise of their own
     run.folder.load(run.parts)
-    run.judgement = Judgement(folder)  # only the main process judges
+    run.judgement = Judgement(folder, secret=args.hub_token)  # only the main process judges
     if main_process:
         write_json(folder / "settings.json", settings)
         log = TrainingLog(folder / "training_log.jsonl", resume_step=run.state.step)
@@ -549,7 +551,7 @@ def cli(input_args=None):
     try:
         main(args)
     except (ValueError, ImportError, OSError) as error:
-        raise SystemExit(f"train_categorical_ddpm.py: error: {error}") from error
+        raise SystemExit(hide_token([f"train_categorical_ddpm.py: error: {error}"], args.hub_token)[0]) from error
 
 
 if __name__ == "__main__":

@@ -89,7 +89,6 @@ from diffusers_lasers.utils import (
     push_folder,
     recorded_arguments,
     save_image,
-    save_whole,
     settle,
     write_json,
     write_model_card,
@@ -461,7 +460,8 @@ def check_held_out(run: argparse.Namespace, args: argparse.Namespace) -> None:
         return
     source = run.held_out.source
     share = range(run.accelerator.process_index, len(source), run.accelerator.num_processes)
-    check_held_out_images(Subset(source, share), progress=run.accelerator.is_main_process)
+    if share:
+        check_held_out_images(Subset(source, share), progress=run.accelerator.is_main_process)
 
 
 def build_optimizer(
@@ -842,14 +842,14 @@ class Recorder:
         """The model and all that belongs to it."""
         with self.saved_weights() as model:
             if self.accelerator.is_main_process:
-                save_whole(model, self.folder)
+                model.save_pretrained(self.folder)
                 if self.args.task != "reconstruction":
                     pipeline = DLRestorationPipeline(model, task=self.args.task, scale=self.args.scale)
-                    save_whole(pipeline, self.folder / "pipeline")
+                    pipeline.save_pretrained(self.folder / "pipeline")
         if self.run.discriminator is not None:
             discriminator = whole(self.run, self.run.discriminator)
             if self.accelerator.is_main_process:
-                save_whole(discriminator, self.folder / "discriminator")
+                discriminator.save_pretrained(self.folder / "discriminator")
         self.write_card()
 
     def write_card(self) -> None:

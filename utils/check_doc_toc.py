@@ -13,7 +13,11 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
-from check_floors import CommandParser
+
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "src/diffusers_lasers/utils"))  # the file, not the package
+
+from command_line import CommandParser  # noqa: E402
 
 
 def toc_pages(sections: list[dict]) -> list[str]:

@@ -11,9 +11,7 @@ import sys
 from pathlib import Path
 
 
-sys.path.append(
-    str(Path(__file__).resolve().parents[1] / "src/diffusers_lasers/utils")
-)  # the file alone, not the package
+sys.path.append(str(Path(__file__).resolve().parents[1] / "src/diffusers_lasers/utils"))  # the file, not the package
 
 from command_line import CommandParser  # noqa: E402
 

@@ -16,7 +16,6 @@ No file may take more than `--seconds`, or need more than `--mebibytes` beyond w
 --count 1` repeats. Exit code 0: all held; 1: some did not.
 """
 
-import argparse
 import random
 import resource
 import signal
@@ -39,6 +38,7 @@ from diffusers_lasers import (
     ScalarQuantizerBottleneck,
     VectorQuantizerBottleneck,
 )
+from diffusers_lasers.utils import CommandParser
 
 
 HEADER = 37
@@ -259,9 +259,7 @@ def _bound_memory(mebibytes: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1_000_000, help="damaged files (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the damage (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first case (default: %(default)s)")

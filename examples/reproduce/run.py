@@ -9,10 +9,10 @@
 trainings, fits and evaluations behind them, each with the arguments of both scales: `paper` has the paper's sizes and needs its data sets and GPUs, `cpu` is what two cores do in
 about three hours. The data are expected in DATA as README.md beside this file says.
 
-OUTPUT_DIR/runs/NAME is the folder of a run; run.json in it appears when the run has ended well and holds its command, commit, versions and seconds. Started again, the runner
-takes finished runs as they are, and training scripts go on from their last checkpoint. OUTPUT_DIR/page gets results.md, results.json and the pictures; before a page is published
+OUTPUT_DIR/runs/NAME is the folder of a run and belongs to its script; NAME.json beside it appears when the run has ended well and holds its command, commit, versions and seconds.
+Started again, the runner takes finished runs as they are, training scripts go on from their last checkpoint, and others begin again. OUTPUT_DIR/page gets results.md, results.json and the pictures; before a page is published
 with --no_data_pictures it shows none of the data sets' images, whose licences may not allow it. Exit code: 0 if all
-that was asked for is there, 1 if a run failed (its log.txt says why; what does not need it is still made), 2 for a mistake in the command.
+that was asked for is there, 1 if a run failed (NAME.log says why; what does not need it is still made), 2 for a mistake in the command.
 """
 
 import json
@@ -154,8 +154,8 @@ def commit():
 
 
 def record(folder):
-    """What run.json of a finished run says, or None."""
-    path = folder / "run.json"
+    """What the record of a finished run says, or None. It stands beside the run's folder, which is the script's alone."""
+    path = folder.with_name(f"{folder.name}.json")
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
@@ -168,7 +168,7 @@ def execute(name, run, args):
     if before is not None:
         if before["command"] != plain or before["scale"] != args.scale:
             raise ValueError(
-                f"{folder} was made by another command than runs.yaml has now; remove it to run anew: {before['command']}"
+                f"{folder} was made by another command than runs.yaml has now; remove it and {name}.json to run anew: {before['command']}"
             )
         return True
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,12 +176,13 @@ def execute(name, run, args):
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
     about = {"command": plain, "scale": args.scale, "commit": commit()}
     start = time.perf_counter()
-    with open(folder / "log.txt", "a", encoding="utf-8") as log:
+    log_file = folder.with_name(f"{name}.log")
+    with open(log_file, "a", encoding="utf-8") as log:
         log.write(f"$ {plain}\n")
         log.flush()
         code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
     if code:
-        tqdm.write(f"{name} failed with exit code {code}: see {folder / 'log.txt'}", file=sys.stderr)
+        tqdm.write(f"{name} failed with exit code {code}: see {log_file}", file=sys.stderr)
         return False
     about |= {
         "seconds": round(time.perf_counter() - start, 1),
@@ -189,7 +190,7 @@ def execute(name, run, args):
         "versions": {package: metadata.version(package) for package in ("diffusers_lasers", "diffusers", "torch")},
         "python": platform.python_version(),
     }
-    write_json(folder / "run.json", about)
+    write_json(folder.with_name(f"{name}.json"), about)
     return True
 
 

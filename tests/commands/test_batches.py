@@ -1,4 +1,6 @@
-"""Several files, and files as people have them: one that fails, names that no terminal can print, links, pipes, formats that nothing writes, codes of strangers."""
+"""Several files, and files as people have them: one that fails, names that no terminal can print, links, pipes, formats
+that nothing writes, codes of strangers.
+"""
 
 import io
 import json
@@ -286,6 +288,9 @@ def test_a_header_cannot_ask_for_more_than_is_allowed(run):
     code, output, errors = run("decode bomb.code x.png --model one")
     assert (code, output) == (2, "") and errors.count("\n") == 1 and time.monotonic() - start < 20
     assert "it names an image of 17179869184 pixels, more than --max_pixels 33554432" in errors
+    Path("free.code").write_bytes(sealed(data, latent_height=2**8, latent_width=2**9, height=2**9, width=2**10))
+    assert "raise --max_pixels where you trust it" in run("decode free.code x.png --model one")[2]
+    assert run("decode free.code x.png --model one --max_pixels 1000000")[0] == 0
     assert run("decode a.code x.png --model one --max_pixels 703")[0] == 2  # 22 × 32 pixels are decoded
     assert run("decode a.code x.png --model one --max_pixels 704")[0] == 0
     assert "--max_pixels must be at least 1, got 0" in run("decode a.code x.png --model one --max_pixels 0")[2]

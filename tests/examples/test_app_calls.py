@@ -1,4 +1,6 @@
-"""examples/app.py against calls made by hand: posted over HTTP to the running page, as a visitor without a browser may do."""
+"""examples/app.py against calls made by hand: posted over HTTP to the running page, as a visitor without a browser may
+do.
+"""
 
 import io
 import json
@@ -75,7 +77,10 @@ class Server:
         return self.get("/gradio_api/queue/join", body, {"Content-Type": "application/json"})
 
     def picture(self, named):
-        """What the page answers to an upload: the note and, where there is one, the picture's address. An error of HTTP is its sentence."""
+        """
+        What the page answers to an upload: the note and, where there is one, the picture's address. An error of HTTP
+        is its sentence.
+        """
         session = uuid.uuid4().hex
         status, answer = self.post(self.read, [named], session)
         if status != 200:

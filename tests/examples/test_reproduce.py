@@ -124,7 +124,7 @@ def test_a_table_is_made_of_its_runs_and_a_second_start_runs_nothing(house, caps
     assert "![Red](second-grid.png)" in page and "- Rate: no" in page
     with Image.open(out / "page" / "second-grid.png") as picture:
         assert picture.width == 1200
-    about = json.loads((out / "runs" / "second" / "run.json").read_text())
+    about = json.loads((out / "runs" / "second.json").read_text())
     assert about["command"].endswith("script.py reproduce/runs/second 2 reproduce/runs/first")
     assert {"commit", "versions", "seconds", "threads"} <= set(about)
     results = json.loads((out / "page" / "results.json").read_text())
@@ -159,10 +159,10 @@ def test_what_fails_is_named_and_the_rest_is_made(house, capsys):
     assert run("--jobs", "2") == 1
     captured = capsys.readouterr().err
     assert "broken failed with exit code 1" in captured and "after is left out" in captured
-    assert "no luck" in (out / "runs" / "broken" / "log.txt").read_text()
+    assert "no luck" in (out / "runs" / "broken.log").read_text()
     page = (out / "page" / "results.md").read_text()
     assert "- `broken` is missing." in page and "| late | 1.00 |" in page and "| one |" in page
-    assert not (out / "runs" / "broken" / "run.json").exists()
+    assert not (out / "runs" / "broken.json").exists()
 
 
 def test_runs_of_one_level_go_side_by_side(runner, house, monkeypatch):
@@ -262,3 +262,23 @@ def test_models_are_looked_into(pictures, tmp_path):
             with Image.open(tmp_path / "out" / f"{kind}-{part}.png") as picture:
                 picture.load()
     assert (tmp_path / "out" / "curves.png").is_file()
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_a_run_that_was_interrupted_can_begin_again(runner, scale):
+    """Every script that refuses a folder which holds something is told that it may write over it."""
+    guarded = [p.name for p in EXAMPLES.glob("*.py") if "add_hub_flags(" in p.read_text(encoding="utf-8")]
+    assert {"train_dlgan.py", "train_categorical_ddpm.py", "train_refiner.py", "fit_codec.py"} <= set(guarded)
+    for name, run in runner.load_runs(scale).items():
+        assert run["script"] not in guarded or "--overwrite_output_dir" in run["arguments"], name
+
+
+def test_a_script_finds_its_folder_as_it_left_it(house):
+    """The runner's own files are beside it, so that a script which refuses a folder with something in it begins at all."""
+    run, here, out = house
+    guard = "import os, sys\nassert not os.listdir(sys.argv[1]), os.listdir(sys.argv[1])\n"
+    (here / "script.py").write_text(guard + SCRIPT)
+    assert run() == 0
+    assert sorted(path.name for path in (out / "runs").iterdir()) == [
+        *("first", "first.json", "first.log", "second", "second.json", "second.log")
+    ]

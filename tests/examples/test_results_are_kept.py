@@ -151,6 +151,24 @@ def test_what_is_wrong_is_found_before_the_work(name, at, tmp_path, monkeypatch)
     assert (tmp_path / "file").read_text() == "mine" and len(list((tmp_path / "full").iterdir())) == 1
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_no_error_shows_the_token(name, at, tmp_path, monkeypatch, caplog):
+    def tells(*arguments):
+        raise OSError("401 for hf_SECRET")
+
+    script = module(name)
+    more = ["--push_to_hub", "--hub_token", "hf_SECRET"]
+    monkeypatch.setattr(script, "create_repository", tells)
+    with pytest.raises(SystemExit) as stopped:
+        script.cli(making(name, at, tmp_path / "out", *more))
+    assert "401 for ***" in str(stopped.value) and "hf_SECRET" not in str(stopped.value)
+    monkeypatch.setattr(script, "create_repository", lambda *arguments: None)
+    monkeypatch.setattr(script, "push_folder", tells)
+    with pytest.raises(SystemExit):
+        script.cli(making(name, at, tmp_path / "out", *more))
+    assert "401 for ***" in caplog.text and "hf_SECRET" not in caplog.text
+
+
 def fail_to_create(*arguments):
     raise OSError("the Hub refuses that name")
 

@@ -579,11 +579,11 @@ def test_the_checkpoint_comes_before_the_validation_and_resumes_bitwise(run, scr
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_full_disk_in_the_last_picture_costs_no_model(run, script, tmp_path, monkeypatch, caplog):
-    def full(path, picture):
-        raise OSError(28, "No space left on device", str(path))
+def test_a_full_disk_in_the_last_picture_costs_no_model(run, tmp_path, monkeypatch, caplog):
+    def full(self, *arguments, **named):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(script, "save_image", full)
+    monkeypatch.setattr(Image.Image, "save", full)
     stopped(run)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "the picture after step 2: [Errno 28] No space left on device" in caplog.text
@@ -591,10 +591,14 @@ def test_a_full_disk_in_the_last_picture_costs_no_model(run, script, tmp_path, m
 
 
 def test_a_full_disk_in_the_log_or_the_model_is_one_sentence(run, script, tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device", "model")
+    save = AutoencoderDL.save_pretrained
 
-    for place, name in ((script, "save_whole"), (TrainingLog, "write")):
+    def full(*arguments):
+        if "checkpoint" not in str(arguments[1]):
+            raise OSError(28, "No space left on device", "model")
+        save(*arguments)
+
+    for place, name in ((AutoencoderDL, "save_pretrained"), (TrainingLog, "write")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, full)
             with pytest.raises(

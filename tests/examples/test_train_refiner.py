@@ -79,3 +79,71 @@ def test_what_it_refuses_is_one_sentence(script, tmp_path, capsys):
             script.cli(["--codec", "nowhere", "--output_dir", str(tmp_path / "out"), *more])
         assert sentence in str(stopped.value) + capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("refiner"), np.random.default_rng(0)
+    (folder / "images").mkdir()
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
+    codec = ModelBasedVQCodec.from_notation("PQ-{8-4-4}", patch_size=4, codebook_bits=4)
+    images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codec.fit(images, max_patches=500, iterations=3, progress=False).save_pretrained(folder / "codec")
+    return folder
+
+
+def go(script, folder, out, *more):
+    words = [
+        "--codec",
+        folder / "codec",
+        "--train_data_dir",
+        folder / "images",
+        "--resolution",
+        16,
+        "--output_dir",
+        out,
+    ]
+    words += ["--train_batch_size", 3, "--lr_warmup_steps", 1, "--log_steps", 1, *more]
+    if "--pretrained_model_name_or_path" not in more:
+        words += ["--block_out_channels", 16]
+    script.cli([str(word) for word in words])
+    return LatentRefiner.from_pretrained(Path(out) / "refiner")
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(script, folder, tmp_path):
+    name = "refiner/diffusion_pytorch_model.safetensors"
+    go(script, folder, tmp_path / "whole", "--max_train_steps", 5, "--checkpointing_steps", 2)
+    whole = (tmp_path / "whole" / name).read_bytes()
+    log = (tmp_path / "whole" / "training_log.jsonl").read_text()
+    steps = ("--max_train_steps", 5, "--checkpointing_steps", 0)
+    go(script, folder, tmp_path / "other", *steps, "--resume_from_checkpoint", tmp_path / "whole" / "checkpoint-2")
+    assert (tmp_path / "other" / name).read_bytes() == whole
+    for resume in ("checkpoint-2", "latest"):  # in its own folder
+        (tmp_path / "whole" / name).unlink()
+        go(script, folder, tmp_path / "whole", *steps, "--resume_from_checkpoint", resume)
+        assert (tmp_path / "whole" / name).read_bytes() == whole
+
+    def losses(text):
+        return [(line["step"], line["loss"]) for line in map(json.loads, text.splitlines())]
+
+    assert losses((tmp_path / "whole" / "training_log.jsonl").read_text()) == losses(log)
+    with pytest.raises(SystemExit, match="belongs to another run, with --noise 0.05 and not 0.1"):
+        go(script, folder, tmp_path / "whole", *steps, "--resume_from_checkpoint", "latest", "--noise", 0.1)
+    with pytest.raises(SystemExit, match="is not empty.*--overwrite_output_dir"):
+        go(script, folder, tmp_path / "whole", *steps)
+
+
+def test_it_starts_from_trained_weights_with_a_scaled_rate(script, folder, tmp_path):
+    steps = ("--max_train_steps", 1, "--lr_scheduler", "constant")
+    first = go(script, folder, tmp_path / "first", *steps, "--learning_rate", 1e-3, "--scale_lr")
+    log = json.loads((tmp_path / "first" / "training_log.jsonl").read_text().splitlines()[0])
+    assert log["lr"] == pytest.approx(3e-3)
+    for name in ("", "refiner"):
+        still = ("--learning_rate", 0, "--pretrained_model_name_or_path", tmp_path / "first" / name)
+        second = go(script, folder, tmp_path / f"second{name}", *steps, *still)
+        for key, tensor in second.state_dict().items():
+            assert torch.equal(tensor, first.state_dict()[key])
+    with pytest.raises(SystemExit) as stopped:
+        go(script, folder, tmp_path / "third", *still, "--norm_num_groups", 4)
+    assert stopped.value.code == 2

@@ -1,4 +1,6 @@
-"""What torchmetrics asks of a metric, of each of ours: in a collection, over ranks, pickled, saved, cloned, scripted, with other floats."""
+"""What torchmetrics asks of a metric, of each of ours: in a collection, over ranks, pickled, saved, cloned, scripted,
+with other floats.
+"""
 
 import copy
 import os

@@ -134,10 +134,10 @@ def test_the_scripts_understand_the_commands(page, monkeypatch, tmp_path):
         pass
 
     def parse_and_stop(parser, *args):
-        parse(parser, *args)
+        assert not parse(parser, *args)[1]
         raise UnderstoodError
 
-    parse = argparse.ArgumentParser.parse_args
+    parse = argparse.ArgumentParser.parse_known_args
     monkeypatch.setattr(sys, "path", [str(ROOT / "utils"), str(ROOT / "examples"), *sys.path])
     for words in commands(page):
         place = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
@@ -150,7 +150,7 @@ def test_the_scripts_understand_the_commands(page, monkeypatch, tmp_path):
                 continue
             with monkeypatch.context() as patch, pytest.raises(UnderstoodError):
                 patch.setattr(sys, "argv", [words[place], *rest])
-                patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+                patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_and_stop)
                 module.main()
 
 

@@ -18,6 +18,9 @@ def test_failures_are_reported_with_their_reason_and_end_in_exit_code_1(caplog, 
         judgement.end()
     assert caught.value.code == 1
     Judgement(tmp_path).end()
+    with Judgement(tmp_path, saved="The results are").of("the picture"):
+        raise OSError("no space")
+    assert f"no space. The results are in {tmp_path}." in caplog.text
 
 
 def test_one_of_several_processes_does_not_let_the_others_wait(tmp_path):

@@ -70,6 +70,21 @@ def test_held_out_images_are_read_before_the_work(parse, tmp_path):
         check_held_out_images(open_images(args, "validation"), progress=False)
 
 
+def test_unreadable_images_can_be_left_out(parse, tmp_path, caplog):
+    args = parse("--train_data_dir {at}/train")
+    assert check_held_out_images(None, skip_unreadable=True) is None
+    assert len(check_held_out_images(open_images(args), progress=False, skip_unreadable=True)) == 3
+    for name in ("1.png", "2.png", "0.png"):
+        path = tmp_path / "train" / name
+        path.write_bytes(path.read_bytes()[:45])
+        if name != "0.png":
+            readable = check_held_out_images(open_images(args), progress=False, skip_unreadable=True)
+    assert len(readable) == 1
+    assert "1.png" in caplog.text and "It is skipped" in caplog.text
+    with pytest.raises(UnreadableImageError, match="None of the images can be read"):
+        check_held_out_images(open_images(args), progress=False, skip_unreadable=True)
+
+
 def test_the_learning_rate_is_scaled_as_in_the_examples_of_diffusers(parse):
     args = parse("--scale_lr")
     args.gradient_accumulation_steps = 3

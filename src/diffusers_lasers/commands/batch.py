@@ -1,7 +1,8 @@
-"""What the subcommands share about errors: what counts as one of the user, how it is said, and that one file of many does not stop the others.
+"""What the subcommands share about errors: what counts as one of the user, how it is said, and that one file of many
+does not stop the others.
 
-A file that fails is one line on stderr; the rest are done, and the exit code is 2. File names need not be printable: what a terminal cannot show is written as
-`\\xe9` or `\\udcff`.
+A file that fails is one line on stderr; the rest are done, and the exit code is 2. File names need not be printable:
+what a terminal cannot show is written as `\\xe9` or `\\udcff`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 
 
 PROGRAM = "diffusers-lasers"
-# What is wrong with files, arguments, packages, memory or devices; anything else is a fault of ours and keeps its traceback.
+# What is wrong with files, arguments, packages, memory or devices; anything else is a fault of ours and keeps its
+# traceback.
 USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, MemoryError)
 
 

@@ -48,9 +48,8 @@ class DecodeCommand:
         parser.add_argument(
             "--max_pixels",
             type=int,
-            default=MAX_PIXELS,
             metavar="N",
-            help=f"refuse files that name a larger image, whatever they hold; default: {MAX_PIXELS}",
+            help=f"refuse files that name a larger image; default: {MAX_PIXELS}, and the limits of the model's `unpack`",
         )
         parser.add_argument("--reference", metavar="IMAGE", help="also print the PSNR to this image, of one code file")
         parser.set_defaults(command=DecodeCommand)
@@ -60,7 +59,7 @@ class DecodeCommand:
 
     def run(self) -> None:
         args = self.args
-        if args.max_pixels < 1:
+        if args.max_pixels is not None and args.max_pixels < 1:
             raise ValueError(f"--max_pixels must be at least 1, got {args.max_pixels}.")
         paths = output_paths(args.codes, args.target, SUFFIX)
         check_targets(paths)
@@ -86,7 +85,8 @@ class DecodeCommand:
         try:
             sample, nominal = self._decode(model, data)
         except ValueError as error:
-            raise ValueError(f"{source}: " + str(error).replace("`data`", "the data")) from error
+            what = str(error).replace("`data`", "the data").replace("`max_sites`", "--max_pixels")
+            raise ValueError(f"{source}: {what}") from error
         if metric is not None and sample.shape != reference.shape:
             height, width = reference.shape[-2:]
             raise ValueError(
@@ -101,22 +101,27 @@ class DecodeCommand:
 
     def _read(self, source: str) -> bytes:
         """A code file, no longer than the code of an image of `--max_pixels` may be."""
-        most = MOST_BYTES_A_PIXEL * self.args.max_pixels + 64
+        limit = self.args.max_pixels or MAX_PIXELS
+        most = MOST_BYTES_A_PIXEL * limit + 64
         with open(source, "rb") as file:
             data = file.read(most + 1)
         if len(data) > most:
             raise ValueError(
-                f"{source} must have at most {most} bytes for --max_pixels {self.args.max_pixels}: give more where you trust it."
+                f"{source} must have at most {most} bytes for --max_pixels {limit}: give more where you trust it."
             )
         return data
 
     def _decode(self, model: Any, data: bytes) -> tuple[torch.Tensor, float]:
-        """The image `(1, 3, H, W)`, and the nominal bits of its code. What the header names is checked before anything is made of it."""
+        """
+        The image `(1, 3, H, W)`, and the nominal bits of its code. What the header names is checked before anything
+        is made of it.
+        """
         import torch
 
         from ..coding import unpack_container
 
-        header, limit = unpack_container(data)[0], self.args.max_pixels
+        header, wanted = unpack_container(data)[0], self.args.max_pixels
+        limit = wanted or MAX_PIXELS
         if header.batch != 1:
             raise ValueError(f"it holds the codes of {header.batch} images: unpack it in Python.")
         codec = not hasattr(model, "bottleneck")
@@ -133,7 +138,7 @@ class DecodeCommand:
                 sample = model.decode(output.codes.to(model.device), output.image_size).sample
                 return sample, model.bits_per_pixel(height, width) * height * width
             bottleneck = model.bottleneck
-            code = bottleneck.unpack(data, max_sites=limit)
+            code = bottleneck.unpack(data, max_sites=wanted)
             bits_per_site = bottleneck.bits_per_site
             if model.config.bottleneck_type == "dictionary":  # the file may have fewer atoms and other bits
                 bottleneck.set_coefficient_bits(header.coefficient_bits)

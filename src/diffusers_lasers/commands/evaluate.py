@@ -1,7 +1,8 @@
 """`evaluate`: models on whole images: quality, and the bits that it costs.
 
-Reconstructions come from the codes alone, are clamped to [-1, 1] and not rounded; figures are means over images, entropies those of all codes together with one table a
-slot. `examples/evaluate_autoencoder.py` judges crops, degraded inputs, speed and usage, `examples/benchmark_codec.py` file formats beside codecs.
+Reconstructions come from the codes alone, are clamped to [-1, 1] and not rounded; figures are means over images,
+entropies those of all codes together with one table a slot. `examples/evaluate_autoencoder.py` judges crops, degraded
+inputs, speed and usage, `examples/benchmark_codec.py` file formats beside codecs.
 """
 
 from __future__ import annotations
@@ -146,12 +147,14 @@ def evaluate(
         name (`str`): How the row is called.
         model ([`AutoencoderDL`] or [`ModelBasedVQCodec`]): The model, on the device.
         source (`Sequence[PIL.Image.Image]`): The images.
-        metrics (`dict[str, Metric]`): Metrics by column; one that an image does not suit is left out, with the reason in `missing`.
+        metrics (`dict[str, Metric]`): Metrics by column; one that an image does not suit is left out, with the reason
+            in `missing`.
         missing (`dict[str, str]`): What is not computed, and why; added to.
         device (`torch.device`): Where to compute.
 
     Returns:
-        `tuple[dict, dict, dict]`: Row, protocols, and by their numbers the errors of images that could not be read and were left out.
+        `tuple[dict, dict, dict]`: Row, protocols, and by their numbers the errors of images that could not be read
+        and were left out.
 
     Raises:
         ValueError: If no image can be read.
