@@ -1,7 +1,7 @@
 # `make demo` trains and compares two autoencoders on photos; `make test` runs the tests. Both install what they need into
 # .venv first, once, and again only when setup.py, the constraints or the kernels' source have changed.
 
-.PHONY: help demo test test_cuda test_sanitized quality style docs env clean
+.PHONY: help demo test test_cuda test_sanitized fuzz quality style docs env clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -15,6 +15,7 @@ help:
 	@echo "make test     run the tests (PYTEST_ARGS='-m slow' for the slow ones)"
 	@echo "make test_cuda   run the tests that need a GPU, and no others"
 	@echo "make test_sanitized   run the kernels' tests with address and undefined-behaviour sanitizers (gcc)"
+	@echo "make fuzz     attack every decoder of codes and every reader of images with damaged files (a quarter of an hour)"
 	@echo "make quality  lint, format, and the repository's own checks"
 	@echo "make style    fix what lint and format can fix"
 	@echo "make docs     build the documentation into build/docs"
@@ -60,6 +61,11 @@ test_sanitized: $(STAMP)
 		$(BIN)/python -m pytest --capture=sys -p no:cacheprovider -o pythonpath=$(SANITIZED)/lib \
 		tests/functional/test_kernels.py tests/functional/test_operands.py \
 		-k "not wheels and not optional and not after_a_fork and not iht and not fista" $(PYTEST_ARGS)
+
+# Damaged files for every decoder of codes and every reader of images, by the hundred thousand; `make test` runs a few thousand.
+fuzz: $(STAMP)
+	$(BIN)/python utils/fuzz_codes.py
+	$(BIN)/python utils/fuzz_images.py
 
 quality: $(STAMP)
 	$(BIN)/ruff check $(check_dirs)
