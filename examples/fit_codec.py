@@ -35,7 +35,6 @@ from diffusers_lasers.utils import (
     push_folder,
     recorded_arguments,
     save_image,
-    save_whole,
     write_json,
     write_model_card,
 )
@@ -170,7 +169,7 @@ def main(args):
         "validation": None,
         "versions": {"diffusers_lasers": diffusers_lasers.__version__, "torch": torch.__version__},
     }
-    save_whole(codec, folder)
+    codec.save_pretrained(folder)
     (folder / "reconstructions.png").unlink(missing_ok=True)  # of a codec that was overwritten
     write_about(folder, settings)
     memory = "" if peak is None else f", peak memory {peak:.2f} GiB"

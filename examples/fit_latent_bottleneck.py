@@ -43,7 +43,6 @@ from diffusers_lasers.utils import (
     hide_token,
     push_folder,
     recorded_arguments,
-    save_whole,
     write_json,
     write_model_card,
 )
@@ -219,7 +218,7 @@ def main(args):
         "validation": None,
         "versions": {"diffusers_lasers": diffusers_lasers.__version__, "torch": torch.__version__},
     }
-    save_whole(bottleneck, folder)
+    bottleneck.save_pretrained(folder)
     write_about(folder, bottleneck, settings)
     print(f"{type(bottleneck).__name__} fitted to {len(train)} crops in {settings['seconds']:.0f} s: {folder}")
     judgement = Judgement(folder, secret=args.hub_token)

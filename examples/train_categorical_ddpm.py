@@ -72,7 +72,6 @@ from diffusers_lasers.utils import (
     push_folder,
     recorded_arguments,
     save_image,
-    save_whole,
     settle,
     write_json,
     write_model_card,
@@ -436,7 +435,7 @@ def write_card(args, settings, figures, picture):
 def finish(run, args, settings, log):
     """Saves the pipeline, judges it, and uploads it where that is wanted; on the main process."""
     with run.average.applied(run.model) if run.average is not None else nullcontext():
-        save_whole(make_pipeline(run, args), args.output_dir)
+        make_pipeline(run, args).save_pretrained(args.output_dir)
     write_card(args, settings, {}, None)
     with run.judgement.of("the held-out loss and samples"):
         figures, picture = validate(run, args, run.state.step)

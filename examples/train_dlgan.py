@@ -89,7 +89,6 @@ from diffusers_lasers.utils import (
     push_folder,
     recorded_arguments,
     save_image,
-    save_whole,
     settle,
     write_json,
     write_model_card,
@@ -843,14 +842,14 @@ class Recorder:
         """The model and all that belongs to it."""
         with self.saved_weights() as model:
             if self.accelerator.is_main_process:
-                save_whole(model, self.folder)
+                model.save_pretrained(self.folder)
                 if self.args.task != "reconstruction":
                     pipeline = DLRestorationPipeline(model, task=self.args.task, scale=self.args.scale)
-                    save_whole(pipeline, self.folder / "pipeline")
+                    pipeline.save_pretrained(self.folder / "pipeline")
         if self.run.discriminator is not None:
             discriminator = whole(self.run, self.run.discriminator)
             if self.accelerator.is_main_process:
-                save_whole(discriminator, self.folder / "discriminator")
+                discriminator.save_pretrained(self.folder / "discriminator")
         self.write_card()
 
     def write_card(self) -> None:

@@ -51,7 +51,6 @@ from diffusers_lasers.utils import (
     hide_token,
     push_folder,
     recorded_arguments,
-    save_whole,
     settle,
     write_json,
     write_model_card,
@@ -248,10 +247,10 @@ def write_about(run, args, saved, figures):
 def finish(run, args):
     """Saves the refiner, judges it, and uploads it where that is wanted; on the main process."""
     folder, judgement = Path(args.output_dir), Judgement(args.output_dir, secret=args.hub_token)
-    save_whole(run.refiner, folder / "refiner")
+    run.refiner.save_pretrained(folder / "refiner")
     if run.pipeline is not None:
         run.pipeline.register_modules(refiner=run.refiner)
-        save_whole(run.pipeline, folder)
+        run.pipeline.save_pretrained(folder)
     saved = folder / "refiner" if run.pipeline is None else folder
     said = write_about(run, args, saved, {})
     if run.held_out is not None:

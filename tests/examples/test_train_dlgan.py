@@ -591,10 +591,14 @@ def test_a_full_disk_in_the_last_picture_costs_no_model(run, tmp_path, monkeypat
 
 
 def test_a_full_disk_in_the_log_or_the_model_is_one_sentence(run, script, tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device", "model")
+    save = AutoencoderDL.save_pretrained
 
-    for place, name in ((script, "save_whole"), (TrainingLog, "write")):
+    def full(*arguments):
+        if "checkpoint" not in str(arguments[1]):
+            raise OSError(28, "No space left on device", "model")
+        save(*arguments)
+
+    for place, name in ((AutoencoderDL, "save_pretrained"), (TrainingLog, "write")):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, full)
             with pytest.raises(

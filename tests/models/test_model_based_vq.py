@@ -15,6 +15,7 @@ from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec, ModelBasedVQCodec
 from diffusers_lasers.coding import pack_container, unpack_container
 from diffusers_lasers.functional import codebook_order, latents_to_signals, rgb_to_ycbcr
 from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
+from diffusers_lasers.utils.image_decoding import UnreadableImageError
 
 
 NOTATIONS = ["VQ-{6-4-4}", "PQ-{16-4-4}", "OPQ-{16-4-4}", "RQ-{12-4-4}"]
@@ -207,6 +208,17 @@ def test_fitting_takes_folders_pictures_and_data_sets(tmp_path):
         codec = ModelBasedVQCodec.from_notation("VQ-{4-2-2}", patch_size=4)
         books.append(codec.fit(images, stride=3, iterations=4, threads=1, progress=False).codebooks_y)
     assert all(torch.equal(book, books[0]) for book in books)
+
+
+def test_a_damaged_cell_of_a_data_set_is_named_and_other_columns_are_left_alone():
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    whole, broken = Image.new("RGB", (16, 16)), {"bytes": b"damaged", "path": None}
+    table = datasets.Dataset.from_dict({"image": [whole, broken], "mask": [broken, whole]}, features=features)
+    codec = ModelBasedVQCodec.from_notation("VQ-{4-2-2}", patch_size=4)
+    with pytest.raises(UnreadableImageError, match="'image 1' cannot be read"):
+        codec.fit(table, progress=False)
 
 
 def test_a_failed_fit_changes_nothing(codecs):

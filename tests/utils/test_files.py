@@ -7,14 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors import SafetensorError
 
+from diffusers_lasers import DictionaryBottleneck
 from diffusers_lasers.utils import (
     atomic_file,
+    fill_folder,
     image_format,
     save_image,
-    save_whole,
     write_bytes,
     write_json,
     write_text,
@@ -126,7 +128,7 @@ def test_pictures_that_cannot_be_written_are_refused_first(tmp_path, name):
 
 
 class Part:
-    """What `save_whole` saves: a configuration in two pieces, then weights, as diffusers does it."""
+    """What `fill_folder` is given: a configuration in two pieces, then weights, as diffusers does it."""
 
     def __init__(self, name, fail=False):
         self.name, self.fail = name, fail
@@ -144,11 +146,11 @@ class Part:
 
 def test_a_model_is_saved_over_another_or_not_at_all(tmp_path):
     (tmp_path / "notes").write_text("mine")
-    save_whole(Part("old"), tmp_path)
+    fill_folder(tmp_path, Part("old").save_pretrained)
     with pytest.raises(OSError, match="No space"):
-        save_whole(Part("new", fail=True), tmp_path)
+        fill_folder(tmp_path, Part("new", fail=True).save_pretrained)
     assert (tmp_path / "weights").read_text() == "old" and json.loads((tmp_path / "config.json").read_text())
-    save_whole(Part("new"), tmp_path)
+    fill_folder(tmp_path, Part("new").save_pretrained)
     assert (tmp_path / "weights").read_text() == "new" and (tmp_path / "unet" / "config.json").read_text() == "new"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "notes", "unet", "weights"]
 
@@ -174,13 +176,13 @@ def check(folder, ended):
     assert pixel == (0, 0, 255) if ended else pixel in ((255, 0, 0), (0, 0, 255))
 """,
     ),
-    "save_whole": (
-        "from diffusers_lasers.utils.files import save_whole\nimport json\nimport torch\n"
+    "save_pretrained": (
+        "import json\nimport torch\n"
         "from diffusers_lasers import DictionaryBottleneck\ntorch.set_num_threads(1)\n"
         "models = {n: DictionaryBottleneck(latent_channels=4, num_atoms=n, sparsity=1) for n in (8, 9)}",
         """
-def prepare(folder): models[8].save_pretrained(str(folder))
-def write(folder): save_whole(models[9], folder)
+def prepare(folder): models[8].save_pretrained(folder)
+def write(folder): models[9].save_pretrained(folder)
 def check(folder, ended):
     if not (folder / "config.json").exists():
         assert not ended
@@ -194,7 +196,7 @@ def check(folder, ended):
 }
 
 
-@pytest.mark.parametrize(("name", "stride"), [("write_json", 1), ("save_image", 1), ("save_whole", 11)])
+@pytest.mark.parametrize(("name", "stride"), [("write_json", 1), ("save_image", 1), ("save_pretrained", 11)])
 def test_a_kill_at_any_system_call_leaves_the_old_file_or_the_new_one(killed_everywhere, tmp_path, name, stride):
     imports, write = WRITERS[name]
     assert killed_everywhere(imports, write, tmp_path, stride) > 10
@@ -210,9 +212,21 @@ def test_a_model_that_finds_no_room_is_one_sentence_and_leaves_the_old_one(tmp_p
             if self.error is not None:
                 raise self.error
 
-    save_whole(Model(), tmp_path / "model")
+    fill_folder(tmp_path / "model", Model().save_pretrained)
     for error in (OSError(28, "No space left", str(tmp_path / "x")), SafetensorError("I/O\nerror (os error 28)")):
         with pytest.raises(OSError, match="/model.*I/O error|No space left.*/model'$"):
-            save_whole(Model(error), tmp_path / "model")
+            fill_folder(tmp_path / "model", Model(error).save_pretrained)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
     assert json.loads((tmp_path / "model" / "config.json").read_text()) == {"failed": False}
+
+
+def test_one_file_of_weights_takes_the_place_of_several(tmp_path):
+    model = DictionaryBottleneck(latent_channels=4, num_atoms=64, sparsity=1)
+    model.save_pretrained(str(tmp_path), max_shard_size=100)
+    assert (tmp_path / "diffusion_pytorch_model.safetensors.index.json").exists()
+    with torch.no_grad():
+        model.dictionary.neg_()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(DictionaryBottleneck.from_pretrained(tmp_path).dictionary, model.dictionary)
+    model.save_pretrained(tmp_path, max_shard_size=100)
+    assert torch.equal(DictionaryBottleneck.from_pretrained(tmp_path).dictionary, model.dictionary)

@@ -241,3 +241,15 @@ def test_a_stream_of_files_reads_what_the_folder_has(tmp_path):
     np.testing.assert_array_equal(
         sorted(row["photo"]["path"] for row in stream.shuffle(seed=1, buffer_size=2)), sorted(rows)
     )
+
+
+def test_a_stream_of_many_files_has_few_shards_and_every_file(tmp_path, monkeypatch):
+    from diffusers_lasers.utils import image_sources
+
+    put(tmp_path, *(f"{number // 10}/{number}.png" for number in range(30)))
+    monkeypatch.setattr(image_sources, "_MOST_SHARDS", 8)
+    stream = open_image_stream(train_data_dir=str(tmp_path))
+    assert stream.num_shards == 8
+    paths = [row["image"]["path"] for row in stream]
+    assert sorted(paths) == load_image_dataset(train_data_dir=str(tmp_path)).paths
+    assert len({Path(path).parent for path in paths[:4]}) == 3  # of every class from the start

@@ -2,7 +2,7 @@
 
 from .command_line import CommandParser, hide_token, recorded_arguments
 from .distributed import all_gather, all_reduce_max, all_reduce_sum, broadcast, rank_and_world_size, settle
-from .files import atomic_file, image_format, save_image, save_whole, write_bytes, write_json, write_text
+from .files import atomic_file, fill_folder, image_format, save_image, write_bytes, write_json, write_text
 from .hub import LasersHubMixin, create_repository, push_folder, write_model_card
 from .import_utils import requires
 from .model_loading import LasersModelMixin
@@ -18,6 +18,7 @@ __all__ = [
     "atomic_file",
     "broadcast",
     "create_repository",
+    "fill_folder",
     "hide_token",
     "image_format",
     "push_folder",
@@ -25,7 +26,6 @@ __all__ = [
     "recorded_arguments",
     "requires",
     "save_image",
-    "save_whole",
     "settle",
     "write_bytes",
     "write_json",

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "atomic_file",
+    "fill_folder",
     "image_format",
     "save_image",
-    "save_whole",
     "write_bytes",
     "write_json",
     "write_text",
@@ -65,7 +65,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     scratch = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(8)}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     mode = 0o666 if found is None else stat.S_IMODE(found.st_mode)  # where there is no file, the umask decides
-    try:
+    with _naming(path):
         descriptor = os.open(scratch, flags, mode)
         try:
             with os.fdopen(descriptor, "w+b") as file:
@@ -81,9 +81,6 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 os.unlink(scratch)
             raise
-    except OSError as error:
-        error.filename, error.filename2 = os.fspath(path), None
-        raise
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -169,17 +166,16 @@ def save_image(path: str | os.PathLike, image: Image.Image, **options: Any) -> N
         image.save(file, format=kind, **options)
 
 
-def save_whole(part: Any, folder: str | os.PathLike, **options: Any) -> None:
+def fill_folder(folder: str | os.PathLike, write: Callable[[str], Any]) -> None:
     """
-    Saves a model, scheduler or pipeline over what the folder holds, by `save_pretrained` into a hidden folder beside its files.
+    Writes the files of a model, scheduler or pipeline into a folder, over what it holds, by way of a hidden folder in it.
 
     Only whole files come into the folder: weights first, configurations last. A configuration that changes is deleted before the weights
     are replaced, so that a process killed in between never leaves weights under another model's configuration.
 
     Args:
-        part: What has `save_pretrained`.
         folder (`str` or `os.PathLike`): The folder; made if it is missing. Other files in it stay.
-        **options: Arguments of `save_pretrained`.
+        write (`Callable[[str], Any]`): Writes all files below the path that it is given.
 
     Raises:
         OSError: If something cannot be written, as on a full disk; the folder is then as it was.
@@ -190,14 +186,9 @@ def save_whole(part: Any, folder: str | os.PathLike, **options: Any) -> None:
     scratch.mkdir()
     try:
         try:
-            part.save_pretrained(str(scratch), **options)
-        except OSError as error:
-            error.filename, error.filename2 = str(folder), None
-            raise
-        except (
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # torch and safetensors have errors of their own for a full disk
+            with _naming(folder):
+                write(str(scratch))
+        except (RuntimeError, SafetensorError) as error:  # what torch and safetensors say on a full disk
             raise OSError(f"{folder} could not be written: {' '.join(str(error).split())}") from error
         files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
         files.sort(key=lambda path: (_CONFIGS.index(path.name) if path.name in _CONFIGS else -1, path))
@@ -205,12 +196,25 @@ def save_whole(part: Any, folder: str | os.PathLike, **options: Any) -> None:
             if name.name in _CONFIGS and (folder / name).exists() and not _same(folder / name, scratch / name):
                 (folder / name).unlink()
         for name in files:
+            if name.suffix == ".safetensors":  # the table of an older model's several files would be read first
+                (folder / name).with_name(f"{name.name}.index.json").unlink(missing_ok=True)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with (scratch / name).open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(scratch / name, os.path.realpath(folder / name))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _naming(path: str | os.PathLike) -> Iterator[None]:
+    """Errors of the system name this path, and not one of a hidden name; those of libraries keep their words."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 def _same(path: Path, other: Path) -> bool:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config_checks import Field, check_fields
-from .files import write_text
+from .files import fill_folder, write_bytes, write_text
 
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ CARD_NAME = "README.md"
 DEFAULT_TAGS = ("diffusers", LIBRARY_NAME)
 USAGE_START = "<!-- diffusers_lasers: usage, generated -->"
 USAGE_END = "<!-- diffusers_lasers: end of usage -->"
+_HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "create_pr", "token")  # of `save_pretrained`, when it pushes
 PLACEHOLDER_REPOSITORY = "path/to/folder-or-repository"
 
 _EXAMPLES = {
@@ -204,8 +206,8 @@ def _save_card(card: ModelCard, path: Path) -> Path:
 
 class LasersHubMixin:
     """
-    Completes the model card on every push to the Hub, and checks configurations; the first base of each model,
-    scheduler and pipeline of this package.
+    Completes the model card on every push to the Hub, checks configurations, and saves whole files only; the first
+    base of each model, scheduler and pipeline of this package.
 
     Class attributes: `_model_card_tags` (`tuple[str, ...]`): tags of the class beside `DEFAULT_TAGS`; `_config_fields`
     (`dict[str, Field]`): what each argument of the configuration may be, see `config_checks`.
@@ -248,6 +250,24 @@ class LasersHubMixin:
             pretrained_model_name_or_path = os.path.join(folder, subfolder)
             kwargs["subfolder"] = None
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
+        """
+        As in diffusers, but a process that is killed or finds no room leaves the model that was there, or the new one.
+
+        Raises:
+            OSError: If something cannot be written; the folder is then as it was.
+        """
+        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+        fill_folder(
+            save_directory, lambda folder: super(LasersHubMixin, self).save_pretrained(folder, *args, **kwargs)
+        )
+        if push_to_hub:  # from a copy: diffusers writes as it uploads
+            hub.setdefault("repo_id", Path(save_directory).name)
+            with tempfile.TemporaryDirectory() as copy:
+                super().save_pretrained(copy, *args, push_to_hub=True, **hub, **kwargs)
+                if (Path(copy) / CARD_NAME).is_file():
+                    write_bytes(Path(save_directory) / CARD_NAME, (Path(copy) / CARD_NAME).read_bytes())
 
     def _upload_folder(self, working_dir, repo_id, *args, **kwargs):
         path = Path(working_dir) / CARD_NAME

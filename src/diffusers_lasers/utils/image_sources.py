@@ -44,6 +44,7 @@ BUNDLED_PHOTOS = {
     "validation": ("chelsea.png", "rocket.jpg"),
 }
 _CELL_TYPES = ("binary", "large_binary", "string", "large_string")  # of a file's contents, or of its path
+_MOST_SHARDS = 1024  # of a stream of files
 _logger = logging.getLogger(__name__)
 
 
@@ -253,7 +254,8 @@ def open_image_stream(
         max_samples (`int`, *optional*): Take only the first so many images.
 
     Returns:
-        `datasets.IterableDataset`: Rows whose image cell is undecoded, for [`ImageStream`].
+        `datasets.IterableDataset`: Rows whose image cell is undecoded, for [`ImageStream`]. Image files come in the
+        order of their names, in 1,024 turns where they are more than that.
 
     Raises:
         ValueError: If not exactly one place is given, no image is found, kinds are mixed, or the column is missing or holds no images.
@@ -264,7 +266,10 @@ def open_image_stream(
     if files is not None and not files.are_parquet:
         datasets = requires("datasets", "training")
         features = datasets.Features({image_column: datasets.Image(decode=False)})
-        arguments = {"paths": files.paths[:max_samples], "column": image_column}
+        paths = files.paths[:max_samples]
+        # every so many-th file: a shuffled stream mixes the classes of a sorted folder, and `datasets` has few shards to deal
+        shards = [paths[start::_MOST_SHARDS] for start in range(min(len(paths), _MOST_SHARDS))]
+        arguments = {"shards": shards, "column": image_column}
         return datasets.IterableDataset.from_generator(_file_cells, features=features, gen_kwargs=arguments)
     table = undecoded(_open_table(dataset_name, dataset_config_name, files, split, None, True), image_column)
     if dataset_name is not None:
@@ -272,7 +277,7 @@ def open_image_stream(
     return table if max_samples is None else table.take(max_samples)
 
 
-def _file_cells(paths: list[str], column: str) -> Iterator[dict[str, Any]]:
-    """The rows of files, undecoded; `datasets` shuffles the list, and deals it to ranks and workers."""
-    for path in paths:
+def _file_cells(shards: list[list[str]], column: str) -> Iterator[dict[str, Any]]:
+    """The rows of files, undecoded; `datasets` shuffles the shards, and deals them to ranks and workers."""
+    for path in itertools.chain.from_iterable(shards):
         yield {column: {"bytes": None, "path": path}}

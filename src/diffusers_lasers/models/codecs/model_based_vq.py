@@ -37,7 +37,7 @@ from ...learning.patches import sample_patches
 from ...learning.quantizers import QUANTIZERS, fit_quantizer
 from ...utils import config_checks as checks
 from ...utils.image_inputs import preprocess_images
-from ...utils.image_sources import load_image_dataset, to_rgb
+from ...utils.image_sources import load_image_dataset, to_rgb, undecoded
 from ...utils.import_utils import requires
 from ...utils.model_loading import LasersModelMixin
 
@@ -605,7 +605,7 @@ def _images(images: Any, column: str) -> Iterable[torch.Tensor]:
     elif isinstance(images, str) or hasattr(images, "__fspath__"):
         images = load_image_dataset(train_data_dir=str(images), image_column=column)
     elif hasattr(images, "column_names"):
-        images = (row[column] for row in images)
+        images = (row[column] for row in undecoded(images, column))  # decoded below, as all images are
 
     def convert() -> Iterator[torch.Tensor]:
         for index, image in enumerate(images):
