@@ -60,6 +60,15 @@ def test_brackets_in_names_are_no_pattern(tmp_path, monkeypatch, kind):
         assert rows[0]["image"]["path"] == source.paths[0]
 
 
+@pytest.mark.parametrize("pattern", ["set[12]/*.png", "set[12]/**", "./set[12]/sub?/*", "set[12]/sub1"])
+def test_brackets_before_a_pattern_are_a_name_where_there_is_such_a_folder(tmp_path, monkeypatch, pattern):
+    put(tmp_path, "set[12]/a.png", "set[12]/sub1/b.png", "set1/a.png", "set1/sub1/b.png")
+    monkeypatch.chdir(tmp_path)
+    for place in (pattern, str(tmp_path / pattern)):
+        found = find_image_files(place, "train").paths
+        assert found and all("set[12]" in Path(path).parts for path in found)
+
+
 def test_a_folder_given_to_datasets_by_name_must_be_no_pattern(tmp_path):
     write_parquet(tmp_path / "a[1]" / "train-00000-of-00001.parquet", 1)
     for load in (load_image_dataset, open_image_stream):

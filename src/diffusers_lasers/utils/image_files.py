@@ -74,7 +74,7 @@ def find_image_files(location: str, split: str) -> ImageFiles:
     Args:
         location (`str`):
             A folder (searched recursively), a file, or a pattern of files or folders with `*`, `?`, `[…]` or `**`. A
-            name that exists is no pattern.
+            name that exists is no pattern, nor is a folder that exists before the first pattern.
         split (`str`):
             Which split of a folder that has splits; `"validation"` is the first of `validation`, `valid`, `val` and
             `test` that is there.
@@ -172,21 +172,23 @@ def _of_split(paths: list[str], root: str, split: str, skipped: Counter[str]) ->
 
 
 def _root(pattern: str) -> str:
-    """The folder below which a pattern matches."""
-    parts = Path(pattern).parts
-    plain = next((index for index, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
-    return os.path.join("", *parts[:plain]) or os.curdir
+    """The folder below which a pattern matches: the parts before its first `*`, `?` or `[…]` that is not the name of a folder."""
+    root, parts = "", Path(pattern).parts
+    for part in parts[:-1]:
+        if glob.has_magic(part) and not os.path.isdir(os.path.join(root, part)):
+            break
+        root = os.path.join(root, part)
+    return root or os.curdir
 
 
 def _matched(pattern: str, skipped: Counter[str]) -> list[str]:
     """The files that a pattern matches, and those below folders that it matches."""
-    parts = Path(pattern).parts
-    if "**" in parts:  # not `glob`'s, which goes round a cycle of links forty times
-        root = _root(pattern)
-        wanted = parts[len(Path(root).parts) :]
+    root = _root(pattern)
+    wanted = Path(pattern).parts[0 if root == os.curdir else len(Path(root).parts) :]
+    if "**" in wanted:  # not `glob`'s, which goes round a cycle of links forty times
         return [p for p in _walk(root, skipped) if _matches(Path(os.path.relpath(p, root)).parts, wanted)]
     found: list[str] = []
-    for match in sorted(glob.glob(pattern)):
+    for match in sorted(glob.glob(os.path.join("" if root == os.curdir else glob.escape(root), *wanted))):
         found.extend(_walk(match, skipped) if os.path.isdir(match) else [match] if os.path.isfile(match) else [])
     return found
 
