@@ -142,7 +142,9 @@ def main(args):
         args.notation, patch_size=args.patch_size, codebook_bits=args.codebook_bits
     )
     held_out = check_held_out_images(open_images(args, "validation"), skip_unreadable=args.skip_unreadable)
-    train = check_held_out_images(open_images(args), skip_unreadable=args.skip_unreadable)
+    train = open_images(args)
+    if args.skip_unreadable:  # each image is read once more; without it, fitting stops at the first that is damaged
+        train = check_held_out_images(train, skip_unreadable=True)
     if args.push_to_hub:
         create_repository(folder, args.hub_model_id, args.hub_token)
     start = time.perf_counter()
