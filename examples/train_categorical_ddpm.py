@@ -515,9 +515,8 @@ def main(args):
     run = prepare(args)
     for sentence in run.folder.passed_over:
         logger.warning(sentence)
-    code_images(
-        run, args
-    )  # before the folder is taken: what cannot be read leaves no run that would have to be overwritten
+    # before the folder is taken: what cannot be read leaves no run that would have to be overwritten
+    code_images(run, args)
     run.folder.claim()
     folder, log, main_process = Path(args.output_dir), None, run.accelerator.is_main_process
     if main_process:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..utils.command_line import hide_token
+from ..utils.command_line import hide_token, one_line
 
 
 __all__ = ["Judgement"]
@@ -48,8 +48,7 @@ class Judgement:
         try:
             yield
         except Exception as error:  # whatever it was: the model is saved, and its user has to hear of both
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            reason = hide_token([reason], self.secret)[0]
+            reason = hide_token([one_line(error).rstrip(".")], self.secret)[0]
             self.failures.append(f"{what}: {reason}")
             _logger.warning(f"Not everything was done: {what}: {reason}. {self.saved} in {self.folder}.")
             if self.num_processes > 1:

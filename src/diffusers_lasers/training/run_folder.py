@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from ..learning.files import read_state, write_state
-from ..utils.command_line import recorded_arguments
+from ..utils.command_line import one_line, recorded_arguments
 from ..utils.files import write_json
 from .checkpoints import latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
 
@@ -33,34 +33,21 @@ _STATE = "run_state.safetensors"
 _LOCK = ".run.lock"
 _KIND = "state of a run"
 _RECORDS = ("training_log.jsonl", "settings.json")
+# What a checkpoint that does not fit makes torch, accelerate and the parts raise.
+_UNFIT = (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, AttributeError, ValueError, OSError)
 #: What a run leaves beside its checkpoints; of a model the configuration, without which its weights are no model, is enough.
 _RESULTS = (
     *_RECORDS,
     *("config.json", "model_index.json", "README.md", "discriminator", "pipeline", "refiner", "validation"),
 )
 #: Arguments that may change when a run goes on: where and how often it writes, how long it takes, what it is judged by.
-_FREE = (
-    *(
-        "output_dir",
-        "logging_dir",
-        "overwrite_output_dir",
-        "resume_from_checkpoint",
-        "report_to",
-        "cache_dir",
-        "codes_dir",
-    ),
-    *("tracker_project_name", "log_steps", "checkpointing_steps", "checkpoints_total_limit", "license"),
-    *(
-        "validation_data_dir",
-        "validation_split",
-        "validation_steps",
-        "max_validation_samples",
-        "num_validation_images",
-    ),
-    *("push_to_hub", "hub_model_id", "hub_token", "max_train_steps", "num_train_epochs", "cache_in_memory"),
-    *("dataloader_num_workers", "num_inference_steps", "temperature", "gradient_checkpointing", "skip_unreadable"),
-    *("train_batch_size", "gradient_accumulation_steps", "perceptual_weights"),
-)
+_FREE = """
+    output_dir logging_dir overwrite_output_dir resume_from_checkpoint report_to tracker_project_name log_steps
+    checkpointing_steps checkpoints_total_limit license cache_dir codes_dir cache_in_memory dataloader_num_workers
+    validation_data_dir validation_split validation_steps max_validation_samples num_validation_images
+    push_to_hub hub_model_id hub_token max_train_steps num_train_epochs num_inference_steps temperature
+    gradient_checkpointing skip_unreadable train_batch_size gradient_accumulation_steps perceptual_weights
+""".split()
 #: Arguments that are places: compared by what they point to.
 _PLACES = ("train_data_dir", "dataset_name", "codec", "pretrained_model_name_or_path", "pipeline")
 
@@ -292,17 +279,8 @@ class RunFolder:
             self.accelerator.load_state(str(self.checkpoint))
             for name, part in parts.items():
                 part.load_state_dict(states[name])
-        except (
-            pickle.UnpicklingError,
-            RuntimeError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            OSError,
-        ) as error:
-            what = " ".join(str(error).split())[:300] or type(error).__name__
-            raise ValueError(f"{str(self.checkpoint)!r} cannot be resumed from: {what}") from error
+        except _UNFIT as error:
+            raise ValueError(f"{str(self.checkpoint)!r} cannot be resumed from: {one_line(error)[:300]}") from error
 
 
 def _check_place(path: Path) -> None:

@@ -37,6 +37,11 @@ class CommandParser(argparse.ArgumentParser):
         return parsed
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def hide_token(words: list[str], token: str | None) -> list[str]:
     """
     A command line for records.

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from safetensors import SafetensorError
 
+from .command_line import one_line
+
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -189,7 +191,7 @@ def fill_folder(folder: str | os.PathLike, write: Callable[[str], Any]) -> None:
             with _naming(folder):
                 write(str(scratch))
         except (RuntimeError, SafetensorError) as error:  # what torch and safetensors say on a full disk
-            raise OSError(f"{folder} could not be written: {' '.join(str(error).split())}") from error
+            raise OSError(f"{folder} could not be written: {one_line(error)}") from error
         files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
         files.sort(key=lambda path: (_CONFIGS.index(path.name) if path.name in _CONFIGS else -1, path))
         for name in files:

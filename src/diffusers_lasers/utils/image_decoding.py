@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .command_line import one_line
+
 
 __all__ = ["UnreadableImageError", "picture_formats", "to_rgb"]
 
@@ -100,11 +102,9 @@ def to_rgb(image: Any, name: str, max_pixels: int | None = None) -> Image.Image:
             return _picture(opened, max_pixels)
     except MemoryError:  # says nothing about the image
         raise
-    except (
-        Exception
-    ) as error:  # a damaged file makes Pillow's readers raise anything: RuntimeError, KeyError, zlib.error …
-        what = " ".join(str(error).split()).rstrip(".")
-        raise UnreadableImageError(f"The image {name!r} cannot be read: {what or type(error).__name__}.") from error
+    except Exception as error:  # a damaged file makes Pillow's readers raise anything: KeyError, zlib.error …
+        what = one_line(error).rstrip(".")
+        raise UnreadableImageError(f"The image {name!r} cannot be read: {what}.") from error
 
 
 def _picture(image: Image.Image, max_pixels: int | None) -> Image.Image:
@@ -142,9 +142,8 @@ def _on_white(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     key = image.info.get("transparency")
-    if (
-        image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255
-    ):  # of a file of 16 bits, of which Pillow keeps the upper ones
+    # of a file of 16 bits, of which Pillow keeps the upper ones
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
         image = image.copy()
         image.info["transparency"] = tuple(level >> 8 for level in key)
     colours = image.convert("RGBA")
