@@ -4,9 +4,10 @@
     python examples/fit_codec.py --train_data_dir photos/ --notation "OPQ-{32-8-8}" --output_dir opq
     python examples/fit_codec.py --train_data_dir photos/ --notation "RQ-{32-8-8}" --validation_data_dir more_photos/ --output_dir rq
 
-OUTPUT_DIR gets the codec, settings.json (command, data, seconds, peak memory), a model card with the rate and, with --validation_data_dir, the
-PSNR of held-out images beside it, and reconstructions.png; the codec is saved before it is judged. Without --train_data_dir or --dataset_name the photographs that scikit-image installs are
-fitted, and two of them that were not are the held-out ones.
+OUTPUT_DIR gets the codec, settings.json (command, data, seconds, peak memory), a model card with the rate and, with
+--validation_data_dir, the PSNR of held-out images beside it, and reconstructions.png; the codec is saved before it is
+judged. Without --train_data_dir or --dataset_name the photographs that scikit-image installs are fitted, and two of
+them that were not are the held-out ones.
 """
 
 import shlex

@@ -1,7 +1,8 @@
 """The entry of the command line: parses, runs one subcommand, and says what went wrong in one line.
 
-Exit codes: 0; 2 for what a user can mend (with `--debug`, after its traceback), also where others of several files were done; 130 after Ctrl-C. Subcommands import models when they run, so that
-`--help` waits for the package's own import and no more.
+Exit codes: 0; 2 for what a user can mend (with `--debug`, after its traceback), also where others of several files
+were done; 130 after Ctrl-C. Subcommands import models when they run, so that `--help` waits for the package's own
+import and no more.
 """
 
 from __future__ import annotations

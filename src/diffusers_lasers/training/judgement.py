@@ -1,4 +1,5 @@
-"""Judging what is already saved: a figure that cannot be computed is reported, and never costs the model that it would judge."""
+"""Judging what is already saved: a figure that cannot be computed is reported, and never costs the model that it would
+judge."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ class Judgement:
 
     Args:
         folder (`str` or `os.PathLike`): Where the model is; the report names it.
-        num_processes (`int`, defaults to 1): Processes that judge together. If there are several, one that fails ends at once, since the others would wait
-            for its share.
+        num_processes (`int`, defaults to 1): Processes that judge together. If there are several, one that fails ends
+            at once, since the others would wait for its share.
         saved (`str`, defaults to `"What is saved is"`): How the report begins to say where everything else is.
         secret (`str`, *optional*): A token that no reason may show.
     """

@@ -1,8 +1,10 @@
-"""The output folder of a run: whose it is, that one run at a time writes into it, and the checkpoints from which that run goes on.
+"""The output folder of a run: whose it is, that one run at a time writes into it, and the checkpoints from which that
+run goes on.
 
-A run is known by its *identity*: the arguments that decide what is trained. They stand in `run.json`, in the folder and in each
-checkpoint, and a checkpoint of other arguments is refused. What this package keeps of a run's state is safetensors and JSON; what accelerate
-pickles (optimiser, scaler, random numbers) it reads with `weights_only`, which runs no code.
+A run is known by its *identity*: the arguments that decide what is trained. They stand in `run.json`, in the folder
+and in each checkpoint, and a checkpoint of other arguments is refused. What this package keeps of a run's state is
+safetensors and JSON; what accelerate pickles (optimiser, scaler, random numbers) it reads with `weights_only`, which
+runs no code.
 """
 
 from __future__ import annotations
@@ -35,12 +37,12 @@ _KIND = "state of a run"
 _RECORDS = ("training_log.jsonl", "settings.json")
 # What a checkpoint that does not fit makes torch, accelerate and the parts raise.
 _UNFIT = (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, AttributeError, ValueError, OSError)
-#: What a run leaves beside its checkpoints; of a model the configuration, without which its weights are no model, is enough.
+# What a run leaves beside its checkpoints; of a model the configuration, without which its weights are none, is enough.
 _RESULTS = (
     *_RECORDS,
     *("config.json", "model_index.json", "README.md", "discriminator", "pipeline", "refiner", "validation"),
 )
-#: Arguments that may change when a run goes on: where and how often it writes, how long it takes, what it is judged by.
+# Arguments that may change when a run goes on: where and how often it writes, how long it takes, what it is judged by.
 _FREE = """
     output_dir logging_dir overwrite_output_dir resume_from_checkpoint report_to tracker_project_name log_steps
     checkpointing_steps checkpoints_total_limit license cache_dir codes_dir cache_in_memory dataloader_num_workers
@@ -48,7 +50,7 @@ _FREE = """
     push_to_hub hub_model_id hub_token max_train_steps num_train_epochs num_inference_steps temperature
     gradient_checkpointing skip_unreadable train_batch_size gradient_accumulation_steps perceptual_weights
 """.split()
-#: Arguments that are places: compared by what they point to.
+# Arguments that are places: compared by what they point to.
 _PLACES = ("train_data_dir", "dataset_name", "codec", "pretrained_model_name_or_path", "pipeline")
 
 
@@ -61,8 +63,8 @@ def run_identity(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
         **more: What else has to be the same, e.g. `total_batch_size`.
 
     Returns:
-        `dict[str, Any]`: Name → value that JSON can hold. Paths are resolved; arguments that may change (number of steps, where and how often
-        something is written, held-out images, batch size a process) are left out.
+        `dict[str, Any]`: Name → value that JSON can hold. Paths are resolved; arguments that may change (number of
+        steps, where and how often something is written, held-out images, batch size a process) are left out.
     """
     identity = {name: value for name, value in recorded_arguments(args).items() if name not in _FREE}
     for name in _PLACES:
@@ -94,16 +96,18 @@ class RunFolder:
     Creates the claim of a run on its output folder. Making it only reads; [`claim`] writes.
 
     Args:
-        accelerator (`accelerate.Accelerator`): All processes of the run make this object, and call its methods, together.
+        accelerator (`accelerate.Accelerator`): All processes of the run make this object, and call its methods,
+            together.
         folder (`str` or `os.PathLike`): The output folder; it need not exist.
         identity (`dict[str, Any]`): What the run is known by, see [`run_identity`].
-        resume (`str`, *optional*):
-            `"latest"`, a checkpoint's folder, or its name in `folder`. `"latest"` starts from scratch where the run has no checkpoint yet.
+        resume (`str`, *optional*): `"latest"`, a checkpoint's folder, or its name in `folder`. `"latest"` starts from
+            scratch where the run has no checkpoint yet.
         overwrite (`bool`, defaults to `False`): Whether a run that is in the folder may be deleted.
 
     Raises:
-        ValueError: If `folder` is a file or cannot be written to; if it holds something and neither `resume` nor `overwrite` says what to do
-            with it; if the checkpoint is missing, damaged or of another run; if all checkpoints are damaged.
+        ValueError: If `folder` is a file or cannot be written to; if it holds something and neither `resume` nor
+            `overwrite` says what to do with it; if the checkpoint is missing, damaged or of another run; if all
+            checkpoints are damaged.
     """
 
     def __init__(
@@ -157,7 +161,8 @@ class RunFolder:
                     raise ValueError(f"--resume_from_checkpoint {self.resume!r}: {wrong}")
                 return path
         raise ValueError(
-            f"--resume_from_checkpoint must be `latest`, a folder, or the name of one in --output_dir, got {self.resume!r}."
+            "--resume_from_checkpoint must be `latest`, a folder, or the name of one in --output_dir, got "
+            f"{self.resume!r}."
         )
 
     def _unfinished(self) -> bool:
@@ -180,16 +185,18 @@ class RunFolder:
         if names:
             said = ", ".join(f"--{name} {saved[name]!r} and not {self.identity[name]!r}" for name in names[:3])
             raise ValueError(
-                f"{str(place)!r} belongs to another run, with {said}: give that run's arguments, another --output_dir, or "
-                "start a new run from its weights with --pretrained_model_name_or_path."
+                f"{str(place)!r} belongs to another run, with {said}: give that run's arguments, another --output_dir, "
+                "or start a new run from its weights with --pretrained_model_name_or_path."
             )
 
     def claim(self) -> None:
         """
-        Takes the folder for this run: makes it, locks it until the process ends, deletes what `overwrite` allows to, and writes `run.json`.
+        Takes the folder for this run: makes it, locks it until the process ends, deletes what `overwrite` allows to,
+        and writes `run.json`.
 
         Raises:
-            ValueError: If another process writes into it, or it has changed since the object was made so that it may not be taken.
+            ValueError: If another process writes into it, or it has changed since the object was made so that it may
+                not be taken.
             OSError: If it cannot be written.
         """
         outcome: list[Any] = [None]
@@ -236,7 +243,8 @@ class RunFolder:
 
         Args:
             step (`int`): Optimiser steps taken.
-            parts (`dict[str, Any]`): Name → object with `state_dict`, whose state is tensors and what JSON can hold, in dictionaries.
+            parts (`dict[str, Any]`): Name → object with `state_dict`, whose state is tensors and what JSON can hold,
+                in dictionaries.
             total_limit (`int`, *optional*): Checkpoints to keep; `None` keeps all.
 
         Returns:

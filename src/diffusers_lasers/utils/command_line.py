@@ -1,7 +1,7 @@
 """What every command line of this package shares: a parser that takes only whole names, and records without secrets.
 
-An abbreviated option (`--hub_tok`) would reach the program but not what looks for the option's name, and so an option has one spelling. A
-token is hidden by its value, wherever it stands.
+An abbreviated option (`--hub_tok`) would reach the program but not what looks for the option's name, and so an option
+has one spelling. A token is hidden by its value, wherever it stands.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ HIDDEN = "***"
 
 class CommandParser(argparse.ArgumentParser):
     """
-    Creates an `argparse.ArgumentParser` that refuses abbreviated options, in its subcommands too, and keeps the line breaks of its description.
+    Creates an `argparse.ArgumentParser` that refuses abbreviated options, in its subcommands too, and keeps the line
+    breaks of its description.
     An option that it does not know is named without its value, which may be a secret (`--hub_tok hf_…`).
 
     Args:

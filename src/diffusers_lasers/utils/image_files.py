@@ -190,7 +190,8 @@ def _matched(pattern: str, skipped: Counter[str]) -> list[str]:
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether a path's parts match a pattern's, where `**` stands for any number of folders, and at its end for anything."""
+    """Whether a path's parts match a pattern's, where `**` stands for any number of folders, and at its end for
+    anything."""
     if not pattern:
         return not parts
     if pattern[0] == "**":
