@@ -1054,9 +1054,11 @@ def one_sentence(args: argparse.Namespace, *kinds: type[Exception], training: bo
         if isinstance(error, UnreadableImageError):
             # a data loader's worker puts its traceback before the sentence, and the error's name
             sentence = sentence.split("UnreadableImageError: ")[-1] + " --skip_unreadable leaves such images out."
-        elif training:
+        if training:
             last = latest_checkpoint(args.output_dir)
-            sentence += f"; the last whole checkpoint is {last}." if last else "; there is no checkpoint."
+            sentence = sentence.rstrip(".") + (
+                f"; the last whole checkpoint is {last}." if last else "; there is no checkpoint."
+            )
         raise SystemExit(f"train_dlgan.py: error: {hide_token([sentence], args.hub_token)[0]}") from None
 
 

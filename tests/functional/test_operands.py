@@ -301,6 +301,19 @@ def test_indices_out_of_range_are_refused(backend):
                 call()
 
 
+@pytest.mark.parametrize("dtype", [F, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [I, torch.int32])
+@pytest.mark.parametrize("features", [1, 4, 33])
+def test_synthesis_refuses_an_index_in_every_type(dtype, kind, features):
+    dictionary = normal(features, 7, dtype=dtype)
+    for wrong in (7, 2**30, -2, -(2**30)):
+        for place in ((0, 0), (4, 1)):
+            indices = torch.zeros(5, 2, dtype=kind)
+            indices[place] = wrong
+            with pytest.raises(ValueError, match="`indices` must be"):
+                synthesize(indices, normal(5, 2), dictionary)
+
+
 def test_an_index_of_another_slot_is_refused():
     # it named a codeword of the next slot's codebook
     books = normal(2, 7, 2)

@@ -22,14 +22,24 @@ def test_abbreviations_are_refused_in_subcommands_too(words, capsys):
         parser.add_subparsers().add_parser("sub").add_argument("--hub_token")
     with pytest.raises(SystemExit):
         parser.parse_args(words)
-    said = capsys.readouterr().err
-    assert "unrecognized arguments: --hub_tok" in said and "secret" not in said
+    assert "--hub_tok" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "named"), [(["--hub_tok=secret"], "--hub_tok"), (["left", "over"], "left over")])
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--hub_tok=hf_a"], "--hub_tok"),
+        (["--hub_tok", "hf_a"], "--hub_tok"),
+        (["left", "over"], "left over"),
+        (["sub", "--hub_tok", "hf_a"], "--hub_tok"),
+    ],
+)
 def test_what_is_not_known_is_named_without_its_value(words, named, capsys):
+    parser = CommandParser(prog="x")
+    if words[0] == "sub":
+        parser.add_subparsers().add_parser("sub").add_argument("--hub_token")
     with pytest.raises(SystemExit):
-        CommandParser(prog="x").parse_args(words)
+        parser.parse_args(words)
     assert capsys.readouterr().err.endswith(f"unrecognized arguments: {named}\n")
 
 

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-from ..utils.command_line import CommandParser
+from ..utils.command_line import CommandParser, without_values
 from .batch import PROGRAM, USER_ERRORS, printable, report
 from .decode import DecodeCommand
 from .encode import EncodeCommand
@@ -30,7 +30,7 @@ class _Parser(CommandParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: error: {without_values(message)}; see {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

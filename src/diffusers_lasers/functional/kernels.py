@@ -118,8 +118,8 @@ def _greedy_pursuit(
     packed = wide.view(features, width // PANEL, PANEL).transpose(0, 1).contiguous()
     rows, signals = atoms.t().contiguous(), signals.contiguous()
     gram_form = features >= _GRAM_FROM and count <= _MAX_GRAM_ATOMS
-    gram = None  # fewer rows than half of them are computed one by one, to the same bits
-    if gram_form and sparsity > 1 and n * sparsity >= count // 2:
+    gram = None  # where few rows are needed, each is computed then, to the same bits
+    if gram_form and sparsity > 1 and n * sparsity >= count // 4:
         gram = signals.new_empty(count, width)
     indices = signals.new_empty(n, sparsity, dtype=torch.int64)
     coefficients = signals.new_empty(n, sparsity)

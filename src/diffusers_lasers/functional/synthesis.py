@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .kernels import fused_synthesis_gradients, uses_fused
-from .operands import as_tensor, check_indices, check_operands
+from .operands import as_tensor, check_indices, check_operands, is_integer
 
 
 __all__ = ["projection_synthesis", "synthesize"]
@@ -42,9 +42,9 @@ def synthesize(indices: torch.Tensor, coefficients: torch.Tensor, dictionary: to
 
     Raises:
         ValueError: If `indices` and `coefficients` are not of one shape `(N, sparsity)`, a type or device does not
-            fit, or on the CPU an index is below −1 or names no atom. On a GPU, where a look at the values would make
-            the host wait, and inside `torch.compile`, torch's own kernels find an index above the atoms (as an
-            assertion on the device), and one below −1 counts as unused.
+            fit, or on the CPU an index is below −1 or names no atom. Nothing is read on the host for it: inside
+            `torch.compile` it is torch's own RuntimeError. On a GPU an index above the atoms is an assertion on the
+            device, and one below −1 counts as unused.
     """
     indices, coefficients = as_tensor("indices", indices), as_tensor("coefficients", coefficients)
     dictionary = as_tensor("dictionary", dictionary)
@@ -54,11 +54,19 @@ def synthesize(indices: torch.Tensor, coefficients: torch.Tensor, dictionary: to
     weights = coefficients.to(dictionary.dtype) * (indices >= 0)
     if indices.numel() == 0:
         return weights.sum(dim=1, keepdim=True) * dictionary.t()[:1]
-    return _Synthesis.apply(indices, weights, dictionary)
+    if torch.compiler.is_compiling():
+        return _Synthesis.apply(indices, weights, dictionary)
+    try:
+        return _Synthesis.apply(indices, weights, dictionary)
+    except (IndexError, RuntimeError):  # what `embedding_bag` says on a CPU; values are looked at only now
+        check_indices("indices", indices, dictionary.shape[1], least=-1)
+        raise
 
 
 def _check_codes(indices, coefficients, dictionary):
-    sizes = check_operands(dictionary=(dictionary, "features atoms"))
+    check_operands(dictionary=(dictionary, "features atoms"))
+    if not is_integer(indices):
+        raise ValueError(f"`indices` must be integers, got {indices.dtype}.")
     if indices.ndim != 2 or indices.shape != coefficients.shape:
         raise ValueError(
             f"`indices` and `coefficients` must share one shape (N, sparsity), got {tuple(indices.shape)} and "
@@ -71,7 +79,6 @@ def _check_codes(indices, coefficients, dictionary):
             f"`indices` and `coefficients` must be on the device of `dictionary` ({dictionary.device}), got "
             f"{indices.device} and {coefficients.device}."
         )
-    check_indices("indices", indices, sizes["atoms"], least=-1)
 
 
 class _Synthesis(torch.autograd.Function):
@@ -79,7 +86,9 @@ class _Synthesis(torch.autograd.Function):
     def forward(ctx, indices, weights, dictionary):
         ctx.save_for_backward(indices, weights, dictionary)
         rows = dictionary.t().contiguous()  # the fast path of `embedding_bag` takes no other
-        return F.embedding_bag(indices.clamp_min(0), rows, per_sample_weights=weights, mode="sum")
+        # −1 becomes 0, of weight 0; on a CPU what is below it stays what it is, and is refused
+        slots = indices + (indices == -1) if indices.device.type == "cpu" else indices.clamp_min(0)
+        return F.embedding_bag(slots, rows, per_sample_weights=weights, mode="sum")
 
     @staticmethod
     @once_differentiable

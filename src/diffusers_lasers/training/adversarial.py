@@ -142,7 +142,7 @@ def adversarial_factor(step: int, start: int, warmup: int = 0) -> float:
 class LeCamRegularizer:
     """
     Creates the LeCam regularisation of a discriminator, mean max(0, real − m_fake)² + mean max(0, m_real − fake)² with running means m of the logits
-    (equal on all ranks), for `accelerator.register_for_checkpointing`.
+    (equal on all ranks), a part of what [`RunFolder`] saves.
 
     Args:
         decay (`float`, defaults to 0.999): Decay of the running means, in [0, 1).

@@ -171,7 +171,7 @@ def save_checkpoint(
 
 class TrainingState:
     """
-    Creates the counters of a run, for `accelerator.register_for_checkpointing`.
+    Creates the counters of a run, a part of what [`RunFolder`] saves.
 
     Args:
         step (`int`, defaults to 0): Optimiser steps taken.

@@ -27,7 +27,7 @@ __all__ = ["ModelAverage"]
 
 class ModelAverage:
     """
-    Creates the average of a model, at first a copy of it, for `accelerator.register_for_checkpointing`. Nothing here waits for the device.
+    Creates the average of a model, at first a copy of it; a part of what [`RunFolder`] saves. Nothing here waits for the device.
 
     Args:
         model (`torch.nn.Module`): The model, not wrapped for distribution. It is not kept.

@@ -7,7 +7,7 @@ has one spelling. A token is hidden by its value, wherever it stands.
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, NoReturn
 
 
 __all__ = ["CommandParser", "hide_token", "recorded_arguments"]
@@ -29,13 +29,16 @@ class CommandParser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
-        """As in argparse, but for the message about what is left over."""
-        parsed, extra = self.parse_known_args(args, namespace)
-        if extra:
-            options = [word.split("=")[0] for word in extra if word.startswith("-")]
-            self.error(f"unrecognized arguments: {' '.join(options or extra)}")
-        return parsed
+    def error(self, message: str) -> NoReturn:
+        """As in argparse, but for [`without_values`]."""
+        super().error(without_values(message))
+
+
+def without_values(message: str) -> str:
+    """A message of argparse in which options that are not known are named without their values."""
+    said, mark, rest = message.partition("unrecognized arguments: ")
+    options = [word.split("=")[0] for word in rest.split() if word.startswith("-")]
+    return said + mark + (" ".join(options) or rest)
 
 
 def one_line(error: BaseException) -> str:
