@@ -256,9 +256,9 @@ class RunFolder:
 
         def write(folder: str) -> None:
             self.accelerator.save_state(folder)
-            states = _flat({name: part.state_dict() for name, part in parts.items()})  # sharded ones: on all processes
+            states = {name: part.state_dict() for name, part in parts.items()}  # sharded ones: on all processes
             if self.accelerator.is_main_process:
-                write_state(Path(folder) / _STATE, _KIND, states)
+                write_state(Path(folder) / _STATE, _KIND, _flat(states))
                 write_json(Path(folder) / _RUN, {"identity": self.identity})
 
         return save_checkpoint(
@@ -310,13 +310,13 @@ def _contents(path: Path) -> list[Path]:
 
 
 def _flat(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with names joined by slashes; tensors of their own storage."""
+    """Nested dictionaries as one, with names joined by slashes; tensors on the CPU, of their own storage."""
     flat: dict[str, Any] = {}
     for name, value in state.items():
         if isinstance(value, dict) and value:
             flat.update(_flat(value, f"{prefix}{name}/"))
         else:
-            flat[f"{prefix}{name}"] = value.detach().clone() if isinstance(value, torch.Tensor) else value
+            flat[f"{prefix}{name}"] = value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
     return flat
 
 
