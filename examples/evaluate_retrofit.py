@@ -447,7 +447,8 @@ def draw(rows, path):
 
 
 def draw_images(rows, references, shown, flip):
-    """The first images of the configuration of each family that is nearest to one bit a latent element, with FLIP maps where these can be made."""
+    """The first images of the configuration of each family that is nearest to one bit a latent element, with FLIP maps
+    where these can be made."""
     pictures = [("decode(z)", references)]
     for name in dict.fromkeys(row["family"] for row in rows):
         family = (row for row in rows if row["family"] == name)

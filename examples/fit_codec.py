@@ -4,9 +4,10 @@
     python examples/fit_codec.py --train_data_dir photos/ --notation "OPQ-{32-8-8}" --output_dir opq
     python examples/fit_codec.py --train_data_dir photos/ --notation "RQ-{32-8-8}" --validation_data_dir more_photos/ --output_dir rq
 
-OUTPUT_DIR gets the codec, settings.json (command, data, seconds, peak memory), a model card with the rate and, with --validation_data_dir, the
-PSNR of held-out images beside it, and reconstructions.png; the codec is saved before it is judged. Without --train_data_dir or --dataset_name the photographs that scikit-image installs are
-fitted, and two of them that were not are the held-out ones.
+OUTPUT_DIR gets the codec, settings.json (command, data, seconds, peak memory), a model card with the rate and, with
+--validation_data_dir, the PSNR of held-out images beside it, and reconstructions.png; the codec is saved before it is
+judged. Without --train_data_dir or --dataset_name the photographs that scikit-image installs are fitted, and two of
+them that were not are the held-out ones.
 """
 
 import shlex
@@ -142,7 +143,9 @@ def main(args):
         args.notation, patch_size=args.patch_size, codebook_bits=args.codebook_bits
     )
     held_out = check_held_out_images(open_images(args, "validation"), skip_unreadable=args.skip_unreadable)
-    train = check_held_out_images(open_images(args), skip_unreadable=args.skip_unreadable)
+    train = open_images(args)
+    if args.skip_unreadable:  # each image is read once more; without it, fitting stops at the first that is damaged
+        train = check_held_out_images(train, skip_unreadable=True)
     if args.push_to_hub:
         create_repository(folder, args.hub_model_id, args.hub_token)
     start = time.perf_counter()

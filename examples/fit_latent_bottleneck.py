@@ -5,7 +5,8 @@
     python examples/fit_latent_bottleneck.py --autoencoder vae/ --train_data_dir photos/ --bottleneck residual_vq --num_symbols 256 --depth 4 --output_dir rvq
 
 OUTPUT_DIR gets the bottleneck, which `LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=...)` takes, settings.json and a card with the figures of held-out
-images (--validation_data_dir) and the bits that they cost; the bottleneck is saved before it is judged. Without --train_data_dir or --dataset_name the photographs that scikit-image installs are read.
+images (--validation_data_dir) and the bits that they cost; the bottleneck is saved before it is judged. Without
+--train_data_dir or --dataset_name the photographs that scikit-image installs are read.
 """
 
 import shlex

@@ -4,9 +4,10 @@
     accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/ --resolution 64 --output_dir cats-categorical
     accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/ --resolution 64 --parameterization continuous …
 
-CODEC is a folder of a fitted `ModelBasedVQCodec` (`examples/fit_codec.py`), or of an `AutoencoderDL` with VQ or residual VQ. The images are coded once, before
-the training, and the codes kept in OUTPUT_DIR/codes (or --codes_dir, which several runs can share, also when they start at once). --parameterization: `categorical` is the
-paper's reverse process (eq 24), `continuous` its first one (eq 4), `uniform` and `absorbing` are the D3PM baselines on the same codes.
+CODEC is a folder of a fitted `ModelBasedVQCodec` (`examples/fit_codec.py`), or of an `AutoencoderDL` with VQ or
+residual VQ. The images are coded once, before the training, and the codes kept in OUTPUT_DIR/codes (or --codes_dir,
+which several runs can share, also when they start at once). --parameterization: `categorical` is the paper's reverse
+process (eq 24), `continuous` its first one (eq 4), `uniform` and `absorbing` are the D3PM baselines on the same codes.
 
 OUTPUT_DIR gets the pipeline (`ModelBasedLatentDiffusionPipeline.from_pretrained` loads it), a model card, settings.json, training_log.jsonl,
 pictures of samples in validation/, and checkpoint-N/ to resume from. The pipeline is saved before it is judged.
@@ -189,7 +190,8 @@ def load_codec(path):
 
 
 def load_denoiser(path, dropout, **given):
-    """A trained denoiser of a pipeline, a checkpoint, or a folder of its own; what is given must be its own configuration."""
+    """A trained denoiser of a pipeline, a checkpoint, or a folder of its own; what is given must be its own
+    configuration."""
     try:
         model = CategoricalUNet2DModel.from_pretrained(path, subfolder="unet", dropout=dropout)
     except OSError:
@@ -515,9 +517,8 @@ def main(args):
     run = prepare(args)
     for sentence in run.folder.passed_over:
         logger.warning(sentence)
-    code_images(
-        run, args
-    )  # before the folder is taken: what cannot be read leaves no run that would have to be overwritten
+    # before the folder is taken: what cannot be read leaves no run that would have to be overwritten
+    code_images(run, args)
     run.folder.claim()
     folder, log, main_process = Path(args.output_dir), None, run.accelerator.is_main_process
     if main_process:

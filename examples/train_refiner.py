@@ -4,9 +4,10 @@
     accelerate launch examples/train_refiner.py --codec opq --train_data_dir cats/ --validation_data_dir more_cats/ --resolution 64 \\
         --pipeline cats-continuous --output_dir cats-refined
 
-Each image is coded, its indices as numbers in [-1, 1] get Gaussian noise of a standard deviation drawn up to --noise, and the decoded image is refined towards the
-original by L1 and 1 − SSIM. OUTPUT_DIR gets the refiner in refiner/, its card, settings.json and training_log.jsonl; with --pipeline the whole pipeline, with this
-refiner; and checkpoint-N/ to resume from. The refiner is saved before it is judged.
+Each image is coded, its indices as numbers in [-1, 1] get Gaussian noise of a standard deviation drawn up to --noise,
+and the decoded image is refined towards the original by L1 and 1 − SSIM. OUTPUT_DIR gets the refiner in refiner/, its
+card, settings.json and training_log.jsonl; with --pipeline the whole pipeline, with this refiner; and checkpoint-N/ to
+resume from. The refiner is saved before it is judged.
 """
 
 import shlex
@@ -153,7 +154,8 @@ def make_refiner(args):
 
 
 def prepare(args):
-    """The parts of a run. What can be wrong with the arguments and held-out images fails here, before anything is written."""
+    """The parts of a run. What can be wrong with the arguments and held-out images fails here, before anything is
+    written."""
     run = Namespace(accelerator=Accelerator(mixed_precision=args.mixed_precision))
     accelerator = run.accelerator
     set_seed(args.seed)

@@ -209,7 +209,8 @@ def decode(data):
 
 
 def attack(files, seed, first, stop, at, counts):
-    """Decodes the damaged files `first` to `stop`, telling which one is at hand, and the counts and failures at the end."""
+    """Decodes the damaged files `first` to `stop`, telling which one is at hand, and the counts and failures at the
+    end."""
     try:
         import resource
 

@@ -9,10 +9,12 @@
 trainings, fits and evaluations behind them, each with the arguments of both scales: `paper` has the paper's sizes and needs its data sets and GPUs, `cpu` is what two cores do in
 about three hours. The data are expected in DATA as README.md beside this file says.
 
-OUTPUT_DIR/runs/NAME is the folder of a run and belongs to its script; NAME.json beside it appears when the run has ended well and holds its command, commit, versions and seconds.
-Started again, the runner takes finished runs as they are, training scripts go on from their last checkpoint, and others begin again. OUTPUT_DIR/page gets results.md, results.json and the pictures; before a page is published
-with --no_data_pictures it shows none of the data sets' images, whose licences may not allow it. Exit code: 0 if all
-that was asked for is there, 1 if a run failed (NAME.log says why; what does not need it is still made), 2 for a mistake in the command.
+OUTPUT_DIR/runs/NAME is the folder of a run and belongs to its script; NAME.json beside it appears when the run has
+ended well and holds its command, commit, versions and seconds. Started again, the runner takes finished runs as they
+are, training scripts go on from their last checkpoint, and others begin again. OUTPUT_DIR/page gets results.md,
+results.json and the pictures; before a page is published with --no_data_pictures it shows none of the data sets'
+images, whose licences may not allow it. Exit code: 0 if all that was asked for is there, 1 if a run failed (NAME.log
+says why; what does not need it is still made), 2 for a mistake in the command.
 """
 
 import json
@@ -154,7 +156,8 @@ def commit():
 
 
 def record(folder):
-    """What the record of a finished run says, or None. It stands beside the run's folder, which is the script's alone."""
+    """What the record of a finished run says, or None. It stands beside the run's folder, which is the script's
+    alone."""
     path = folder.with_name(f"{folder.name}.json")
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 

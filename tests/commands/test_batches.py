@@ -255,6 +255,11 @@ def test_abbreviations_are_refused(run, line):
     assert (code, output) == (2, "") and errors.count("\n") == 1 and not Path("x.code").exists()
 
 
+def test_what_is_not_known_is_named_without_its_value(run):
+    assert "unrecognized arguments: --hub_token; see" in run("env --hub_token hf_a")[2]
+    assert "hf_a" not in run("inspect saved/dl --hub_token=hf_a")[2]
+
+
 # Codes of strangers
 
 

@@ -71,3 +71,10 @@ def test_timesteps_in_other_forms_are_taken():
     for timesteps in ([9, 4, 0], (9, 4, 0), np.array([9, 4, 0]), torch.tensor([9, 4, 0])):
         scheduler.set_timesteps(timesteps=timesteps)
         assert scheduler.timesteps.tolist() == [9, 4, 0]
+
+
+def test_the_forward_process_compiles_as_one_graph():
+    sample, timesteps = sample_of(CategoricalDDPMScheduler), torch.tensor([3, 7])
+    scheduler, noise = make(CategoricalDDPMScheduler), torch.ones(sample.shape)
+    forward = torch.compile(scheduler.add_noise, fullgraph=True, backend="eager")
+    assert torch.equal(forward(sample, noise, timesteps), scheduler.add_noise(sample, noise, timesteps))

@@ -19,6 +19,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from ..utils.config_checks import described
+
 
 __all__ = ["IndexCode", "SparseCode"]
 
@@ -92,13 +94,9 @@ def _counts(indices: torch.Tensor, symbols: int) -> torch.Tensor:
     return flat.new_zeros(symbols + 1).index_add_(0, flat, torch.ones_like(flat))[1:]
 
 
-def _described(value: Any) -> str:
-    return f"{value.dtype} of shape {tuple(value.shape)}" if torch.is_tensor(value) else type(value).__name__
-
-
 def _check_indices(indices: torch.Tensor) -> None:
     if not torch.is_tensor(indices) or indices.ndim != 4 or indices.dtype != torch.int64:
-        raise ValueError(f"`indices` must be int64 of shape (B, h, w, slots), got {_described(indices)}.")
+        raise ValueError(f"`indices` must be int64 of shape (B, h, w, slots), got {described(indices)}.")
 
 
 def _is_count(value: Any) -> bool:
@@ -150,8 +148,7 @@ class SparseCode(_Code):
         shape = self.indices.shape
         if not torch.is_tensor(self.coefficients) or self.coefficients.shape != shape:
             raise ValueError(
-                f"`coefficients` must have the shape of `indices`, {tuple(shape)}, got "
-                f"{_described(self.coefficients)}."
+                f"`coefficients` must have the shape of `indices`, {tuple(shape)}, got {described(self.coefficients)}."
             )
         if not self.coefficients.is_floating_point() or self.coefficients.device != self.indices.device:
             raise ValueError(

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..utils.command_line import one_line
+
 
 PROGRAM = "diffusers-lasers"
 # What is wrong with files, arguments, packages, memory or devices; anything else is a fault of ours and keeps its
@@ -42,17 +44,12 @@ def printable() -> Iterator[None]:
                 stream.reconfigure(errors=errors)
 
 
-def sentence(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def report(args: argparse.Namespace, error: BaseException) -> None:
     """Says an error of the user on stderr: one line, with `--debug` its traceback."""
     if args.debug:
         traceback.print_exception(error)
     else:
-        print(f"{PROGRAM} {args.command.name}: error: {sentence(error)}", file=sys.stderr)
+        print(f"{PROGRAM} {args.command.name}: error: {one_line(error)}", file=sys.stderr)
 
 
 def for_each(args: argparse.Namespace, items: Iterable[Any], work: Callable[[Any], None], what: str) -> None:
@@ -94,7 +91,7 @@ def about(name: str) -> Iterator[None]:
     except USER_ERRORS as error:
         if name in str(error):
             raise
-        raise ValueError(f"{name}: {sentence(error)}") from error
+        raise ValueError(f"{name}: {one_line(error)}") from error
 
 
 def check_targets(paths: Iterable[Path]) -> None:

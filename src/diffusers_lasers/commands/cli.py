@@ -1,7 +1,8 @@
 """The entry of the command line: parses, runs one subcommand, and says what went wrong in one line.
 
-Exit codes: 0; 2 for what a user can mend (with `--debug`, after its traceback), also where others of several files were done; 130 after Ctrl-C. Subcommands import models when they run, so that
-`--help` waits for the package's own import and no more.
+Exit codes: 0; 2 for what a user can mend (with `--debug`, after its traceback), also where others of several files
+were done; 130 after Ctrl-C. Subcommands import models when they run, so that `--help` waits for the package's own
+import and no more.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 
-from ..utils.command_line import CommandParser
+from ..utils.command_line import CommandParser, without_values
 from .batch import PROGRAM, USER_ERRORS, printable, report
 from .decode import DecodeCommand
 from .encode import EncodeCommand
@@ -29,7 +30,7 @@ class _Parser(CommandParser):
     """A parser whose errors are one line."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: error: {without_values(message)}; see {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.files import save_image
+from ..utils.files import image_format, save_image
 from .batch import about, check_targets, for_each
 from .images import cost_lines, output_paths, picture_levels, psnr_metric, read_image
 from .loading import add_model_arguments, get_device, load_model
@@ -155,9 +155,8 @@ def check_writable(path: Path) -> None:
     """
     from PIL import Image
 
-    kind = Image.registered_extensions().get(path.suffix.lower())
     try:
-        Image.new("RGB", (16, 16)).save(io.BytesIO(), format=kind or "none")
+        Image.new("RGB", (16, 16)).save(io.BytesIO(), format=image_format(path))
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:  # as each of its writers has it
         raise ValueError(
             f"{path} must end with the suffix of a picture format that Pillow can write, such as .png."

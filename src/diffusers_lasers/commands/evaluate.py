@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..utils.command_line import one_line
 from ..utils.files import write_json
-from .batch import SomeFailed, check_targets, for_each, report, sentence
+from .batch import SomeFailed, check_targets, for_each, report
 from .images import to_tensor
 from .loading import add_device_argument, get_device, load_model
 
@@ -115,7 +116,7 @@ class EvaluateCommand:
                 "data": {
                     "source": about,
                     "images": images,
-                    "unreadable": [sentence(error) for _, error in sorted(unreadable.items())],
+                    "unreadable": [one_line(error) for _, error in sorted(unreadable.items())],
                 },
                 "protocols": protocols,
                 "unavailable": missing,

@@ -140,10 +140,8 @@ def accumulate_statistics(
         if not fused:
             try:
                 B.t().index_add_(0, k.flatten(), (y.unsqueeze(1) * scaled_w.unsqueeze(2)).flatten(0, 1))
-            except (
-                IndexError,
-                RuntimeError,
-            ):  # what the CPU's kernel says; looked at only now, since nothing is read on the host before
+            except (IndexError, RuntimeError):
+                # what the CPU's kernel says; looked at only now, since nothing is read on the host before
                 check_indices("indices", indices, atoms)
                 raise
         entries = k.unsqueeze(2) * atoms + k.unsqueeze(1)  # (n, sparsity, sparsity): row k_s, column k_t

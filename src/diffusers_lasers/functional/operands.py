@@ -42,10 +42,8 @@ def as_tensor(name: str, values: torch.Tensor | np.ndarray) -> torch.Tensor:
     if not values.dtype.isnative or min(values.strides, default=0) < 0:
         values = np.array(values, dtype=values.dtype.newbyteorder("="))  # what a tensor cannot share
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "The given NumPy array is not writ"
-            )  # nothing here writes into an argument
+        with warnings.catch_warnings():  # nothing here writes into an argument
+            warnings.filterwarnings("ignore", "The given NumPy array is not writ")
             return torch.from_numpy(values)
     except TypeError as error:
         raise ValueError(f"`{name}` must be of a type that tensors have, got {values.dtype}.") from error

@@ -167,7 +167,7 @@ def decode_channels(indices: torch.Tensor, codebooks: list[torch.Tensor], width:
             codeword.
     """
     if not isinstance(codebooks, (list, tuple)) or not codebooks:
-        raise ValueError(f"`codebooks` must be a list of at least one channel's, got {codebooks!r}.")
+        raise ValueError(f"`codebooks` must be a list of at least one channel's, got {type(codebooks).__name__}.")
     for book in codebooks:
         check_operands(codebooks=(book, "m codewords d"))
         if not isinstance(width, int) or width not in (book.shape[2], book.shape[0] * book.shape[2]):

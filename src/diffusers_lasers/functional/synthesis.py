@@ -32,8 +32,7 @@ def synthesize(indices: torch.Tensor, coefficients: torch.Tensor, dictionary: to
 
     Args:
         indices (`torch.Tensor` or `numpy.ndarray` of shape `(N, sparsity)`): Atom of each slot, integers; −1 marks an
-            unused slot. N and
-            sparsity may be 0.
+            unused slot. N and sparsity may be 0.
         coefficients (`torch.Tensor` or `numpy.ndarray` of shape `(N, sparsity)`): Their coefficients.
         dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns.
 
@@ -42,10 +41,10 @@ def synthesize(indices: torch.Tensor, coefficients: torch.Tensor, dictionary: to
         `coefficients` and `dictionary`.
 
     Raises:
-        ValueError: If `indices` and `coefficients` are not of one shape `(N, sparsity)`, a type or device does not fit, or on
-            the CPU an index is below −1 or names no atom. Nothing is read on the host for it: inside `torch.compile` it is
-            torch's own RuntimeError. On a GPU an index above the atoms is an assertion on the device, and one below −1
-            counts as unused.
+        ValueError: If `indices` and `coefficients` are not of one shape `(N, sparsity)`, a type or device does not
+            fit, or on the CPU an index is below −1 or names no atom. Nothing is read on the host for it: inside
+            `torch.compile` it is torch's own RuntimeError. On a GPU an index above the atoms is an assertion on the
+            device, and one below −1 counts as unused.
     """
     indices, coefficients = as_tensor("indices", indices), as_tensor("coefficients", coefficients)
     dictionary = as_tensor("dictionary", dictionary)

@@ -9,6 +9,7 @@ from numbers import Real
 import torch
 
 from ..functional.pursuits import PURSUITS
+from ..utils.config_checks import described
 
 
 _USES_OF_A_WINDOW = 64
@@ -95,6 +96,5 @@ def check_init(init: torch.Tensor, atoms: int) -> None:
     fitting = isinstance(init, torch.Tensor) and init.ndim == 2 and init.shape[0] > 0 and init.shape[1] == atoms
     if not fitting or init.dtype not in _FLOATING or not init.isfinite().all():
         raise ValueError(
-            f"`init` must be finite and floating point of shape (features, {atoms}), got "
-            f"{getattr(init, 'dtype', type(init).__name__)} of shape {tuple(getattr(init, 'shape', ()))}."
+            f"`init` must be finite and floating point of shape (features, {atoms}), got {described(init)}."
         )

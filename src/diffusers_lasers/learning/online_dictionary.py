@@ -74,8 +74,8 @@ class OnlineDictionaryLearner:
         tolerance (`float`, *optional*): Residual norm below which a signal takes no further atom. Defaults to `None`: at
             rounding only.
         init (`str`, or `torch.Tensor` or `numpy.ndarray` of shape `(features, num_atoms)`, *optional*, defaults to
-            `"signals"`): First atoms: random signals, less
-            what they nearly all share (`initialisation.py`); `"random"`: uniform on the sphere; or those given, which are normalised.
+            `"signals"`): First atoms: random signals, less what they nearly all share (`initialisation.py`);
+            `"random"`: uniform on the sphere; or those given, which are normalised.
         forgetting (`float`, *optional*, defaults to 4.0): Exponent p of the forgetting factor of eq 25, at least 0; 1 is the paper's, 0 forgets
             nothing.
         revive_every (`int`, *optional*): Steps of a window of usage, after which unused atoms are replaced; 0: never. Defaults to `None`: as many
@@ -183,16 +183,15 @@ class OnlineDictionaryLearner:
 
         Args:
             signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`, or an iterable of such): The signals,
-                on any device; what is on the
-                CPU may be mapped from a file. The minibatches of an iterable are drawn within its items, one after the other: items
-                of many signals each, in random order, learn best. Over ranks, each rank gives its own signals.
+                on any device; what is on the CPU may be mapped from a file. The minibatches of an iterable are drawn
+                within its items, one after the other: items of many signals each, in random order, learn best. Over
+                ranks, each rank gives its own signals.
             passes (`int`, *optional*, defaults to 1): Passes over the signals.
             steps (`int`, *optional*): Minibatches to learn instead, in as many passes as that takes.
             change_tolerance (`float`, *optional*, defaults to 0.0): The fit ends early after a step that changed the
-                dictionary by at most this
-                share, ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ (as `tol` of scikit-learn's `MiniBatchDictionaryLearning`). 0 never
-                ends it, and
-                spares the look at the change, which an accelerator would be waited for.
+                dictionary by at most this share, ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ (as `tol` of scikit-learn's
+                `MiniBatchDictionaryLearning`). 0 never ends it, and spares the look at the change, for which the host
+                waits.
             resume (`bool`, *optional*, defaults to `False`): Whether to go on from where the learner stands until `passes` or `steps` are
                 reached, both counted from the very start; an iterable has to give the same items again. Otherwise all that was
                 learned is forgotten first.
@@ -205,8 +204,7 @@ class OnlineDictionaryLearner:
 
         Raises:
             ValueError: If the signals are no finite floating-point matrices of one length, there is none, `passes` or
-                `steps` is below 1, or
-                `change_tolerance` is no finite number of at least 0.
+                `steps` is below 1, or `change_tolerance` is no finite number of at least 0.
         """
         for name, value in (("passes", passes), ("steps", 1 if steps is None else steps)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -401,8 +399,7 @@ class OnlineDictionaryLearner:
 
         Raises:
             ValueError: If it was made with other arguments than this learner's, or is damaged: of other shapes, not
-                finite. The learner then
-                stays as it was.
+                finite. The learner then stays as it was.
         """
         theirs = check_state(state)
         for name, value in asdict(self.config).items():

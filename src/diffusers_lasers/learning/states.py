@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..utils.config_checks import described, shown
 from .arguments import LearnerConfig, check_init
 
 
@@ -94,8 +95,5 @@ def _number(state: dict[str, Any], name: str, optional: bool = False) -> None:
 
 
 def _refuse(name: str, value: Any, allowed: str) -> None:
-    if isinstance(value, torch.Tensor):
-        got = f"{value.dtype} of shape {tuple(value.shape)}"
-    else:
-        got = " ".join(repr(value)[:80].split())
+    got = described(value) if isinstance(value, torch.Tensor) else shown(value)
     raise ValueError(f"`state` must have `{name}` {allowed}, got {got}.")

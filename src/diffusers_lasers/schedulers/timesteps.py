@@ -61,8 +61,8 @@ def timestep_of(timestep: Any, total: int, name: str = "timestep") -> int:
 
 def check_timesteps(timesteps: Any, batch: int, total: int) -> None:
     """
-    Refuses timesteps of the forward process that are none. Values are looked at on the CPU only: elsewhere that would
-    wait for the device.
+    Refuses timesteps of the forward process that are none. Values are looked at on the CPU only, where
+    nothing has to wait for them, and not in a compiled graph.
 
     Args:
         timesteps (`torch.Tensor` of shape `(B,)` or `()`): What was given.
@@ -75,7 +75,7 @@ def check_timesteps(timesteps: Any, batch: int, total: int) -> None:
     known = torch.is_tensor(timesteps) and not timesteps.is_floating_point() and timesteps.dtype != torch.bool
     if not known or tuple(timesteps.shape) not in ((batch,), (1,), ()):
         raise ValueError(f"`timesteps` must be an int64 tensor of shape ({batch},), got {shown(timesteps)}.")
-    if timesteps.device.type == "cpu" and timesteps.numel():
+    if timesteps.device.type == "cpu" and timesteps.numel() and not torch.compiler.is_compiling():
         low, high = timesteps.aminmax()
         if low < 0 or high >= total:
             raise ValueError(f"`timesteps` must be from 0 to {total - 1}, got {int(low)} to {int(high)}.")

@@ -1,9 +1,9 @@
 """Checkpoints that are whole or absent.
 
-A checkpoint is written to `checkpoint-N.tmp` and renamed to `checkpoint-N` when everything is in it, so that a run that
-is killed while it saves leaves nothing that looks like a checkpoint. Old ones are deleted only after the new one is
-whole; one of the same step is called `checkpoint-N.old` until then. `manifest.json` lists size and SHA-256 of every file, so that later damage is
-found before anything is loaded.
+A checkpoint is written to `checkpoint-N.tmp` and renamed to `checkpoint-N` when everything is in it, so that a run
+that is killed while it saves leaves nothing that looks like a checkpoint. Old ones are deleted only after the new one
+is whole; one of the same step is called `checkpoint-N.old` until then. `manifest.json` lists size and SHA-256 of every
+file, so that later damage is found before anything is loaded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def list_checkpoints(folder: str | os.PathLike) -> list[Path]:
         folder (`str` or `os.PathLike`): The output folder; it need not exist.
 
     Returns:
-        `list[pathlib.Path]`: The folders `checkpoint-N`, sorted by N. Where a process was killed while it replaced one, `checkpoint-N.old`.
+        `list[pathlib.Path]`: The folders `checkpoint-N`, sorted by N. Where a process was killed while it replaced
+            one, `checkpoint-N.old`.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -1,9 +1,10 @@
 r"""Codes of images on the disk: made once, shared by all runs that would make the same ones.
 
-A cache's name says what is in it: the fingerprint of the images, of the model that codes them, and of everything between the two. Images that
-change, another folder of the same name, or other weights give another name, so that an old cache is never taken for a new one. It is one NumPy file,
-written under a hidden name and renamed when it is whole; of processes that want the same one at once, one makes it and the others wait. A finished file
-is never deleted: running processes have it mapped.
+A cache's name says what is in it: the fingerprint of the images, of the model that codes them, and of everything
+between the two. Images that change, another folder of the same name, or other weights give another name, so that an
+old cache is never taken for a new one. It is one NumPy file, written under a hidden name and renamed when it is whole;
+of processes that want the same one at once, one makes it and the others wait. A finished file is never deleted:
+running processes have it mapped.
 """
 
 from __future__ import annotations
@@ -52,8 +53,9 @@ def images_fingerprint(source: Sequence) -> str:
     What tells sources of images apart, without decoding files.
 
     Args:
-        source (`Sequence[PIL.Image.Image]`): Images, see [`load_image_dataset`]. Files count by their resolved paths, sizes and times of change; a data
-            set by the fingerprint that `datasets` gives it, which follows its revision and files; other sequences by their pixels.
+        source (`Sequence[PIL.Image.Image]`): Images, see [`load_image_dataset`]. Files count by their resolved paths,
+            sizes and times of change; a data set by the fingerprint that `datasets` gives it, which follows its
+            revision and files; other sequences by their pixels.
 
     Returns:
         `str`: SHA-256, 64 hexadecimal digits.
@@ -90,12 +92,14 @@ def cached_codes(
         folder (`str` or `os.PathLike`): The folder of the caches; made if it is missing.
         name (`str`): What the file's name begins with, e.g. `"train"`.
         key (`dict[str, Any]`): All that the codes depend on: fingerprints, and values that JSON can hold.
-        make (`Callable[[], Iterable[numpy.ndarray]]`): Gives the codes in blocks `(n, …)`, in order; called only where they are missing.
+        make (`Callable[[], Iterable[numpy.ndarray]]`): Gives the codes in blocks `(n, …)`, in order; called only where
+            they are missing.
         shape (`tuple[int, ...]`): Shape `(N, …)` of all codes together.
         num_symbols (`int`): Codes lie in [0, `num_symbols`).
 
     Returns:
-        `numpy.ndarray` of shape `shape`: The codes, mapped from the file, in the smallest unsigned type that holds them; read-only.
+        `numpy.ndarray` of shape `shape`: The codes, mapped from the file, in the smallest unsigned type that holds
+        them; read-only.
 
     Raises:
         ValueError: If `make` gives codes of another shape, number or range. OSError: If the file cannot be written.
@@ -146,8 +150,8 @@ def _write(path: Path, blocks: Iterable[np.ndarray], shape: tuple[int, ...], kin
         for block in blocks:
             if block.shape[1:] != shape[1:] or block.min() < 0 or block.max() >= num_symbols:
                 raise ValueError(
-                    f"`make` must give codes of shape (n, {', '.join(map(str, shape[1:]))}) in [0, {num_symbols}), got {block.shape} in "
-                    f"[{block.min()}, {block.max()}]."
+                    f"`make` must give codes of shape (n, {', '.join(map(str, shape[1:]))}) in [0, {num_symbols}), got "
+                    f"{block.shape} in [{block.min()}, {block.max()}]."
                 )
             file.write(np.ascontiguousarray(block, dtype=kind))
             written += len(block)

@@ -28,8 +28,8 @@ LONGEST = 16
 
 def fit_pixels(image: Image.Image, resolution: int, resize: int | None) -> np.ndarray:
     """
-    A picture as uint8, both sides at least `resolution`; one that is more than `LONGEST` times as long as wide and would
-    be enlarged keeps its own size, and [`crop_pixels`] enlarges the piece that it needs.
+    A picture as uint8, both sides at least `resolution`; one that is more than `LONGEST` times as long as wide and
+    would be enlarged keeps its own size, and [`crop_pixels`] enlarges the piece that it needs.
 
     Args:
         image (`PIL.Image.Image`): The picture.
@@ -164,7 +164,8 @@ class ImageDataset(Dataset):
         return len(self.source) * self.crops_per_image
 
     def _pixels(self, index: int) -> tuple[np.ndarray, bool]:
-        """Image `index`, or the next that can be read, as uint8 `(H, W, 3)` from [`fit_pixels`]; whether it was replaced."""
+        """Image `index`, or the next that can be read, as uint8 `(H, W, 3)` from [`fit_pixels`]; whether it was
+        replaced."""
         if self._cache is not None:
             return self._cache[index], index in self.unreadable
         count, failure = len(self.source), None

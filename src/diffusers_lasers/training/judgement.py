@@ -1,4 +1,5 @@
-"""Judging what is already saved: a figure that cannot be computed is reported, and never costs the model that it would judge."""
+"""Judging what is already saved: a figure that cannot be computed is reported, and never costs the model that it would
+judge."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..utils.command_line import hide_token
+from ..utils.command_line import hide_token, one_line
 
 
 __all__ = ["Judgement"]
@@ -21,8 +22,8 @@ class Judgement:
 
     Args:
         folder (`str` or `os.PathLike`): Where the model is; the report names it.
-        num_processes (`int`, defaults to 1): Processes that judge together. If there are several, one that fails ends at once, since the others would wait
-            for its share.
+        num_processes (`int`, defaults to 1): Processes that judge together. If there are several, one that fails ends
+            at once, since the others would wait for its share.
         saved (`str`, defaults to `"What is saved is"`): How the report begins to say where everything else is.
         secret (`str`, *optional*): A token that no reason may show.
     """
@@ -48,8 +49,7 @@ class Judgement:
         try:
             yield
         except Exception as error:  # whatever it was: the model is saved, and its user has to hear of both
-            reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-            reason = hide_token([reason], self.secret)[0]
+            reason = hide_token([one_line(error).rstrip(".")], self.secret)[0]
             self.failures.append(f"{what}: {reason}")
             _logger.warning(f"Not everything was done: {what}: {reason}. {self.saved} in {self.folder}.")
             if self.num_processes > 1:

@@ -1,8 +1,10 @@
-"""The output folder of a run: whose it is, that one run at a time writes into it, and the checkpoints from which that run goes on.
+"""The output folder of a run: whose it is, that one run at a time writes into it, and the checkpoints from which that
+run goes on.
 
-A run is known by its *identity*: the arguments that decide what is trained. They stand in `run.json`, in the folder and in each
-checkpoint, and a checkpoint of other arguments is refused. What this package keeps of a run's state is safetensors and JSON; what accelerate
-pickles (optimiser, scaler, random numbers) it reads with `weights_only`, which runs no code.
+A run is known by its *identity*: the arguments that decide what is trained. They stand in `run.json`, in the folder
+and in each checkpoint, and a checkpoint of other arguments is refused. What this package keeps of a run's state is
+safetensors and JSON; what accelerate pickles (optimiser, scaler, random numbers) it reads with `weights_only`, which
+runs no code.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from ..learning.files import read_state, write_state
-from ..utils.command_line import recorded_arguments
+from ..utils.command_line import one_line, recorded_arguments
 from ..utils.files import write_json
 from .checkpoints import latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
 
@@ -33,35 +35,22 @@ _STATE = "run_state.safetensors"
 _LOCK = ".run.lock"
 _KIND = "state of a run"
 _RECORDS = ("training_log.jsonl", "settings.json")
-#: What a run leaves beside its checkpoints; of a model the configuration, without which its weights are no model, is enough.
+# What a checkpoint that does not fit makes torch, accelerate and the parts raise.
+_UNFIT = (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, AttributeError, ValueError, OSError)
+# What a run leaves beside its checkpoints; of a model the configuration, without which its weights are none, is enough.
 _RESULTS = (
     *_RECORDS,
     *("config.json", "model_index.json", "README.md", "discriminator", "pipeline", "refiner", "validation"),
 )
-#: Arguments that may change when a run goes on: where and how often it writes, how long it takes, what it is judged by.
-_FREE = (
-    *(
-        "output_dir",
-        "logging_dir",
-        "overwrite_output_dir",
-        "resume_from_checkpoint",
-        "report_to",
-        "cache_dir",
-        "codes_dir",
-    ),
-    *("tracker_project_name", "log_steps", "checkpointing_steps", "checkpoints_total_limit", "license"),
-    *(
-        "validation_data_dir",
-        "validation_split",
-        "validation_steps",
-        "max_validation_samples",
-        "num_validation_images",
-    ),
-    *("push_to_hub", "hub_model_id", "hub_token", "max_train_steps", "num_train_epochs", "cache_in_memory"),
-    *("dataloader_num_workers", "num_inference_steps", "temperature", "gradient_checkpointing", "skip_unreadable"),
-    *("train_batch_size", "gradient_accumulation_steps", "perceptual_weights"),
-)
-#: Arguments that are places: compared by what they point to.
+# Arguments that may change when a run goes on: where and how often it writes, how long it takes, what it is judged by.
+_FREE = """
+    output_dir logging_dir overwrite_output_dir resume_from_checkpoint report_to tracker_project_name log_steps
+    checkpointing_steps checkpoints_total_limit license cache_dir codes_dir cache_in_memory dataloader_num_workers
+    validation_data_dir validation_split validation_steps max_validation_samples num_validation_images
+    push_to_hub hub_model_id hub_token max_train_steps num_train_epochs num_inference_steps temperature
+    gradient_checkpointing skip_unreadable train_batch_size gradient_accumulation_steps perceptual_weights
+""".split()
+# Arguments that are places: compared by what they point to.
 _PLACES = ("train_data_dir", "dataset_name", "codec", "pretrained_model_name_or_path", "pipeline")
 
 
@@ -74,8 +63,8 @@ def run_identity(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
         **more: What else has to be the same, e.g. `total_batch_size`.
 
     Returns:
-        `dict[str, Any]`: Name → value that JSON can hold. Paths are resolved; arguments that may change (number of steps, where and how often
-        something is written, held-out images, batch size a process) are left out.
+        `dict[str, Any]`: Name → value that JSON can hold. Paths are resolved; arguments that may change (number of
+        steps, where and how often something is written, held-out images, batch size a process) are left out.
     """
     identity = {name: value for name, value in recorded_arguments(args).items() if name not in _FREE}
     for name in _PLACES:
@@ -107,16 +96,18 @@ class RunFolder:
     Creates the claim of a run on its output folder. Making it only reads; [`claim`] writes.
 
     Args:
-        accelerator (`accelerate.Accelerator`): All processes of the run make this object, and call its methods, together.
+        accelerator (`accelerate.Accelerator`): All processes of the run make this object, and call its methods,
+            together.
         folder (`str` or `os.PathLike`): The output folder; it need not exist.
         identity (`dict[str, Any]`): What the run is known by, see [`run_identity`].
-        resume (`str`, *optional*):
-            `"latest"`, a checkpoint's folder, or its name in `folder`. `"latest"` starts from scratch where the run has no checkpoint yet.
+        resume (`str`, *optional*): `"latest"`, a checkpoint's folder, or its name in `folder`. `"latest"` starts from
+            scratch where the run has no checkpoint yet.
         overwrite (`bool`, defaults to `False`): Whether a run that is in the folder may be deleted.
 
     Raises:
-        ValueError: If `folder` is a file or cannot be written to; if it holds something and neither `resume` nor `overwrite` says what to do
-            with it; if the checkpoint is missing, damaged or of another run; if all checkpoints are damaged.
+        ValueError: If `folder` is a file or cannot be written to; if it holds something and neither `resume` nor
+            `overwrite` says what to do with it; if the checkpoint is missing, damaged or of another run; if all
+            checkpoints are damaged.
     """
 
     def __init__(
@@ -170,7 +161,8 @@ class RunFolder:
                     raise ValueError(f"--resume_from_checkpoint {self.resume!r}: {wrong}")
                 return path
         raise ValueError(
-            f"--resume_from_checkpoint must be `latest`, a folder, or the name of one in --output_dir, got {self.resume!r}."
+            "--resume_from_checkpoint must be `latest`, a folder, or the name of one in --output_dir, got "
+            f"{self.resume!r}."
         )
 
     def _unfinished(self) -> bool:
@@ -193,16 +185,18 @@ class RunFolder:
         if names:
             said = ", ".join(f"--{name} {saved[name]!r} and not {self.identity[name]!r}" for name in names[:3])
             raise ValueError(
-                f"{str(place)!r} belongs to another run, with {said}: give that run's arguments, another --output_dir, or "
-                "start a new run from its weights with --pretrained_model_name_or_path."
+                f"{str(place)!r} belongs to another run, with {said}: give that run's arguments, another --output_dir, "
+                "or start a new run from its weights with --pretrained_model_name_or_path."
             )
 
     def claim(self) -> None:
         """
-        Takes the folder for this run: makes it, locks it until the process ends, deletes what `overwrite` allows to, and writes `run.json`.
+        Takes the folder for this run: makes it, locks it until the process ends, deletes what `overwrite` allows to,
+        and writes `run.json`.
 
         Raises:
-            ValueError: If another process writes into it, or it has changed since the object was made so that it may not be taken.
+            ValueError: If another process writes into it, or it has changed since the object was made so that it may
+                not be taken.
             OSError: If it cannot be written.
         """
         outcome: list[Any] = [None]
@@ -249,7 +243,8 @@ class RunFolder:
 
         Args:
             step (`int`): Optimiser steps taken.
-            parts (`dict[str, Any]`): Name → object with `state_dict`, whose state is tensors and what JSON can hold, in dictionaries.
+            parts (`dict[str, Any]`): Name → object with `state_dict`, whose state is tensors and what JSON can hold,
+                in dictionaries.
             total_limit (`int`, *optional*): Checkpoints to keep; `None` keeps all.
 
         Returns:
@@ -261,9 +256,9 @@ class RunFolder:
 
         def write(folder: str) -> None:
             self.accelerator.save_state(folder)
-            states = _flat({name: part.state_dict() for name, part in parts.items()})  # sharded ones: on all processes
+            states = {name: part.state_dict() for name, part in parts.items()}  # sharded ones: on all processes
             if self.accelerator.is_main_process:
-                write_state(Path(folder) / _STATE, _KIND, states)
+                write_state(Path(folder) / _STATE, _KIND, _flat(states))
                 write_json(Path(folder) / _RUN, {"identity": self.identity})
 
         return save_checkpoint(
@@ -292,17 +287,8 @@ class RunFolder:
             self.accelerator.load_state(str(self.checkpoint))
             for name, part in parts.items():
                 part.load_state_dict(states[name])
-        except (
-            pickle.UnpicklingError,
-            RuntimeError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            OSError,
-        ) as error:
-            what = " ".join(str(error).split())[:300] or type(error).__name__
-            raise ValueError(f"{str(self.checkpoint)!r} cannot be resumed from: {what}") from error
+        except _UNFIT as error:
+            raise ValueError(f"{str(self.checkpoint)!r} cannot be resumed from: {one_line(error)[:300]}") from error
 
 
 def _check_place(path: Path) -> None:
@@ -324,13 +310,13 @@ def _contents(path: Path) -> list[Path]:
 
 
 def _flat(state: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with names joined by slashes; tensors of their own storage."""
+    """Nested dictionaries as one, with names joined by slashes; tensors on the CPU, of their own storage."""
     flat: dict[str, Any] = {}
     for name, value in state.items():
         if isinstance(value, dict) and value:
             flat.update(_flat(value, f"{prefix}{name}/"))
         else:
-            flat[f"{prefix}{name}"] = value.detach().clone() if isinstance(value, torch.Tensor) else value
+            flat[f"{prefix}{name}"] = value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
     return flat
 
 

@@ -1,4 +1,5 @@
-"""Flags that all scripts that train or fit share, each with one name, one default and one meaning, and what the flags stand for.
+"""Flags that all scripts that train or fit share, each with one name, one default and one meaning, and what the flags
+stand for.
 
 The names are those of diffusers' own examples.
 """
@@ -96,8 +97,9 @@ def open_images(args: argparse.Namespace, split: str = "train") -> Sequence | No
         split (`str`, defaults to `"train"`): `"train"` or `"validation"`.
 
     Returns:
-        `Sequence[PIL.Image.Image]` or `None`: The images, decoded when they are asked for. Held out: those of `--validation_data_dir` or
-        `--validation_split`, or of the bundled photographs where these are trained on; otherwise `None`.
+        `Sequence[PIL.Image.Image]` or `None`: The images, decoded when they are asked for. Held out: those of
+        `--validation_data_dir` or `--validation_split`, or of the bundled photographs where these are trained on;
+        otherwise `None`.
 
     Raises:
         ValueError: If flags contradict each other, no image is found, or the column is missing.
@@ -157,7 +159,8 @@ def scaled_learning_rate(args: argparse.Namespace, num_processes: int, rate: flo
     A learning rate, with `--scale_lr` times the images of a step.
 
     Args:
-        args (`argparse.Namespace`): With `learning_rate`, `scale_lr`, `train_batch_size` and, where there is one, `gradient_accumulation_steps`.
+        args (`argparse.Namespace`): With `learning_rate`, `scale_lr`, `train_batch_size` and, where there is one,
+            `gradient_accumulation_steps`.
         num_processes (`int`): Processes that train together.
         rate (`float`, *optional*): Instead of `learning_rate`.
 
@@ -180,9 +183,11 @@ def adam_optimizer(
 
     Args:
         groups (iterable of parameters or of groups): What it steps.
-        args (`argparse.Namespace`): With `learning_rate`, `adam_beta1`, `adam_beta2`, `adam_epsilon`, `adam_weight_decay` and `use_8bit_adam`.
+        args (`argparse.Namespace`): With `learning_rate`, `adam_beta1`, `adam_beta2`, `adam_epsilon`,
+            `adam_weight_decay` and `use_8bit_adam`.
         learning_rate (`float`, *optional*): Instead of that of `args`.
-        full_precision (`Sequence[torch.nn.Parameter]`, *optional*): Parameters whose moments stay floats: those that [`DictionaryUpkeep`] writes to.
+        full_precision (`Sequence[torch.nn.Parameter]`, *optional*): Parameters whose moments stay floats: those that
+            [`DictionaryUpkeep`] writes to.
 
     Returns:
         `torch.optim.Optimizer`: The optimiser.

@@ -66,7 +66,8 @@ class DictionaryUpkeep:
         revived (`torch.Tensor`): Atoms replaced so far, 0-dim; int64.
 
     Raises:
-        ValueError: If `revive_every` is negative or `revive_fraction` is outside [0, 1]; in an event, if the dictionary's moments are no floats.
+        ValueError: If `revive_every` is negative or `revive_fraction` is outside [0, 1]; in an event, if the
+            dictionary's moments are no floats.
 
     Example:
         ```py

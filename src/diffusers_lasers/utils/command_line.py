@@ -1,7 +1,7 @@
 """What every command line of this package shares: a parser that takes only whole names, and records without secrets.
 
-An abbreviated option (`--hub_tok`) would reach the program but not what looks for the option's name, and so an option has one spelling. A
-token is hidden by its value, wherever it stands.
+An abbreviated option (`--hub_tok`) would reach the program but not what looks for the option's name, and so an option
+has one spelling. A token is hidden by its value, wherever it stands.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ HIDDEN = "***"
 
 class CommandParser(argparse.ArgumentParser):
     """
-    Creates an `argparse.ArgumentParser` that refuses abbreviated options, in its subcommands too, and keeps the line breaks of its description.
+    Creates an `argparse.ArgumentParser` that refuses abbreviated options, in its subcommands too, and keeps the line
+    breaks of its description.
     An option that it does not know is named without its value, which may be a secret (`--hub_tok hf_…`).
 
     Args:
@@ -29,10 +30,20 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
-        """As in argparse, but that what is left over is named without values."""
-        said, mark, rest = message.partition("unrecognized arguments: ")
-        options = [word.split("=")[0] for word in rest.split() if word.startswith("-")]
-        super().error(f"{said}{mark}{' '.join(options) or rest}" if mark else message)
+        """As in argparse, but for [`without_values`]."""
+        super().error(without_values(message))
+
+
+def without_values(message: str) -> str:
+    """A message of argparse in which options that are not known are named without their values."""
+    said, mark, rest = message.partition("unrecognized arguments: ")
+    options = [word.split("=")[0] for word in rest.split() if word.startswith("-")]
+    return said + mark + (" ".join(options) or rest)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def hide_token(words: list[str], token: str | None) -> list[str]:

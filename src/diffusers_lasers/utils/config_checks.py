@@ -33,6 +33,13 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__} too long to show"
 
 
+def described(value: Any) -> str:
+    """What stands where a tensor was wanted: its type, and of tensors and arrays the shape."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return type(value).__name__
+
+
 class Field:
     """
     What an argument may be: `fits` says whether a value is, `words` and `plural` how a sentence names what is allowed.

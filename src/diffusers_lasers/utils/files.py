@@ -1,8 +1,9 @@
 """The one writer of files: a file is whole and new, or the old one.
 
-The bytes go into a hidden file of a unique name in the same folder, which is created and never opened if it is there, reach the disk, and
-get the file's name in one step. A process that is killed leaves the old file as it was, at worst beside a hidden `.….tmp`. A link is
-followed to what it points to, an existing file keeps its mode, and what is no regular file (a folder, a pipe, a device) is refused.
+The bytes go into a hidden file of a unique name in the same folder, which is created and never opened if it is there,
+reach the disk, and get the file's name in one step. A process that is killed leaves the old file as it was, at worst
+beside a hidden `.….tmp`. A link is followed to what it points to, an existing file keeps its mode, and what is no
+regular file (a folder, a pipe, a device) is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from safetensors import SafetensorError
+
+from .command_line import one_line
 
 
 if TYPE_CHECKING:
@@ -104,7 +107,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
     Args:
         path (`str` or `os.PathLike`): The file, as in [`atomic_file`].
-        text (`str`): What it shall hold. What UTF-8 cannot hold, as in file names of other encodings, is written as `\\udc..`.
+        text (`str`): What it shall hold. What UTF-8 cannot hold, as in file names of other encodings, is written as
+            `\\udc..`.
 
     Raises:
         ValueError: If `path` is no regular file. OSError: If it cannot be written; the error names it.
@@ -159,7 +163,8 @@ def save_image(path: str | os.PathLike, image: Image.Image, **options: Any) -> N
         **options: Options of Pillow's writer, such as `quality`.
 
     Raises:
-        ValueError: If Pillow cannot write such a picture, or `path` is no regular file. OSError: If it cannot be written.
+        ValueError: If Pillow cannot write such a picture, or `path` is no regular file. OSError: If it cannot be
+            written.
     """
     kind = image_format(path)
     with atomic_file(path) as file:
@@ -168,10 +173,12 @@ def save_image(path: str | os.PathLike, image: Image.Image, **options: Any) -> N
 
 def fill_folder(folder: str | os.PathLike, write: Callable[[str], Any]) -> None:
     """
-    Writes the files of a model, scheduler or pipeline into a folder, over what it holds, by way of a hidden folder in it.
+    Writes the files of a model, scheduler or pipeline into a folder, over what it holds, by way of a hidden folder in
+    it.
 
-    Only whole files come into the folder: weights first, configurations last. A configuration that changes is deleted before the weights
-    are replaced, so that a process killed in between never leaves weights under another model's configuration.
+    Only whole files come into the folder: weights first, configurations last. A configuration that changes is deleted
+    before the weights are replaced, so that a process killed in between never leaves weights under another model's
+    configuration.
 
     Args:
         folder (`str` or `os.PathLike`): The folder; made if it is missing. Other files in it stay.
@@ -189,7 +196,7 @@ def fill_folder(folder: str | os.PathLike, write: Callable[[str], Any]) -> None:
             with _naming(folder):
                 write(str(scratch))
         except (RuntimeError, SafetensorError) as error:  # what torch and safetensors say on a full disk
-            raise OSError(f"{folder} could not be written: {' '.join(str(error).split())}") from error
+            raise OSError(f"{folder} could not be written: {one_line(error)}") from error
         files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
         files.sort(key=lambda path: (_CONFIGS.index(path.name) if path.name in _CONFIGS else -1, path))
         for name in files:

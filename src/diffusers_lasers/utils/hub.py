@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .command_line import one_line
 from .config_checks import Field, check_fields
 from .files import fill_folder, write_bytes, write_text
 
@@ -162,11 +163,8 @@ def create_repository(folder: str | os.PathLike, repository: str | None = None, 
     validate_repo_id(name)
     try:
         return HfApi(token=token).create_repo(name, exist_ok=True).repo_id
-    except (
-        Exception
-    ) as error:  # the errors of a network come from the HTTP library that huggingface_hub has at the time
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise OSError(f"The repository {name!r} cannot be made on the Hub: {reason}") from error
+    except Exception as error:  # those of a network come from the HTTP library that huggingface_hub has at the time
+        raise OSError(f"The repository {name!r} cannot be made on the Hub: {one_line(error)}") from error
 
 
 def push_folder(

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from .command_line import one_line
+
 
 __all__ = ["UnreadableImageError", "picture_formats", "to_rgb"]
 
@@ -58,7 +60,7 @@ def picture_formats() -> dict[str, set[str]]:
     return formats
 
 
-def to_rgb(image: Any, name: str, max_pixels: int | None = None) -> Image.Image:
+def to_rgb(image: Any, name: str) -> Image.Image:
     """
     An upright RGB picture; of an animation its first frame.
 
@@ -67,16 +69,15 @@ def to_rgb(image: Any, name: str, max_pixels: int | None = None) -> Image.Image:
             A picture of any mode, a path, a file's contents, an array `(H, W)` or `(H, W, 1 to 4)` of bool, uint8,
             uint16 or of floats in [0, 1], or a parquet cell `{bytes, path}`.
         name (`str`): How an error names it where it has no path of its own.
-        max_pixels (`int`, *optional*):
-            Most pixels, looked at before decoding. Pillow's own limit, about 179 million, holds for files in any case.
 
     Returns:
         `PIL.Image.Image`: The picture. Levels of 16 bits are divided by 257 and rounded; transparency is laid on white.
 
     Raises:
-        UnreadableImageError: If it cannot be decoded, is too large, or its values have no known range.
+        UnreadableImageError: If it cannot be decoded, has more pixels than Pillow takes (about 179 million, looked at
+            before decoding), or its values have no known range.
     """
-    if type(image) is Image.Image and image.mode == "RGB" and not image.info and max_pixels is None:
+    if type(image) is Image.Image and image.mode == "RGB" and not image.info:
         return image  # as it comes from here
     if isinstance(image, dict):
         name = image.get("path") or name
@@ -91,26 +92,22 @@ def to_rgb(image: Any, name: str, max_pixels: int | None = None) -> Image.Image:
         if isinstance(image, np.ndarray):
             image = Image.fromarray(_array_levels(image))
         if isinstance(image, Image.Image):
-            return _picture(image, max_pixels)
+            return _picture(image)
         if isinstance(image, (bytes, bytearray, memoryview)):
             image = io.BytesIO(image)
         if not (isinstance(image, (str, os.PathLike)) or hasattr(image, "read")):
             raise TypeError(f"it is no image but of type {type(image).__name__}")
         with Image.open(image, formats=list(picture_formats())) as opened:
-            return _picture(opened, max_pixels)
+            return _picture(opened)
     except MemoryError:  # says nothing about the image
         raise
-    except (
-        Exception
-    ) as error:  # a damaged file makes Pillow's readers raise anything: RuntimeError, KeyError, zlib.error …
-        what = " ".join(str(error).split()).rstrip(".")
-        raise UnreadableImageError(f"The image {name!r} cannot be read: {what or type(error).__name__}.") from error
+    except Exception as error:  # a damaged file makes Pillow's readers raise anything: KeyError, zlib.error …
+        what = one_line(error).rstrip(".")
+        raise UnreadableImageError(f"The image {name!r} cannot be read: {what}.") from error
 
 
-def _picture(image: Image.Image, max_pixels: int | None) -> Image.Image:
+def _picture(image: Image.Image) -> Image.Image:
     """An image of Pillow's as a new, upright RGB picture without metadata."""
-    if max_pixels is not None and image.width * image.height > max_pixels:
-        raise ValueError(f"it has {image.width} × {image.height} pixels, more than {max_pixels}")
     if min(image.size) < 1:
         raise ValueError(f"it has {image.width} × {image.height} pixels")
     image.load()
@@ -142,9 +139,8 @@ def _on_white(image: Image.Image) -> Image.Image:
     if not image.has_transparency_data:
         return image.convert("RGB")
     key = image.info.get("transparency")
-    if (
-        image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255
-    ):  # of a file of 16 bits, of which Pillow keeps the upper ones
+    # of a file of 16 bits, of which Pillow keeps the upper ones
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:
         image = image.copy()
         image.info["transparency"] = tuple(level >> 8 for level in key)
     colours = image.convert("RGBA")

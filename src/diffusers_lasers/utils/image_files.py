@@ -23,11 +23,8 @@ from .image_decoding import picture_formats
 __all__ = ["ImageFiles", "find_image_files"]
 
 _HELD_OUT = ("validation", "valid", "val", "test")
-_HIDDEN = {
-    "__macosx",
-    "@eadir",
-    "$recycle.bin",
-}  # what archivers and systems put beside pictures, all beside names with a dot
+# what archivers and systems put beside pictures, as names with a dot
+_HIDDEN = {"__macosx", "@eadir", "$recycle.bin"}
 _SHARD = re.compile(r"(train|validation|valid|val|test)([-_.]?\d.*)?\.parquet", re.IGNORECASE)
 
 
@@ -163,7 +160,8 @@ def _of_split(paths: list[str], root: str, split: str, skipped: Counter[str]) ->
     if chosen is None:
         there = ", ".join(sorted({label for label in labels if label}))
         raise ValueError(
-            f"{root!r} has splits ({there}) and not split {split!r}; to take a folder as it is, give {os.path.join(glob.escape(root), '*')!r}."
+            f"{root!r} has splits ({there}) and not split {split!r}; to take a folder as it is, give "
+            f"{os.path.join(glob.escape(root), '*')!r}."
         )
     for label in labels:
         if label != chosen:
@@ -194,7 +192,8 @@ def _matched(pattern: str, skipped: Counter[str]) -> list[str]:
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether a path's parts match a pattern's, where `**` stands for any number of folders, and at its end for anything."""
+    """Whether a path's parts match a pattern's, where `**` stands for any number of folders, and at its end for
+    anything."""
     if not pattern:
         return not parts
     if pattern[0] == "**":

@@ -73,7 +73,8 @@ def undecoded(table: Any, column: str) -> Any:
         `datasets.Dataset` or `datasets.IterableDataset`: The column.
 
     Raises:
-        ValueError: If there is no such column, or its type is none of an image: image, binary, path, or `{bytes, path}`.
+        ValueError: If there is no such column, or its type is none of an image, which are image, binary, path, and
+            `{bytes, path}`.
     """
     datasets = requires("datasets", "training")
     names = table.column_names if table.column_names is not None else list(next(iter(table), {}))
@@ -228,8 +229,8 @@ def _open_table(
         return load("parquet", data_files=data_files, split=split, cache_dir=cache_dir, streaming=streaming)
     if os.path.isdir(dataset_name) and glob.has_magic(os.path.abspath(dataset_name)):
         raise ValueError(
-            f"`dataset_name` must be a folder without *, ? and [ in its path, which `datasets` takes for patterns, got {dataset_name!r}; "
-            "give it as `train_data_dir`."
+            "`dataset_name` must be a folder without *, ? and [ in its path, which `datasets` takes for patterns, got "
+            f"{dataset_name!r}; give it as `train_data_dir`."
         )
     return load(dataset_name, dataset_config_name, split=split, cache_dir=cache_dir, streaming=streaming)
 
@@ -258,7 +259,8 @@ def open_image_stream(
         order of their names, in 1,024 turns where they are more than that.
 
     Raises:
-        ValueError: If not exactly one place is given, no image is found, kinds are mixed, or the column is missing or holds no images.
+        ValueError: If not exactly one place is given, no image is found, kinds are mixed, or the column is missing or
+            holds no images.
     """
     if (dataset_name is None) == (train_data_dir is None):
         raise ValueError("Give `dataset_name` or `train_data_dir` to stream from, one of them.")
@@ -267,7 +269,7 @@ def open_image_stream(
         datasets = requires("datasets", "training")
         features = datasets.Features({image_column: datasets.Image(decode=False)})
         paths = files.paths[:max_samples]
-        # every so many-th file: a shuffled stream mixes the classes of a sorted folder, and `datasets` has few shards to deal
+        # every so many-th file, so that a shuffled stream mixes the classes of a sorted folder from few shards
         shards = [paths[start::_MOST_SHARDS] for start in range(min(len(paths), _MOST_SHARDS))]
         arguments = {"shards": shards, "column": image_column}
         return datasets.IterableDataset.from_generator(_file_cells, features=features, gen_kwargs=arguments)

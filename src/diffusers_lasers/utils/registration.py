@@ -60,10 +60,8 @@ def add_auto_pipelines(
         for family, name in names.items():
             try:
                 table.setdefault(family, resolve(name))
-            except (
-                ImportError
-            ):  # without transformers there is no such pipeline, and diffusers' own are only placeholders
-                return
+            except ImportError:
+                return  # without transformers there is no such pipeline, and diffusers' own are only placeholders
 
 
 def after_import(module_name: str, callback: Callable[[ModuleType], None]) -> None:

@@ -72,11 +72,13 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 120) -> None
 
     Args:
         figure (`matplotlib.figure.Figure`): The figure.
-        path (`str` or `os.PathLike`): The file, `.png`, `.pdf` or `.svg`; its folder exists. Written as [`utils.atomic_file`] writes.
+        path (`str` or `os.PathLike`): The file, `.png`, `.pdf` or `.svg`; its folder exists. Written as
+            [`utils.atomic_file`] writes.
         dpi (`int`, defaults to 120): Pixels an inch of a PNG.
 
     Raises:
-        ValueError: If the suffix is another one, `dpi` is below 1, or `path` is no regular file. OSError: If it cannot be written.
+        ValueError: If the suffix is another one, `dpi` is below 1, or `path` is no regular file. OSError: If it cannot
+            be written.
     """
     path = Path(path)
     if path.suffix.lower() not in _METADATA:

@@ -171,9 +171,9 @@ class AutoencoderDL(LasersModelMixin, ModelMixin, AutoencoderMixin, ConfigMixin)
     ):
         super().__init__()
         arguments = dict(bottleneck_config or {})
-        known = list(inspect.signature(BOTTLENECKS[bottleneck_type].__init__).parameters)[
-            2:
-        ]  # less self, latent_channels
+        _, _, *known = inspect.signature(
+            BOTTLENECKS[bottleneck_type].__init__
+        ).parameters  # less self, latent_channels
         if not set(arguments) <= set(known):
             raise ValueError(
                 f"`bottleneck_config` must hold arguments of {BOTTLENECKS[bottleneck_type].__name__}, among {known}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...coding.codes import IndexCode
+from ...utils.config_checks import described
 from ..autoencoders.autoencoder_dl import AutoencoderDL
 from .model_based_vq import ModelBasedVQCodec
 
@@ -80,8 +81,7 @@ def decode_indices(model: ModelBasedVQCodec | AutoencoderDL, codes: torch.Tensor
     _check_bottleneck(model)
     slots, codewords, _ = index_layout(model)
     if not torch.is_tensor(codes) or codes.ndim != 4 or codes.shape[1] != slots or codes.dtype != torch.int64:
-        found = f"{codes.dtype} of shape {tuple(codes.shape)}" if torch.is_tensor(codes) else type(codes).__name__
-        raise ValueError(f"`codes` must be int64 of shape (batch, {slots}, h, w), got {found}.")
+        raise ValueError(f"`codes` must be int64 of shape (batch, {slots}, h, w), got {described(codes)}.")
     side = model.bottleneck.patch_size
     latent_size = (side * codes.shape[-2], side * codes.shape[-1])
     code = IndexCode(codes.permute(0, 2, 3, 1).contiguous(), (codewords,) * slots, latent_size)

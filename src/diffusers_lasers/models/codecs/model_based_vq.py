@@ -489,12 +489,9 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
 
     def _check_codes(self, codes: torch.Tensor) -> None:
         slots = len(self.slot_bits)
-        if not torch.is_tensor(codes):
-            raise ValueError(f"`codes` must be int64 of shape (batch, {slots}, h, w), got {type(codes).__name__}.")
-        if codes.ndim != 4 or codes.shape[1] != slots or codes.dtype != torch.int64 or min(codes.shape[2:]) < 1:
-            raise ValueError(
-                f"`codes` must be int64 of shape (batch, {slots}, h, w), got {codes.dtype} of shape {tuple(codes.shape)}."
-            )
+        fitting = torch.is_tensor(codes) and codes.ndim == 4 and codes.shape[1] == slots and min(codes.shape[2:]) > 0
+        if not fitting or codes.dtype != torch.int64:
+            raise ValueError(f"`codes` must be int64 of shape (batch, {slots}, h, w), got {checks.described(codes)}.")
         if _may_look(codes):
             limits = 2 ** torch.tensor(self.slot_bits).view(1, -1, 1, 1)
             if bool(((codes < 0) | (codes >= limits)).any()):
