@@ -314,6 +314,15 @@ def test_synthesis_refuses_an_index_in_every_type(dtype, kind, features):
                 synthesize(indices, normal(5, 2), dictionary)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_refused_indices_leave_statistics_as_they_were(dtype, backend):
+    A, B = torch.eye(7, dtype=dtype), torch.ones(7, 4, dtype=dtype).t()
+    indices, coefficients = torch.tensor([[1, 7]]), torch.ones(1, 2, dtype=dtype)
+    with pytest.raises(ValueError, match=r"`indices` must be below the number of atoms \(7\), got 7"):
+        accumulate_statistics(A, B, torch.ones(1, 4, dtype=dtype), indices, coefficients, 0.5, in_place=True)
+    assert torch.equal(A, torch.eye(7, dtype=dtype)) and torch.equal(B, torch.ones(4, 7, dtype=dtype))
+
+
 def test_an_index_of_another_slot_is_refused():
     # it named a codeword of the next slot's codebook
     books = normal(2, 7, 2)

@@ -126,6 +126,12 @@ def accumulate_statistics(
     slots, fused = indices.long().clamp(min=0), uses_fused(scaled)
     if fused:  # Σ z γᵀ is the gradient of Σ zᵀ D γ to D; refuses indices before anything is written
         to_add = fused_synthesis_gradients(signals, slots, scaled, B.to(dtype), False, True)[1]
+    elif slots.device.type == "cpu":
+        try:
+            A.diagonal().take(slots)  # likewise, without a value read on the host
+        except (IndexError, RuntimeError):
+            check_indices("indices", indices, atoms)
+            raise
     if not in_place:
         A, B = A.to(dtype, copy=True).contiguous(), B.to(dtype).t().clone(memory_format=torch.contiguous_format).t()
     if forgetting != 1.0:
@@ -138,12 +144,7 @@ def accumulate_statistics(
     block = max(1, _BLOCK_ELEMENTS[kind] // (slots.shape[1] * max(features, slots.shape[1]) or 1))
     for y, k, w, scaled_w in zip(*(tensor.split(block) for tensor in (signals, slots, weights, scaled))):
         if not fused:
-            try:
-                B.t().index_add_(0, k.flatten(), (y.unsqueeze(1) * scaled_w.unsqueeze(2)).flatten(0, 1))
-            except (IndexError, RuntimeError):
-                # what the CPU's kernel says; looked at only now, since nothing is read on the host before
-                check_indices("indices", indices, atoms)
-                raise
+            B.t().index_add_(0, k.flatten(), (y.unsqueeze(1) * scaled_w.unsqueeze(2)).flatten(0, 1))
         entries = k.unsqueeze(2) * atoms + k.unsqueeze(1)  # (n, sparsity, sparsity): row k_s, column k_t
         pairs.scatter_add_(0, entries.flatten(), (w.unsqueeze(2) * scaled_w.unsqueeze(1)).flatten())
     return A, (B if in_place else B.contiguous())
