@@ -85,7 +85,6 @@ extras["app"] = [
 ]
 extras["test"] = [
     *deps_list("gradio", "hypothesis", "playwright", "pytest", "pytest-xdist", "scikit-learn", "scipy"),
-    *extras["8bit"],
     *extras["training"],
     *extras["metrics"],
     *extras["codec"],
