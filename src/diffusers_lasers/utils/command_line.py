@@ -7,6 +7,7 @@ token is hidden by its value, wherever it stands.
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 
@@ -18,7 +19,8 @@ HIDDEN = "***"
 class CommandParser(argparse.ArgumentParser):
     """
     Creates an `argparse.ArgumentParser` that refuses abbreviated options, in its subcommands too, and keeps the line breaks of its description.
-    An option that it does not know is named without its value, which may be a secret (`--hub_tok hf_…`).
+    An option that it does not know is named without its value, which may be a secret (`--hub_tok hf_…`). A `--hub_token` that stands in `sys.argv` is
+    hidden there once it is read, since trackers record and upload the command line.
 
     Args:
         *args, **kwargs: Arguments of `argparse.ArgumentParser`.
@@ -29,11 +31,13 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
-        """As in argparse, but for the message about what is left over."""
+        """As in argparse, but for the message about what is left over, and for the token in `sys.argv`."""
         parsed, extra = self.parse_known_args(args, namespace)
         if extra:
             options = [word.split("=")[0] for word in extra if word.startswith("-")]
             self.error(f"unrecognized arguments: {' '.join(options or extra)}")
+        if args is None:
+            sys.argv[:] = hide_token(sys.argv, getattr(parsed, "hub_token", None))
         return parsed
 
 
