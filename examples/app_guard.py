@@ -21,7 +21,8 @@ from app_results import PictureError
 
 MOST_BYTES = 50 * 2**20  # of an upload
 MOST_CALL = 2**20  # bytes of a call, which has settings and names, not pixels
-POSTED = ("/upload", "/queue/join", "/cancel", "/reset")  # what the page posts to
+ROUTES = "/gradio_api"
+POSTED = tuple(f"{ROUTES}/{name}" for name in ("upload", "queue/join", "cancel", "reset"))  # what the page posts to
 ELSEWHERE = re.compile(r"/(file|stream|proxy)=(?![A-Za-z]:[\\/])[A-Za-z][A-Za-z0-9+.-]*:", re.IGNORECASE)
 
 
@@ -131,9 +132,9 @@ class OnlyUploads:
     async def __call__(self, scope, receive, send):
         if scope["type"] == "http":
             path, posted = scope["path"].rstrip("/"), scope["method"] not in ("GET", "HEAD", "OPTIONS")
-            if ELSEWHERE.search(path) or (posted and not path.endswith(POSTED)):
+            if ELSEWHERE.search(path) or (posted and path not in POSTED):
                 return await refuse(send, 404, "This page has no such address.")
-            if posted and not path.endswith("/upload"):
+            if posted and path != f"{ROUTES}/upload":
                 body = await read_body(receive)
                 try:
                     check_call(body, self.folder)

@@ -210,6 +210,17 @@ def test_no_input_of_any_function_may_name_a_file(server, secret):
     assert server.serves()
 
 
+@pytest.mark.parametrize("route", ["run", "api", "call", "call/v2", "queue/join"])
+@pytest.mark.parametrize("name", ["upload", "upload/", "reset", "cancel"])
+def test_the_name_of_a_route_that_is_used_opens_no_other(route, name, server, secret):
+    """gradio calls `/run/NAME` by the function's number in the call, whatever the name."""
+    for path in (secret, "https://example.invalid/x.png"):
+        call = {"data": [{"path": path, "meta": META}], "fn_index": server.read, "session_hash": "x"}
+        header = {"Content-Type": "application/json"}
+        status, answer = server.get(f"/gradio_api/{route}/{name}", json.dumps(call).encode(), header)
+        assert status == 404 and json.loads(answer)["detail"] == "This page has no such address."
+
+
 def test_calls_are_bounded_and_unused_routes_closed(server):
     assert server.post(server.read, b"[" * 100_000)[0] == 400
     assert server.post(server.read, b"no JSON")[0] == 400

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,18 @@ def test_tokens_are_hidden_by_value_wherever_they_stand():
     assert hide_token(words, None) == words
     args = argparse.Namespace(hub_token="hf_a", data="https://hf_a@h", parts=["hf_a", 1], steps=3)
     assert recorded_arguments(args) == {"data": "https://***@h", "parts": ["***", 1], "steps": 3}
+
+
+def test_a_token_does_not_stay_in_the_command_line_that_trackers_record(monkeypatch):
+    parser = CommandParser(prog="x")
+    parser.add_argument("--hub_token")
+    parser.add_argument("--steps", type=int)
+    for words in (["--hub_token", "hf_a"], ["--hub_token=hf_a"]):
+        given = ["x.py", *words, "--steps", "3"]
+        monkeypatch.setattr("sys.argv", given)
+        assert parser.parse_args().hub_token == "hf_a"
+        assert given[-2:] == ["--steps", "3"] and "hf_a" not in " ".join(given) and "***" in " ".join(given)
+    unchanged = ["x.py", "--steps", "3"]
+    monkeypatch.setattr("sys.argv", list(unchanged))
+    assert parser.parse_args(["--hub_token", "3"]).hub_token == "3" and parser.parse_args().hub_token is None
+    assert sys.argv == unchanged

@@ -7,6 +7,7 @@ has one spelling. A token is hidden by its value, wherever it stands.
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any, NoReturn
 
 
@@ -19,7 +20,8 @@ class CommandParser(argparse.ArgumentParser):
     """
     Creates an `argparse.ArgumentParser` that refuses abbreviated options, in its subcommands too, and keeps the line
     breaks of its description.
-    An option that it does not know is named without its value, which may be a secret (`--hub_tok hf_…`).
+    An option that it does not know is named without its value, which may be a secret (`--hub_tok hf_…`). A `--hub_token`
+    in `sys.argv` is hidden there once it is read, since trackers record and upload the command line.
 
     Args:
         *args, **kwargs: Arguments of `argparse.ArgumentParser`.
@@ -28,6 +30,13 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        """As in argparse, but for the token in `sys.argv`."""
+        parsed = super().parse_args(args, namespace)
+        if args is None:
+            sys.argv[:] = hide_token(sys.argv, getattr(parsed, "hub_token", None))
+        return parsed
 
     def error(self, message: str) -> NoReturn:
         """As in argparse, but for [`without_values`]."""
