@@ -228,3 +228,22 @@ def test_shards_and_variants(tmp_path, how):
     save_file(tensors, shard)
     with pytest.raises(ValueError, match=r"The weights of AutoencoderDL .*bottleneck\.dictionary"):
         AutoencoderDL.from_pretrained(tmp_path, variant="fp16")
+
+
+@pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
+def test_weights_that_overflow_in_half_precision_are_refused_there(tmp_path, low_cpu_mem_usage):
+    model = LatentRefiner(block_out_channels=(8, 16), norm_num_groups=4)
+    with torch.no_grad():
+        model.unet.conv_in.weight[0, 0] = 1e6
+    model.save_pretrained(tmp_path)
+    shared = {"low_cpu_mem_usage": low_cpu_mem_usage}
+    assert LatentRefiner.from_pretrained(tmp_path, torch_dtype=torch.bfloat16, **shared).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"The weights of LatentRefiner .*half precision.*unet\.conv_in\.weight"):
+        LatentRefiner.from_pretrained(tmp_path, torch_dtype=torch.float16, **shared)
+
+
+def test_what_stays_in_single_precision_may_be_large(tmp_path):
+    model = autoencoder(num_atoms=16, sparsity=2)
+    model.bottleneck.latent_shift.fill_(1e6)
+    model.save_pretrained(tmp_path)
+    assert AutoencoderDL.from_pretrained(tmp_path, torch_dtype=torch.float16).bottleneck.latent_shift.max() == 1e6

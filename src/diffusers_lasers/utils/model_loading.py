@@ -76,6 +76,9 @@ class LasersModelMixin(LasersHubMixin):
                 raise ValueError(
                     f"The weights of {where} must be those of its configuration, they {what} {_list(names)}."
                 )
+        if kwargs.get("dtype") == torch.float16:  # whose largest number is 65504
+            loaded = {name: tensor for name, tensor in model.state_dict().items() if tensor.device.type != "meta"}
+            check_finite_weights(loaded, f"{where}, in half precision,")
         if "disk" in (kwargs.get("device_map") or {}).values():
             _keep_in_memory(model, kwargs["device_map"], kwargs["offload_folder"])
         return result
