@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, load
 from filelock import FileLock, Timeout
 
 from ..learning.files import read_state, write_state
@@ -284,6 +284,9 @@ class RunFolder:
             return
         try:
             states = _nested(read_state(self.checkpoint / _STATE, _KIND))
+            random = self.checkpoint / f"random_states_{self.accelerator.process_index}.pkl"
+            if random.exists():
+                load(random)  # accelerate goes on with other random numbers where it cannot read them
             self.accelerator.load_state(str(self.checkpoint))
             for name, part in parts.items():
                 part.load_state_dict(states[name])
