@@ -1,6 +1,6 @@
 """Times the patch codec beside faiss's `sa_encode` and `sa_decode` with the same codebooks, and on large images.
 
-    python utils/benchmark_codec_speed.py [CODEC …] [--side 512] [--rounds 31] [--threads 2] [--large 3000 4000] [--output_dir DIR]
+    python benchmarks/benchmark_codec_speed.py [CODEC …] [--side 512] [--rounds 31] [--threads 2] [--large 3000 4000] [--output_dir DIR]
 
 CODEC is a folder of a fitted `ModelBasedVQCodec`; without one, codecs of all four kinds are fitted to random smooth images first. Ours starts and ends with
 RGB images: colours, patches, rotation and range check are in its time; "patches" is decoding without colours and assembly. faiss starts with the patches of the three channels, contiguous float32, and ends with

@@ -1,8 +1,8 @@
 r"""Times online dictionary learning beside SPAMS and scikit-learn on patches of real images: objective against seconds.
 
-    python utils/benchmark_dictionary_learning.py --output_dir outputs/dictionary_learning
-    python utils/benchmark_dictionary_learning.py --images photos/ --color --atoms 1024 --sparsity 8 --learners omp "SPAMS, float64"
-    python utils/benchmark_dictionary_learning.py --variants --output_dir outputs/dictionary_learning_variants
+    python benchmarks/benchmark_dictionary_learning.py --output_dir outputs/dictionary_learning
+    python benchmarks/benchmark_dictionary_learning.py --images photos/ --color --atoms 1024 --sparsity 8 --learners omp "SPAMS, float64"
+    python benchmarks/benchmark_dictionary_learning.py --variants --output_dir outputs/dictionary_learning_variants
 
 All learners get the same patches, number of atoms K, sparsity S, minibatch ξ and, but for those whose name says otherwise, the same first
 dictionary: random patches, normalised. Each point of a curve is a fit of its own with that many minibatches, from the start, so that no

@@ -1,7 +1,7 @@
 r"""Times this package's sparse coding beside its peers, in one run: speed, memory, exactness, growth and the machine's floors.
 
-    python utils/benchmark_sparse_coding.py --output_dir outputs/sparse_coding
-    python utils/benchmark_sparse_coding.py --cases --signals latents.safetensors --sparsity 5 --skip growth
+    python benchmarks/benchmark_sparse_coding.py --output_dir outputs/sparse_coding
+    python benchmarks/benchmark_sparse_coding.py --cases --signals latents.safetensors --sparsity 5 --skip growth
 
 The implementations stand in `sparse_coding_peers.py`; those that are not installed are skipped with a line
 (`pip install diffusers_lasers[benchmark]`). All run on the CPU in float32 unless their name says otherwise. Cases are Gaussian

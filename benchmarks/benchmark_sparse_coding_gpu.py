@@ -1,6 +1,6 @@
 r"""Times sparse coding on an accelerator beside the batched peers there, and beside SPAMS and our kernel on the same machine's CPU.
 
-    python utils/benchmark_sparse_coding_gpu.py --output_dir outputs/sparse_coding_gpu [--cases A B C D] [--rounds 10] [--threads 16]
+    python benchmarks/benchmark_sparse_coding_gpu.py --output_dir outputs/sparse_coding_gpu [--cases A B C D] [--rounds 10] [--threads 16]
 
 The cases, implementations and the float64 reference are those of `benchmark_sparse_coding.py` and `sparse_coding_peers.py`. Inputs are on the
 device, and so are results; a call is timed from an idle device to an idle device, after two calls to warm up, and the median of the rounds is

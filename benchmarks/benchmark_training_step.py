@@ -1,6 +1,6 @@
 """Times a whole training step of an autoencoder under several bottlenecks, as a ratio to the step with vector quantisation.
 
-    python utils/benchmark_training_step.py [--batch_size 256] [--rounds 9] [--threads 2] [--device cpu] [--profile] [--output_dir DIR]
+    python benchmarks/benchmark_training_step.py [--batch_size 256] [--rounds 9] [--threads 2] [--device cpu] [--profile] [--output_dir DIR]
 
 Same encoder, decoder, images and optimiser; only the bottleneck differs: none, VQ with running means ("vq"), and the dictionary with OMP or OLS
 on the compiled kernels ("fused") and on tensor operations ("torch"). A step is forward, mean squared error, backward, Adam and,

@@ -1,6 +1,6 @@
 """Judges orders of a patch codec's sub-codebooks: Fig. 3 of Scribano et al. (2023) as a picture, and as numbers.
 
-    python utils/plot_codebook_order.py CODEC IMAGE [--shift 1] [--output order.png] [--crop 256]
+    python benchmarks/plot_codebook_order.py CODEC IMAGE [--shift 1] [--output order.png] [--crop 256]
 
 Each order sorts all sub-codebooks; the image is coded, `shift` is added to every index (the last ones stay), and the result is decoded. Without an
 order that is noise; a good order leaves the image. For each order the table has the PSNR to the unshifted reconstruction and, means over the

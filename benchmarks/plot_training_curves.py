@@ -1,6 +1,6 @@
 """Draws the held-out PSNR and LPIPS of training runs over their steps, with a line where a discriminator starts.
 
-    python utils/plot_training_curves.py runs/dl-vae runs/dl-gan --output curves.png [--labels DL-VAE DL-GAN] [--zoom 300] [--smooth 31]
+    python benchmarks/plot_training_curves.py runs/dl-vae runs/dl-gan --output curves.png [--labels DL-VAE DL-GAN] [--zoom 300] [--smooth 31]
 
 Reads `training_log.jsonl` and `settings.json` of each output folder of `examples/train_dlgan.py`. Also prints, for each run with a discriminator, the
 last figures before its start and the first ones and the worst ones after it. `--zoom` shows only so many steps before and after the start;

@@ -53,7 +53,7 @@ def test_links_lead_somewhere():
 def test_named_files_and_tests_exist(page):
     text = page.read_text(encoding="utf-8")
     names = re.findall(r"`([\w/.]+\.(?:py|yaml|yml|sh))(?:::(\w+))?`", text) + re.findall(
-        r"(?:python|launch|torchrun)(?: --\S+(?: \S+)?)*? ((?:examples|utils)/\w+\.py)()", text
+        r"(?:python|launch|torchrun)(?: --\S+(?: \S+)?)*? ((?:examples|benchmarks|utils)/\w+\.py)()", text
     )
     places = [ROOT, ROOT / "tests", ROOT / "src/diffusers_lasers", ROOT / "src/diffusers_lasers/functional"]
     for name, test in names:
@@ -138,7 +138,7 @@ def test_the_scripts_understand_the_commands(page, monkeypatch, tmp_path):
         raise UnderstoodError
 
     parse = argparse.ArgumentParser.parse_known_args
-    monkeypatch.setattr(sys, "path", [str(ROOT / "utils"), str(ROOT / "examples"), *sys.path])
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), str(ROOT / "examples"), *sys.path])
     for words in commands(page):
         place = next((i for i, word in enumerate(words) if word.endswith(".py")), None)
         if words[:1] == ["diffusers-lasers"]:

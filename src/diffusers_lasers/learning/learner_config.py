@@ -8,7 +8,7 @@ from numbers import Real
 
 import torch
 
-from ..functional.pursuits import PURSUITS
+from ..functional.pursuit.by_name import PURSUITS
 from ..utils.config_checks import described
 
 

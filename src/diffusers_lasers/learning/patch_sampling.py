@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..functional.color import rgb_to_ycbcr
+from ..functional.images.color import rgb_to_ycbcr
 
 
 __all__ = ["sample_patches"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..utils.config_checks import described, shown
-from .arguments import LearnerConfig, check_init
+from .learner_config import LearnerConfig, check_init
 
 
 _LARGEST_COUNT = 2**62

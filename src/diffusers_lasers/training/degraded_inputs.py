@@ -1,4 +1,4 @@
-r"""What a restoring autoencoder is given in place of an image (LASERS, 2024, sections 12.1 and 12.2); see `functional/degradations.py`."""
+r"""What a restoring autoencoder is given in place of an image (LASERS, 2024, sections 12.1 and 12.2); see `functional/images/degradations.py`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..functional.degradations import center_mask, hide, random_masks, reduce_bicubic, upscale_bicubic
+from ..functional.images.degradations import center_mask, hide, random_masks, reduce_bicubic, upscale_bicubic
 
 
 __all__ = ["Degradation"]

@@ -28,7 +28,7 @@ from torch import nn
 
 from ..coding.codes import SparseCode
 from ..functional.dictionary import draw_signals, draw_subset, normalize_atoms, project_to_tangent, revive_atoms
-from ..functional.synthesis import synthesize
+from ..functional.pursuit.synthesis import synthesize
 from ..utils.distributed import all_reduce_sum, broadcast
 from .block_coordinate import BlockCoordinateUpdate
 

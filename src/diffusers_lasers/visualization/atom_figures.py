@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..functional.coherence import welch_bound
 from ..functional.dictionary import mutual_coherence, normalize_atoms
+from ..functional.dictionary.coherence import welch_bound
 from ..functional.rates import perplexity
 from ..utils.import_utils import requires
 from .figures import ACCENT, COLOURS, MUTED, new_figure
-from .images import to_image
+from .image_grids import to_image
 
 
 if TYPE_CHECKING:

@@ -19,16 +19,11 @@ import math
 
 import torch
 
-from .online_learning import accumulate_statistics, block_coordinate_update, forgetting_factor
-
 
 __all__ = [
-    "accumulate_statistics",
-    "block_coordinate_update",
     "dictionary_from_signals",
     "draw_signals",
     "draw_subset",
-    "forgetting_factor",
     "mutual_coherence",
     "normalize_atoms",
     "project_to_tangent",

@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from .dictionary import normalize_atoms
+from .atoms import normalize_atoms
 
 
 __all__ = ["similar_atoms", "welch_bound"]

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import torch
 
-from .kernels import fused_block_update, fused_synthesis_gradients, uses_fused
-from .operands import check_indices, check_operands, is_integer
+from ..kernels.operators import fused_block_update, fused_synthesis_gradients, uses_fused
+from ..operands import check_indices, check_operands, is_integer
 
 
 __all__ = ["accumulate_statistics", "block_coordinate_update", "forgetting_factor"]

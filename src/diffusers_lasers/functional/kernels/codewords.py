@@ -1,4 +1,4 @@
-"""Compiled kernels of codebooks: nearest codewords, and signals from codewords. Float32 on the CPU; `kernels.py` says
+"""Compiled kernels of codebooks: nearest codewords, and signals from codewords. Float32 on the CPU; `operators.py` says
 how they run."""
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
-from . import kernels
-from .operands import check_slots
+from ..operands import check_slots
+from . import operators
 
 
 _LOADS_PER_THREAD = 2**17  # values read and added below which another thread costs more than it brings
@@ -30,19 +30,19 @@ def fused_nearest_codewords(signals: torch.Tensor, codebooks: torch.Tensor) -> t
     Raises:
         ValueError: If the tensors do not fit.
     """
-    sizes = kernels.compiled_operands(codebooks=(codebooks, "m codewords d"), signals=(signals, "N features"))
+    sizes = operators.compiled_operands(codebooks=(codebooks, "m codewords d"), signals=(signals, "N features"))
     n, slots, count, features = sizes["N"], sizes["m"], sizes["codewords"], sizes["d"]
     if sizes["features"] != slots * features:
         raise ValueError(f"`signals` must have shape (N, {slots * features}), got {tuple(signals.shape)}.")
     signals = signals.contiguous()
-    panels = -(-count // kernels.PANEL)
-    spare = panels * kernels.PANEL - count
+    panels = -(-count // operators.PANEL)
+    spare = panels * operators.PANEL - count
     wide = F.pad(codebooks, (0, 0, 0, spare)) if spare else codebooks
-    packed = wide.reshape(slots, panels, kernels.PANEL, features).transpose(2, 3).contiguous()
+    packed = wide.reshape(slots, panels, operators.PANEL, features).transpose(2, 3).contiguous()
     offsets = F.pad(codebooks.square().sum(dim=2) / -2, (0, spare), value=-torch.inf).contiguous()
     indices = signals.new_empty(n, slots, dtype=torch.int64)
-    threads = min(torch.get_num_threads(), 1 + signals.numel() * count // kernels.PRODUCTS_PER_THREAD)
-    kernels._kernels.nearest(
+    threads = min(torch.get_num_threads(), 1 + signals.numel() * count // operators.PRODUCTS_PER_THREAD)
+    operators._kernels.nearest(
         signals.data_ptr(),
         packed.data_ptr(),
         offsets.data_ptr(),
@@ -83,7 +83,7 @@ def fused_decode_codewords(indices: torch.Tensor, codebooks: Sequence[torch.Tens
         raise ValueError("`codebooks` must hold at least one channel's, got none.")
     slots = 0
     for book in codebooks:
-        sizes = kernels.compiled_operands(codebooks=(book, "m codewords d"))
+        sizes = operators.compiled_operands(codebooks=(book, "m codewords d"))
         slots += sizes["m"]
         if width not in (sizes["d"], sizes["m"] * sizes["d"]):
             raise ValueError(
@@ -94,7 +94,7 @@ def fused_decode_codewords(indices: torch.Tensor, codebooks: Sequence[torch.Tens
     indices, codebooks = indices.contiguous(), [book.contiguous() for book in codebooks]
     rows = torch.tensor([[book.data_ptr(), *book.shape] for book in codebooks], device="cpu")
     signals = codebooks[0].new_empty(len(codebooks), n, width)
-    inside = kernels._kernels.codewords(
+    inside = operators._kernels.codewords(
         rows.data_ptr(),
         indices.data_ptr(),
         signals.data_ptr(),

@@ -12,9 +12,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from .arguments import check_sparsity, unit_atoms
-from .greedy_torch import greedy_pursuit_torch
-from .operands import Operand, check_indices, check_operands, check_slots
+from ..operands import Operand, check_indices, check_operands, check_slots, check_sparsity
+from ..unit_atoms import unit_atoms
 from .threads import openmp_entry
 
 
@@ -40,7 +39,7 @@ _PADDING = 128  # to which the number of atoms is padded
 _MAX_GRAM_ATOMS = 8192  # 256 MiB
 # Features from which the Gram form is taken: by an atom's shape alone, so that a code does not depend on the batch, and codes are nested.
 _GRAM_FROM = 24
-_MAX_WORKSPACE = 2**24  # bytes that a thread may hold; larger problems take tensor operations
+_MAX_WORKSPACE = 2**24  # bytes that a thread may hold
 PRODUCTS_PER_THREAD = 2**21  # multiply-adds below which another thread costs more than it brings
 
 
@@ -86,12 +85,20 @@ def compiled_operands(**operands: Operand) -> dict[str, int]:
     return check_operands(torch.float32, device="cpu", **operands)
 
 
+def holds_pursuit(features: int, atoms: int, sparsity: int) -> bool:
+    """Whether a thread of the kernel has room for a pursuit of this size; larger ones take tensor operations."""
+    return _workspace(features, atoms, sparsity) <= _MAX_WORKSPACE
+
+
 def fused_greedy_pursuit(
     signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None, orthogonal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """OMP, or OLS where `orthogonal`, of float32 tensors on the CPU; arguments and result as those of `greedy_pursuit_torch`."""
-    if _workspace(*dictionary.shape, sparsity) > _MAX_WORKSPACE:
-        return greedy_pursuit_torch(signals, dictionary, sparsity, tolerance, orthogonal)
+    """
+    OMP, or OLS where `orthogonal`, of float32 tensors on the CPU, of a size that `holds_pursuit`; see [`omp`] for the arguments.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Indices and coefficients, `(N, sparsity)` each.
+    """
     return _greedy_pursuit(signals, dictionary, sparsity, -1.0 if tolerance is None else float(tolerance), orthogonal)
 
 

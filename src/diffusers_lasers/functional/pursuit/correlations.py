@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 
 if TYPE_CHECKING:
-    from .greedy_torch import SupportFit
+    from .support_fit import SupportFit
 
 
 # Correlations held at a time (signals × atoms): on the CPU what its cache holds, on an accelerator what keeps it busy.
@@ -104,7 +104,7 @@ class GramForm(ResidualForm):
         if self.orthogonal:
             self.rounding = fit.length  # ‖y‖ + Σ ‖p_s W_s‖₁
         else:
-            self.whole = self.table[count : count + n]  # Dᵀy
+            self.signal_products = self.table[count : count + n]  # Dᵀy
             self.places = torch.arange(count, count + n)
             self.coefficients = fit.residual.new_zeros(self.sparsity + 1, n)  # −1, then γ: the weights of −Dᵀr
             self.coefficients[0] = -1.0
@@ -137,7 +137,7 @@ class GramForm(ResidualForm):
         if self.orthogonal:
             return super().with_residual(fit, part, magnitude, out)
         if not fit.slots:
-            return self.product(fit.residual[:, part], False, self.whole[part]).abs()
+            return self.product(fit.residual[:, part], False, self.signal_products[part]).abs()
         return self._replace(self._weighted(part), self.inexact[part], fit.residual[:, part]).abs_()
 
     def with_direction(self, fit: SupportFit, part: slice) -> torch.Tensor:

@@ -22,16 +22,17 @@ or when no remaining atom can reduce it in the working precision, and its unused
 length are accepted, zero atoms are never chosen.
 
 There are two implementations with the same results up to rounding: tensor operations for every device and precision
-(`greedy_torch.py`), and a compiled kernel for float32 on the CPU (`kernels.py`); `set_backend` chooses.
+(`greedy_torch.py`), and a compiled kernel for float32 on the CPU (`functional/kernels/`). `_greedy_pursuit` below decides which one runs, by
+device, precision, size and `set_backend`; nothing else does.
 """
 
 from __future__ import annotations
 
 import torch
 
-from .arguments import pursuit_arguments
+from ..kernels.operators import fused_greedy_pursuit, holds_pursuit, uses_fused
 from .greedy_torch import greedy_pursuit_torch
-from .kernels import fused_greedy_pursuit, uses_fused
+from .inputs import pursuit_arguments
 
 
 __all__ = ["ols", "omp"]
@@ -113,6 +114,6 @@ def _greedy_pursuit(signals, dictionary, sparsity, tolerance, check_finite, orth
     # outside no_grad: a compiled refusal that raised inside would leave autograd off
     signals, dictionary, tolerance = pursuit_arguments(signals, dictionary, sparsity, tolerance, check_finite)
     with torch.no_grad(), torch.autocast(signals.device.type, enabled=False):
-        if uses_fused(signals):
+        if uses_fused(signals) and holds_pursuit(*dictionary.shape, sparsity):
             return fused_greedy_pursuit(signals, dictionary, sparsity, tolerance, orthogonal)
         return greedy_pursuit_torch(signals, dictionary, sparsity, tolerance, orthogonal)

@@ -1,4 +1,4 @@
-"""What every pursuit asks of its arguments, and the unit-norm atoms that it computes with."""
+"""What every pursuit asks of its arguments."""
 
 from __future__ import annotations
 
@@ -8,32 +8,12 @@ from numbers import Real
 import numpy as np
 import torch
 
-from .operands import as_tensor
+from ..operands import as_tensor, check_sparsity
 
 
 def computation_dtype(signals: torch.Tensor) -> torch.dtype:
     """Precision of a pursuit: float64 for float64 signals, float32 for all others."""
     return torch.float64 if signals.dtype == torch.float64 else torch.float32
-
-
-def unit_atoms(dictionary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Unit-norm columns, whatever the scale of the given ones.
-
-    Args:
-        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns; zero columns stay zero.
-
-    Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: The columns, and the factors `(atoms,)` that turn their coefficients into those of the given
-        columns: 0 for a zero column, NaN for one that is not finite.
-    """
-    peak = dictionary.abs().amax(dim=0)
-    safe = torch.where(peak > 0, peak, torch.ones_like(peak))
-    scaled = dictionary / safe  # largest entry 1: squares neither overflow nor vanish
-    norm = scaled.square().sum(dim=0).sqrt()
-    unit = scaled / norm.clamp_min(1e-30)
-    scale = torch.where(peak > 0, 1 / norm.clamp_min(1e-30) / safe, 0.0)
-    return unit, torch.where(torch.isfinite(peak), scale, float("nan"))
 
 
 def pursuit_arguments(
@@ -71,12 +51,6 @@ def pursuit_arguments(
     if check_finite:
         check_finite_values(signals=signals, dictionary=dictionary)
     return signals, dictionary, tolerance
-
-
-def check_sparsity(sparsity: int, atoms: int) -> None:
-    """Refuses what is no number of atoms that a code may have."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int) or not 1 <= sparsity <= atoms:
-        raise ValueError(f"`sparsity` must be an integer from 1 to the number of atoms ({atoms}), got {sparsity!r}.")
 
 
 def check_finite_values(**tensors: torch.Tensor) -> None:

@@ -19,8 +19,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .kernels import fused_synthesis_gradients, uses_fused
-from .operands import as_tensor, check_indices, check_operands, is_integer
+from ..kernels.operators import fused_synthesis_gradients, uses_fused
+from ..operands import as_tensor, check_indices, check_operands, is_integer
 
 
 __all__ = ["projection_synthesis", "synthesize"]

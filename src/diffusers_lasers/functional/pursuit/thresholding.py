@@ -36,8 +36,9 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from .arguments import pursuit_arguments, unit_atoms
-from .greedy_torch import SupportFit
+from ..unit_atoms import unit_atoms
+from .inputs import pursuit_arguments
+from .support_fit import SupportFit
 
 
 __all__ = ["fista", "iht"]

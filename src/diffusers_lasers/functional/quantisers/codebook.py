@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import torch
 
-from .codeword_kernels import fused_nearest_codewords
-from .kernels import uses_fused
-from .operands import as_tensor, check_indices, check_operands
+from ..kernels.codewords import fused_nearest_codewords
+from ..kernels.operators import uses_fused
+from ..operands import as_tensor, check_indices, check_operands
 
 
 __all__ = ["codeword_statistics", "kmeans", "nearest_codewords", "update_codebook"]

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import torch
 
+from ..kernels.codewords import fused_decode_codewords, fused_nearest_codewords
+from ..kernels.operators import uses_fused
+from ..operands import check_indices, check_operands, is_integer
 from .codebook import nearest_codewords
-from .codeword_kernels import fused_decode_codewords, fused_nearest_codewords
-from .kernels import uses_fused
-from .operands import check_indices, check_operands, is_integer
 
 
 __all__ = ["decode_channels", "decode_product", "decode_residual", "encode_product", "encode_residual"]

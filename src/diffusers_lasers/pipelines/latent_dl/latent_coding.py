@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ...coding import IndexCode, SparseCode
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
-from ...models.autoencoders.foreign import decode_latents, encode_latents
+from ...models.autoencoders.diffusers_latents import decode_latents, encode_latents
 from ...models.bottlenecks import (
     DictionaryBottleneck,
     FSQBottleneck,
