@@ -229,7 +229,7 @@ class OnlineDictionaryLearner:
             self.device,
         )
         with self._bar(signals, passes, steps) if progress else nullcontext() as bar:
-            while (steps is None or self.step < steps) and not self._settled(change_tolerance):
+            while (steps is None or self.step < steps) and not self._converged(change_tolerance):
                 batch = next(batches, None)
                 if batch is None:
                     break
@@ -249,7 +249,7 @@ class OnlineDictionaryLearner:
         change = (self.dictionary - before).norm() / before.norm().clamp_min(1e-30)
         return float(broadcast(change))
 
-    def _settled(self, change_tolerance: float) -> bool:
+    def _converged(self, change_tolerance: float) -> bool:
         return bool(change_tolerance) and self.change is not None and self.change <= change_tolerance
 
     def partial_fit(self, batch: torch.Tensor | np.ndarray) -> OnlineDictionaryLearner:
