@@ -175,6 +175,38 @@ def test_floors_finds_circles(repository, findings, files, circles):
     assert findings("check_floors", root) == [f"src/diffusers_lasers/{line}" for line in circles]
 
 
+@pytest.fixture
+def imports_of(findings):
+    """What the files below a folder of the package import from it: file -> dotted names."""
+    floors = importlib.import_module("check_floors")
+    package = ROOT / "src/diffusers_lasers"
+
+    def read(folder):
+        found = {}
+        for path in sorted((package / folder).rglob("*.py")):
+            module = path.relative_to(package).with_suffix("").parts
+            is_package = module[-1] == "__init__"
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            names = floors.imported_modules(tree, module[:-1] if is_package else module, is_package, {})
+            found[path.relative_to(package).as_posix()] = {".".join(parts) for _, parts in names}
+        return found
+
+    return read
+
+
+def test_kernels_know_nothing_above_them(imports_of):
+    allowed = ("functional.kernels.", "functional.operands.", "functional.unit_atoms.")
+    found = imports_of("functional/kernels")
+    assert "functional/kernels/operators.py" in found
+    assert [name for names in found.values() for name in names if not name.startswith(allowed)] == []
+
+
+@pytest.mark.parametrize("implementation", ["fused_greedy_pursuit", "greedy_pursuit_torch"])
+def test_one_file_decides_which_implementation_of_a_pursuit_runs(imports_of, implementation):
+    users = [file for file, names in imports_of(".").items() if any(n.endswith(f".{implementation}") for n in names)]
+    assert users == ["functional/pursuit/greedy.py"]
+
+
 def test_constants_are_documented_in_code_style(repository, findings):
     module = "src/diffusers_lasers/functional/maths.py"
     repository(module, "__all__ = ['transform', 'LIMIT']\nLIMIT = 1\ndef transform(): ...\n")
