@@ -2,9 +2,10 @@
 
     python utils/check_floors.py [--root .]
 
-Inside a package neither modules nor folders may import each other in a circle; one circle is named for each module, or folder, that is in
-any. Reads the source with `ast` and imports nothing. All import statements count, also those inside functions and under `TYPE_CHECKING`.
-The root `__init__.py` is exempt: it offers all floors, lazily. Exit code 0: clean; 1: violations, one a line.
+Inside a package neither modules nor folders may import each other in a circle; one circle is named for each module,
+or folder, that is in any. Reads the source with `ast` and imports nothing. All import statements count, also those
+inside functions and under `TYPE_CHECKING`. The root `__init__.py` is exempt: it offers all floors, lazily. Exit code
+0: clean; 1: violations, one a line.
 """
 
 import ast
@@ -44,7 +45,7 @@ def lazy_structure(init: Path) -> dict[str, list[str]]:
 
 
 def imported_modules(tree: ast.Module, module: tuple[str, ...], is_package: bool, exports: dict[str, str]):
-    """Yields (line, path inside the package, the name that is taken included) of everything that a module imports from it."""
+    """Yields (line, path inside the package with the name that is taken) of everything that a module imports from it."""
     here = module if is_package else module[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -75,7 +76,8 @@ def circles(imports: dict[str, dict[str, str]]) -> list[list[str]]:
         imports (`dict[str, dict[str, str]]`): Who imports whom, and where: importer -> imported -> `file:line`.
 
     Returns:
-        `list[list[str]]`: For each name that is in a circle and in none of those before, its shortest one, from itself to itself.
+        `list[list[str]]`: For each name that is in a circle and in none of those before, its shortest one, from itself
+        to itself.
     """
     found, named = [], set()
     for start in sorted(imports):

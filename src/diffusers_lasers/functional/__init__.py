@@ -1,4 +1,7 @@
-"""Mathematics as free functions on tensors: no state, no configuration, no files. One folder an idea; all public names are here too."""
+"""Mathematics as free functions on tensors: no state, no configuration, no files.
+
+One folder an idea; all public names are here too.
+"""
 
 from .dictionary import (
     accumulate_statistics,

@@ -1,4 +1,5 @@
-r"""What a restoring autoencoder is given in place of an image (LASERS, 2024, sections 12.1 and 12.2); see `functional/images/degradations.py`."""
+r"""What a restoring autoencoder is given in place of an image (LASERS, 2024, sections 12.1 and 12.2);
+see `functional/images/degradations.py`."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 r"""Images from a stream, for data sets that are too large to hold: shared out over ranks and workers, resumed exactly.
 
-Each worker of each rank reads a *shard* of its own. In each epoch the stream is shuffled with a seed of (seed, epoch) – the order of its files
-and a buffer of rows – and dealt to the shards, so that each row is seen once an epoch, in one shard. A run that resumes passes over the rows that a
-shard has had in all its epochs; image cells are read for that, and decoded only with `skip_unreadable`, which must know what counted. With as many
-files as shards, or a multiple, a worker reads only its own.
+Each worker of each rank reads a *shard* of its own. In each epoch the stream is shuffled with a seed of (seed, epoch)
+– the order of its files and a buffer of rows – and dealt to the shards, so that each row is seen once an epoch, in
+one shard. A run that resumes passes over the rows that a shard has had in all its epochs; image cells are read for
+that, and decoded only with `skip_unreadable`, which must know what counted. With as many files as shards, or a
+multiple, a worker reads only its own.
 """
 
 from __future__ import annotations

@@ -94,7 +94,8 @@ def fused_greedy_pursuit(
     signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None, orthogonal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    OMP, or OLS where `orthogonal`, of float32 tensors on the CPU, of a size that `holds_pursuit`; see [`omp`] for the arguments.
+    OMP, or OLS where `orthogonal`, of float32 tensors on the CPU, of a size that `holds_pursuit`; see [`omp`] for the
+    arguments.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Indices and coefficients, `(N, sparsity)` each.

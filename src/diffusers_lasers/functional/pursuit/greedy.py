@@ -22,8 +22,8 @@ or when no remaining atom can reduce it in the working precision, and its unused
 length are accepted, zero atoms are never chosen.
 
 There are two implementations with the same results up to rounding: tensor operations for every device and precision
-(`greedy_torch.py`), and a compiled kernel for float32 on the CPU (`functional/kernels/`). `_greedy_pursuit` below decides which one runs, by
-device, precision, size and `set_backend`; nothing else does.
+(`greedy_torch.py`), and a compiled kernel for float32 on the CPU (`functional/kernels/`). `_greedy_pursuit` below
+decides which one runs, by device, precision, size and `set_backend`; nothing else does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-r"""Least squares on a growing support: the chosen atoms D_τ = Q R with an orthonormal basis Q and a triangle R, and the residual r = y − QQᵀy.
+r"""Least squares on a growing support: atoms D_τ = Q R, Q orthonormal and R a triangle, and the residual r = y − QQᵀy.
 
-A new atom d gives the next direction q ∝ (I − QQᵀ) d by Gram–Schmidt, and r ← r − q qᵀr. The coefficients solve R γ = Qᵀy at the end. All arrays
-are laid out `(…, n)`, so that every operation runs along the n signals.
+A new atom d gives the next direction q ∝ (I − QQᵀ) d by Gram–Schmidt, and r ← r − q qᵀr. The coefficients solve R γ =
+Qᵀy at the end. All arrays are laid out `(…, n)`, so that every operation runs along the n signals.
 """
 
 from __future__ import annotations
