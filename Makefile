@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-check_dirs := src tests examples utils setup.py
+check_dirs := src tests examples benchmarks utils setup.py
 
 help:
 	@echo "make demo     train a dictionary and a VQ autoencoder on photos and compare them, with their bits"
@@ -56,7 +56,7 @@ sanitize := -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitiz
 
 test_sanitized: $(STAMP)
 	CFLAGS="$(sanitize)" LDFLAGS="$(sanitize)" $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)/lib
-	test -f $(SANITIZED)/lib/diffusers_lasers/functional/_kernels*.so
+	test -f $(SANITIZED)/lib/diffusers_lasers/functional/kernels/_kernels*.so
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
 		$(BIN)/python -m pytest --capture=sys -p no:cacheprovider -o pythonpath=$(SANITIZED)/lib \
 		tests/functional/test_kernels.py tests/functional/test_operands.py \

@@ -102,7 +102,7 @@ version = re.search(r'^__version__ = "(.+)"$', init, re.MULTILINE)[1]
 STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 CSRC = "src/diffusers_lasers/csrc"
 kernels = Extension(
-    "diffusers_lasers.functional._kernels",
+    "diffusers_lasers.functional.kernels._kernels",
     sources=[f"{CSRC}/kernels.c"],
     depends=sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / CSRC).glob("*.h")),
     extra_compile_args=["-O3", "-pthread"],

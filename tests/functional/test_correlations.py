@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from diffusers_lasers.functional import correlations, ols, omp, random_dictionary, set_backend
-from diffusers_lasers.functional.correlations import RUN, GramForm, ResidualForm, faster_form, row_maximum
+from diffusers_lasers.functional import ols, omp, random_dictionary, set_backend
+from diffusers_lasers.functional.pursuit import correlations
+from diffusers_lasers.functional.pursuit.correlations import RUN, GramForm, ResidualForm, faster_form, row_maximum
 
 
 both = pytest.mark.parametrize("pursuit", [omp, ols])

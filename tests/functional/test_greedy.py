@@ -9,7 +9,9 @@ import torch
 from sklearn.linear_model import orthogonal_mp_gram
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_lasers.functional import correlations, greedy_torch, kernels, ols, omp, set_backend
+from diffusers_lasers.functional import ols, omp, set_backend
+from diffusers_lasers.functional.kernels import operators as kernels
+from diffusers_lasers.functional.pursuit import correlations, greedy_torch
 
 
 @pytest.fixture(params=["torch", "gram", "fused"], autouse=True)

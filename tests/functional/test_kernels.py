@@ -18,7 +18,6 @@ from diffusers_lasers.functional import (
     block_coordinate_update,
     encode_product,
     get_backend,
-    kernels,
     nearest_codewords,
     ols,
     omp,
@@ -26,7 +25,8 @@ from diffusers_lasers.functional import (
     set_backend,
     synthesize,
 )
-from diffusers_lasers.functional.threads import openmp_entry
+from diffusers_lasers.functional.kernels import operators as kernels
+from diffusers_lasers.functional.kernels.threads import openmp_entry
 
 
 ROOT = Path(__file__).parents[2]
@@ -351,7 +351,7 @@ def test_backend_is_chosen(monkeypatch):
     calls = []
     original = kernels.fused_greedy_pursuit
     monkeypatch.setattr(
-        sys.modules["diffusers_lasers.functional.greedy"],
+        sys.modules["diffusers_lasers.functional.pursuit.greedy"],
         "fused_greedy_pursuit",
         lambda *arguments: calls.append(1) or original(*arguments),
     )

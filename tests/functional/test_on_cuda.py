@@ -133,7 +133,7 @@ def test_bad_values(name):
 
 @pytest.mark.parametrize("name", ["omp", "ols"])
 def test_several_blocks_are_one(name, monkeypatch):
-    from diffusers_lasers.functional import greedy_torch
+    from diffusers_lasers.functional.pursuit import greedy_torch
 
     signals, dictionary = (part.cuda() for part in problem(dtype=torch.float32))
     expected = get_pursuit(name)(signals, dictionary, 4)

@@ -12,8 +12,8 @@ from diffusers_lasers.functional.dictionary import (
     forgetting_factor,
     random_dictionary,
 )
-from diffusers_lasers.functional.greedy import omp
-from diffusers_lasers.functional.synthesis import synthesize
+from diffusers_lasers.functional.pursuit.greedy import omp
+from diffusers_lasers.functional.pursuit.synthesis import synthesize
 
 
 def seeded(seed=0):

@@ -18,7 +18,6 @@ from diffusers_lasers.functional import (
     encode_residual,
     fista,
     iht,
-    kernels,
     kmeans,
     nearest_codewords,
     ols,
@@ -28,6 +27,7 @@ from diffusers_lasers.functional import (
     set_backend,
     synthesize,
 )
+from diffusers_lasers.functional.kernels import operators as kernels
 
 
 built = pytest.mark.skipif(kernels._kernels is None, reason="the compiled kernels were not built")

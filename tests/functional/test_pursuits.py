@@ -11,7 +11,6 @@ from hypothesis.extra.numpy import arrays
 
 from diffusers_lasers.functional import (
     PURSUITS,
-    correlations,
     fista,
     get_pursuit,
     iht,
@@ -22,6 +21,7 @@ from diffusers_lasers.functional import (
     synthesize,
 )
 from diffusers_lasers.functional.kernels import get_backend
+from diffusers_lasers.functional.pursuit import correlations
 
 
 needs_kernels = pytest.mark.skipif(get_backend() != "fused", reason="the compiled kernels were not built")

@@ -11,10 +11,10 @@ from diffusers_lasers.functional import (
     decode_residual,
     encode_product,
     encode_residual,
-    kernels,
     set_backend,
 )
-from diffusers_lasers.functional.codeword_kernels import fused_decode_codewords
+from diffusers_lasers.functional.kernels import operators as kernels
+from diffusers_lasers.functional.kernels.codewords import fused_decode_codewords
 
 
 def signals(count=500, features=12, seed=0):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import Lasso
 
-from diffusers_lasers.functional import fista, iht, random_dictionary, synthesize, thresholding
-from diffusers_lasers.functional.greedy_torch import SupportFit
+from diffusers_lasers.functional import fista, iht, random_dictionary, synthesize
+from diffusers_lasers.functional.pursuit import thresholding
+from diffusers_lasers.functional.pursuit.support_fit import SupportFit
 
 
 both = pytest.mark.parametrize("pursuit", [iht, fista])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_lasers.functional import fista, iht, random_dictionary, thresholding
+from diffusers_lasers.functional import fista, iht, random_dictionary
+from diffusers_lasers.functional.pursuit import thresholding
 
 
 both = pytest.mark.parametrize("pursuit", [iht, fista])

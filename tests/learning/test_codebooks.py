@@ -43,7 +43,7 @@ def test_a_sample_is_uniform_without_repetition_and_repeats():
 
 
 def test_of_one_large_image_no_more_is_copied_than_can_be_kept(monkeypatch):
-    from diffusers_lasers.learning import patches
+    from diffusers_lasers.learning import patch_sampling as patches
 
     held, keep = [], patches._keep
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from diffusers_lasers import OnlineDictionaryLearner
-from diffusers_lasers.learning import files
-from diffusers_lasers.learning.files import read_state, write_state
+from diffusers_lasers.learning import state_files as files
+from diffusers_lasers.learning.state_files import read_state, write_state
 
 
 ARGUMENTS = {"num_atoms": 64, "sparsity": 2, "batch_size": 50, "revive_every": 2, "revive_fraction": 0.1, "seed": 3}

@@ -22,7 +22,7 @@ MODULES = ("benchmark_dictionary_learning", "dictionary_learning_peers", "sparse
 MODULES += ("sparse_coding_peers", "sparse_coding_report")
 
 
-SCRIPT = ROOT / "utils/benchmark_dictionary_learning.py"
+SCRIPT = ROOT / "benchmarks/benchmark_dictionary_learning.py"
 
 
 def run(*arguments, **environment):
@@ -54,7 +54,7 @@ def quick(here, monkeypatch):
 @pytest.fixture
 def modules(monkeypatch):
     """The script's modules by name, without a process of its own."""
-    monkeypatch.syspath_prepend(str(ROOT / "utils"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     yield importlib.import_module
     for name in MODULES:
         sys.modules.pop(name, None)

@@ -23,7 +23,7 @@ MODULES = ("benchmark_sparse_coding", "sparse_coding_machine", "sparse_coding_pe
 def run(*arguments, **environment):
     """Exit code and output of the script."""
     process = subprocess.run(
-        [sys.executable, ROOT / "utils/benchmark_sparse_coding.py", "--threads", "1", *map(str, arguments)],
+        [sys.executable, ROOT / "benchmarks/benchmark_sparse_coding.py", "--threads", "1", *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
@@ -34,7 +34,7 @@ def run(*arguments, **environment):
 @pytest.fixture
 def modules(monkeypatch):
     """The script's modules by name, without a process of its own."""
-    monkeypatch.syspath_prepend(str(ROOT / "utils"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     yield lambda name: importlib.import_module(name)
     for name in MODULES:
         sys.modules.pop(name, None)
@@ -207,7 +207,7 @@ result["memory"] = measure_memory(coder, Case("", signals=100, features=8, atoms
 @on_linux
 def test_memory_of_a_known_call(fresh, tmp_path):
     # in a process of its own: threads and freed blocks of other tests would be counted too
-    script = KNOWN_CALL.replace("sys.argv[0]", repr(str(ROOT / "utils")))
+    script = KNOWN_CALL.replace("sys.argv[0]", repr(str(ROOT / "benchmarks")))
     memory = fresh(script, tmp_path, MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")["memory"]
     assert memory["result_mib"] == 8
     assert memory["extra_mib"] == pytest.approx(64 - 8, abs=3)
@@ -330,7 +330,7 @@ def test_colors_differ(modules):
 
 def test_the_benchmark_on_a_gpu_needs_one():
     process = subprocess.run(
-        [sys.executable, ROOT / "utils/benchmark_sparse_coding_gpu.py", "--cases", "A"],
+        [sys.executable, ROOT / "benchmarks/benchmark_sparse_coding_gpu.py", "--cases", "A"],
         capture_output=True,
         text=True,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
@@ -340,7 +340,14 @@ def test_the_benchmark_on_a_gpu_needs_one():
 
 def test_the_step_benchmark_knows_what_runs_on_a_gpu():
     process = subprocess.run(
-        [sys.executable, ROOT / "utils/benchmark_training_step.py", "--device", "cuda", "--variants", "omp, fused"],
+        [
+            sys.executable,
+            ROOT / "benchmarks/benchmark_training_step.py",
+            "--device",
+            "cuda",
+            "--variants",
+            "omp, fused",
+        ],
         capture_output=True,
         text=True,
     )

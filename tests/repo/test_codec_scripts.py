@@ -1,4 +1,4 @@
-"""The scripts about the patch codec under utils/: its speed beside faiss, and the orders of its codebooks."""
+"""The scripts about the patch codec under benchmarks/: its speed beside faiss, and the orders of its codebooks."""
 
 import json
 import subprocess
@@ -13,11 +13,11 @@ from PIL import Image
 from diffusers_lasers import ModelBasedVQCodec
 
 
-UTILS = Path(__file__).resolve().parents[2] / "utils"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 def run(name, *arguments):
-    command = [sys.executable, str(UTILS / f"{name}.py"), *map(str, arguments)]
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -53,7 +53,7 @@ def test_the_speed_benchmark_compares_the_same_codes(folder, tmp_path):
 
 
 def test_orders_are_judged_by_shifted_codes(folder, tmp_path, here):
-    script = UTILS / "plot_codebook_order.py"
+    script = BENCHMARKS / "plot_codebook_order.py"
     code, output, _ = here(script, folder / "PQ-{16-8-8}", folder / "picture.png", "--output", tmp_path / "order.png")
     assert code == 0
     psnr = {line.split("|")[1].strip(): float(line.split("|")[2]) for line in output.splitlines()[4:]}

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 
-SCRIPT = Path(__file__).resolve().parents[2] / "utils" / "plot_training_curves.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "plot_training_curves.py"
 
 
 def write(folder, start):

@@ -121,6 +121,92 @@ def test_floors_allows(repository, findings, text):
     assert findings("check_floors", repository("src/diffusers_lasers/models/good.py", text)) == []
 
 
+@pytest.mark.parametrize(
+    "files, circles",
+    [
+        (  # three modules, one of the imports under TYPE_CHECKING and one inside a function
+            {
+                "models/a.py": "import torch\nfrom .b import x\n",
+                "models/b.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import c\n",
+                "models/c.py": "def later():\n    from diffusers_lasers.models.a import y\n",
+                "models/outside.py": "from .a import x\nfrom .codec import Codec\n",
+            },
+            ["models/a.py:2: circle of imports, models.a -> models.b -> models.c -> models.a"],
+        ),
+        (  # what a module takes from the package that imports it
+            {"models/__init__.py": "from .a import x\n__all__ = []\n", "models/a.py": "from . import y\n"},
+            ["models/__init__.py:1: circle of imports, models -> models.a -> models"],
+        ),
+        (  # two folders, though no two modules
+            {
+                "models/one/__init__.py": "__all__ = []\n",
+                "models/one/low.py": "",
+                "models/one/high.py": "from ..two.middle import x\n",
+                "models/two/middle.py": "from ..one import low\n",
+            },
+            ["models/one/high.py:1: circle of imports, models.one -> models.two -> models.one"],
+        ),
+        (  # two circles, and a module that imports itself
+            {
+                "models/a.py": "from .b import x\n",
+                "models/b.py": "from .a import x\n",
+                "models/d.py": "from .e import x\nfrom .d import y\n",
+                "models/e.py": "from .d import x\n",
+            },
+            [
+                "models/a.py:1: circle of imports, models.a -> models.b -> models.a",
+                "models/d.py:2: circle of imports, models.d -> models.d",
+                "models/e.py:1: circle of imports, models.e -> models.d -> models.e",
+            ],
+        ),
+        (  # a package offers its modules, and they import each other one way
+            {
+                "models/__init__.py": "from .a import x\nfrom .b import y\n__all__ = []\n",
+                "models/a.py": "from . import b\n",
+                "models/b.py": "from ..functional import transform\n",
+            },
+            [],
+        ),
+    ],
+)
+def test_floors_finds_circles(repository, findings, files, circles):
+    for path, text in files.items():
+        root = repository(f"src/diffusers_lasers/{path}", text)
+    assert findings("check_floors", root) == [f"src/diffusers_lasers/{line}" for line in circles]
+
+
+@pytest.fixture
+def imports_of(findings):
+    """What the files below a folder of the package import from it: file -> dotted names."""
+    floors = importlib.import_module("check_floors")
+    package = ROOT / "src/diffusers_lasers"
+
+    def read(folder):
+        found = {}
+        for path in sorted((package / folder).rglob("*.py")):
+            module = path.relative_to(package).with_suffix("").parts
+            is_package = module[-1] == "__init__"
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            names = floors.imported_modules(tree, module[:-1] if is_package else module, is_package, {})
+            found[path.relative_to(package).as_posix()] = {".".join(parts) for _, parts in names}
+        return found
+
+    return read
+
+
+def test_kernels_know_nothing_above_them(imports_of):
+    allowed = ("functional.kernels.", "functional.operands.", "functional.unit_atoms.")
+    found = imports_of("functional/kernels")
+    assert "functional/kernels/operators.py" in found
+    assert [name for names in found.values() for name in names if not name.startswith(allowed)] == []
+
+
+@pytest.mark.parametrize("implementation", ["fused_greedy_pursuit", "greedy_pursuit_torch"])
+def test_one_file_decides_which_implementation_of_a_pursuit_runs(imports_of, implementation):
+    users = [file for file, names in imports_of(".").items() if any(n.endswith(f".{implementation}") for n in names)]
+    assert users == ["functional/pursuit/greedy.py"]
+
+
 def test_constants_are_documented_in_code_style(repository, findings):
     module = "src/diffusers_lasers/functional/maths.py"
     repository(module, "__all__ = ['transform', 'LIMIT']\nLIMIT = 1\ndef transform(): ...\n")

@@ -1,4 +1,4 @@
-"""Streams of images: every row once an epoch, in whatever lanes; resumed exactly; unreadable rows left out."""
+"""Streams of images: every row once an epoch, in whatever shards; resumed exactly; unreadable rows left out."""
 
 import io
 

@@ -12,7 +12,9 @@ from diffusers_lasers.utils import CommandParser, hide_token, recorded_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE = re.compile(r"[=(] *argparse\.ArgumentParser\b|return argparse\.ArgumentParser\b")  # built, or derived from
-SOURCES = [path for folder in ("src", "examples", "utils") for path in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES = [
+    path for folder in ("src", "examples", "benchmarks", "utils") for path in sorted((ROOT / folder).rglob("*.py"))
+]
 
 
 @pytest.mark.parametrize("words", [["--hub_tok", "secret"], ["sub", "--hub_tok", "secret"]])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.files import image_format, save_image
 from .batch import about, check_targets, for_each
-from .images import cost_lines, output_paths, picture_levels, psnr_metric, read_image
+from .image_io import cost_lines, output_paths, picture_levels, psnr_metric, read_image
 from .loading import add_model_arguments, get_device, load_model
 
 

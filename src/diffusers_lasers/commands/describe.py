@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..functional import mutual_coherence, perplexity, score_order, similar_atoms, welch_bound
-from ..functional.ordering import codebook_order
+from ..functional.quantisers.ordering import codebook_order
 from ..models.autoencoders.autoencoder_dl import AutoencoderDL
 from ..models.bottlenecks import Bottleneck, DictionaryBottleneck
 from ..models.codecs import ModelBasedVQCodec

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..utils.command_line import one_line
 from ..utils.files import write_json
 from .batch import SomeFailed, check_targets, for_each, report
-from .images import to_tensor
+from .image_io import to_tensor
 from .loading import add_device_argument, get_device, load_model
 
 

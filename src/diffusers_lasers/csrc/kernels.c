@@ -1,6 +1,6 @@
 /* Coding on the CPU for diffusers_lasers, float32: greedy pursuits and what training needs around them, and codewords.
  *
- * Python passes addresses of contiguous tensors (functional/kernels.py checks them), the interpreter's lock is released, and the best
+ * Python passes addresses of contiguous tensors (functional/kernels/operators.py checks them), the interpreter's lock is released, and the best
  * instruction set of the machine is chosen at run time.
  */
 
@@ -205,11 +205,11 @@ static PyObject *instruction_set(PyObject *self, PyObject *args)
 }
 
 static PyMethodDef methods[] = {
-    {"pursue", pursue, METH_VARARGS, "Greedy pursuits, see functional/kernels.py."},
-    {"synthesis_gradients", synthesis_gradients, METH_VARARGS, "Gradients of synthesis, see functional/kernels.py."},
-    {"nearest", nearest_codewords, METH_VARARGS, "Nearest codewords, see functional/kernels.py."},
-    {"codewords", decode_codewords, METH_VARARGS, "Signals from codewords, see functional/kernels.py."},
-    {"block_update", block_update, METH_VARARGS, "Block-coordinate descent, see functional/online_learning.py."},
+    {"pursue", pursue, METH_VARARGS, "Greedy pursuits, see functional/kernels/operators.py."},
+    {"synthesis_gradients", synthesis_gradients, METH_VARARGS, "Gradients of synthesis, see functional/kernels/operators.py."},
+    {"nearest", nearest_codewords, METH_VARARGS, "Nearest codewords, see functional/kernels/operators.py."},
+    {"codewords", decode_codewords, METH_VARARGS, "Signals from codewords, see functional/kernels/operators.py."},
+    {"block_update", block_update, METH_VARARGS, "Block-coordinate descent, see functional/dictionary/online_learning.py."},
     {"use_team", use_team, METH_VARARGS, "Entry of the OpenMP library whose threads do the work, or 0."},
     {"instruction_set", instruction_set, METH_VARARGS, "Name of the instruction set in use; a level of 0 to 2 limits it."},
     {NULL, NULL, 0, NULL},

@@ -1,20 +1,8 @@
-"""Mathematics as free functions on tensors: no state, no configuration, no files."""
+"""Mathematics as free functions on tensors: no state, no configuration, no files.
 
-from .categorical import (
-    absorb,
-    expected_number,
-    gumbel_noise,
-    gumbel_softmax,
-    index_to_number,
-    number_to_index,
-    sample_categorical,
-    scramble,
-    uniform_noise,
-)
-from .codebook import codeword_statistics, kmeans, nearest_codewords, update_codebook
-from .coherence import similar_atoms, welch_bound
-from .color import rgb_to_ycbcr, ycbcr_to_rgb
-from .degradations import center_mask, hide, random_masks, reduce_bicubic, upscale_bicubic
+One folder an idea; all public names are here too.
+"""
+
 from .dictionary import (
     accumulate_statistics,
     block_coordinate_update,
@@ -25,26 +13,67 @@ from .dictionary import (
     project_to_tangent,
     random_dictionary,
     revive_atoms,
+    similar_atoms,
+    welch_bound,
 )
 from .diffusion import (
     BETA_SCHEDULES,
     PREDICTION_TYPES,
+    absorb,
     add_gaussian_noise,
+    expected_number,
+    gumbel_noise,
+    gumbel_softmax,
     implied_noise,
+    index_to_number,
     make_betas,
     min_snr_weights,
+    number_to_index,
     posterior_mean_variance,
+    sample_categorical,
+    scramble,
     signal_to_noise,
+    uniform_noise,
 )
-from .greedy import ols, omp
+from .images import (
+    center_mask,
+    hide,
+    latents_to_signals,
+    patch_grid,
+    random_masks,
+    reduce_bicubic,
+    rgb_to_ycbcr,
+    signals_to_latents,
+    upscale_bicubic,
+    ycbcr_to_rgb,
+)
 from .kernels import get_backend, set_backend
-from .ordering import ORDERS, OrderScore, codebook_order, score_order
-from .patches import latents_to_signals, patch_grid, signals_to_latents
-from .pursuits import PURSUITS, get_pursuit
+from .pursuit import (
+    PURSUITS,
+    fista,
+    get_pursuit,
+    iht,
+    ols,
+    omp,
+    projection_synthesis,
+    synthesize,
+)
+from .quantisers import (
+    ORDERS,
+    OrderScore,
+    codebook_order,
+    codeword_statistics,
+    decode_channels,
+    decode_product,
+    decode_residual,
+    encode_product,
+    encode_residual,
+    kmeans,
+    nearest_codewords,
+    score_order,
+    update_codebook,
+)
 from .rates import count_supports, entropy, perplexity, support_bits
-from .subquantizers import decode_channels, decode_product, decode_residual, encode_product, encode_residual
-from .synthesis import projection_synthesis, synthesize
-from .thresholding import fista, iht
 
 
 __all__ = [

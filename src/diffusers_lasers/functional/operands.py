@@ -144,3 +144,9 @@ def check_indices(name: str, indices: torch.Tensor, count: int, least: int = 0, 
         raise ValueError(f"`{name}` must be below the number of {of} ({count}), got {high}.")
     if low < least:
         raise ValueError(f"`{name}` must be at least {least}, got {low}.")
+
+
+def check_sparsity(sparsity: int, atoms: int) -> None:
+    """Refuses what is no number of atoms that a code may have."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int) or not 1 <= sparsity <= atoms:
+        raise ValueError(f"`sparsity` must be an integer from 1 to the number of atoms ({atoms}), got {sparsity!r}.")

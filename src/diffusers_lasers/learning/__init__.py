@@ -1,8 +1,8 @@
 """Fitting dictionaries and codebooks to fixed signals: state, but no `nn.Module`."""
 
+from .codebooks import QUANTIZERS, fit_quantizer
 from .online_dictionary import OnlineDictionaryLearner
-from .patches import sample_patches
-from .quantizers import QUANTIZERS, fit_quantizer
+from .patch_sampling import sample_patches
 
 
 __all__ = ["OnlineDictionaryLearner", "QUANTIZERS", "fit_quantizer", "sample_patches"]

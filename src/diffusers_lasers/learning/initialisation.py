@@ -4,7 +4,7 @@ One direction v carries most of the energy Σ ‖y‖² of image patches (their 
 atoms are then nearly equal to v and to each other. So where vᵀ (Σ y yᵀ) v > ½ Σ ‖y‖², v is the first atom, a tenth of the atoms
 are signals as they are, which alone can code a signal with one atom, and the others are signals less their part along v; all
 normalised. A larger or no share of whole signals was worse, and so was the whole procedure where v carries a quarter of the energy or
-less. The row `omp, own start` of `utils/benchmark_dictionary_learning.py --keep_mean` has it beside whole signals.
+less. The row `omp, own start` of `benchmarks/benchmark_dictionary_learning.py --keep_mean` has it beside whole signals.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ r"""Online dictionary learning of fixed signals (Mairal et al., 2010; LASERS, 20
     min_D  E_y  min_γ ½ ‖y − D γ‖²   subject to  ‖γ‖₀ ≤ S,  ‖d_k‖₂ = 1
 
 by alternation over minibatches: code a minibatch with the current atoms, add the codes to the statistics A and B (eqs 23–26),
-and update the atoms one after the other (eqs 27, 28). The mathematics is in `functional/online_learning.py` and
+and update the atoms one after the other (eqs 27, 28). The mathematics is in `functional/dictionary/online_learning.py` and
 `statistics.py`; here are the start, the order and the end. What we add:
 
 * *A start* from signals less what they share, see `initialisation.py`.
@@ -17,7 +17,7 @@ and update the atoms one after the other (eqs 27, 28). The mathematics is in `fu
   go on as if it had not been stopped.
 * *Ranks.* ξ is the minibatch of all ranks together; rank 0 gives the first dictionary and the revived atoms.
 
-What start, forgetting and revival are worth is measured by `utils/benchmark_dictionary_learning.py --variants`.
+What start, forgetting and revival are worth is measured by `benchmarks/benchmark_dictionary_learning.py --variants`.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from ..functional.dictionary import (
     random_dictionary,
     revive_atoms,
 )
-from ..functional.online_learning import block_coordinate_update
+from ..functional.dictionary.online_learning import block_coordinate_update
 from ..functional.operands import as_tensor
-from ..functional.pursuits import PURSUITS
-from ..functional.synthesis import synthesize
+from ..functional.pursuit.by_name import PURSUITS
+from ..functional.pursuit.synthesis import synthesize
 from ..utils.distributed import broadcast, rank_and_world_size
 from ..utils.import_utils import requires
-from .arguments import LearnerConfig, check_init
-from .files import read_state, write_state
 from .initialisation import first_dictionary
+from .learner_config import LearnerConfig, check_init
 from .minibatches import Position, as_signals, leading_signals, minibatches, seeded_generator
-from .states import check_state
+from .state_checks import check_state
+from .state_files import read_state, write_state
 from .statistics import ScaledStatistics
 
 
@@ -229,7 +229,7 @@ class OnlineDictionaryLearner:
             self.device,
         )
         with self._bar(signals, passes, steps) if progress else nullcontext() as bar:
-            while (steps is None or self.step < steps) and not self._settled(change_tolerance):
+            while (steps is None or self.step < steps) and not self._converged(change_tolerance):
                 batch = next(batches, None)
                 if batch is None:
                     break
@@ -249,7 +249,7 @@ class OnlineDictionaryLearner:
         change = (self.dictionary - before).norm() / before.norm().clamp_min(1e-30)
         return float(broadcast(change))
 
-    def _settled(self, change_tolerance: float) -> bool:
+    def _converged(self, change_tolerance: float) -> bool:
         return bool(change_tolerance) and self.change is not None and self.change <= change_tolerance
 
     def partial_fit(self, batch: torch.Tensor | np.ndarray) -> OnlineDictionaryLearner:

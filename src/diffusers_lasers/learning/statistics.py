@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..functional.online_learning import accumulate_statistics, forgetting_factor
+from ..functional.dictionary.online_learning import accumulate_statistics, forgetting_factor
 from ..utils.distributed import all_reduce_sum, rank_and_world_size
 
 

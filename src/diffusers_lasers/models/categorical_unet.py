@@ -20,7 +20,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from ..functional.categorical import index_to_number
+from ..functional.diffusion.categorical import index_to_number
 from ..utils import config_checks as checks
 from ..utils.model_loading import LasersModelMixin
 

@@ -17,7 +17,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
-from ..functional.categorical import absorb, sample_categorical, uniform_noise
+from ..functional.diffusion.categorical import absorb, sample_categorical, uniform_noise
 from ..utils import config_checks as checks
 from ..utils.hub import LasersHubMixin
 from .timesteps import check_step_numbers, check_timesteps, count_of_steps, timestep_of

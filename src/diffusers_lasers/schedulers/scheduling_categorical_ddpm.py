@@ -1,7 +1,7 @@
 r"""Gaussian diffusion of indices with a categorical reverse process (Scribano et al., 2023, sections 3.2.2 and 4.2.3).
 
 The forward process adds Gaussian noise to indices scaled to [-1, 1]. The network answers with logits over the codewords of each slot and site. A step draws
-z̃_0 ~ softmax(ẑ / γ) (eq 25), scales it, and draws z_s from the Gaussian q(z_s | z_t, z̃_0) (`functional/diffusion.py`), for any s < t, so that
+z̃_0 ~ softmax(ẑ / γ) (eq 25), scales it, and draws z_s from the Gaussian q(z_s | z_t, z̃_0) (`functional/diffusion/gaussian.py`), for any s < t, so that
 fewer steps than in training need no other rule. After the last step s is clean, and the sample is an index exactly.
 """
 
@@ -16,8 +16,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..functional.categorical import index_to_number, sample_categorical
 from ..functional.diffusion import BETA_SCHEDULES, add_gaussian_noise, make_betas, posterior_mean_variance
+from ..functional.diffusion.categorical import index_to_number, sample_categorical
 from ..utils import config_checks as checks
 from ..utils.hub import LasersHubMixin
 from .timesteps import check_step_numbers, check_timesteps, count_of_steps, timestep_of

@@ -19,7 +19,8 @@ from .block_coordinate import BlockCoordinateUpdate
 from .checkpoints import TrainingState, latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
 from .code_cache import cached_codes, images_fingerprint, model_fingerprint
 from .data import ImageDataset, take_batch
-from .degradation import Degradation
+from .degraded_inputs import Degradation
+from .dictionary_maintenance import DictionaryUpkeep
 from .ema import ModelAverage
 from .index_diffusion import IndexDiffusionObjective
 from .judgement import Judgement
@@ -39,7 +40,6 @@ from .script_flags import (
 )
 from .sharding import FullySharded, gradient_norm, local_part, save_optimizer_whole, whole_tensor, write_whole
 from .streaming import ImageStream
-from .upkeep import DictionaryUpkeep
 
 
 __all__ = [

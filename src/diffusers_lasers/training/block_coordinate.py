@@ -1,7 +1,7 @@
 r"""The dictionary learned without a learning rate, inside the training of an autoencoder (LASERS, 2024, supplement 8, eqs 23–28).
 
 After each optimiser step the statistics of the codes move, A ← β A + γγᵀ / ξ, B ← β B + zγᵀ / ξ, and one pass of block-coordinate descent moves
-the atoms. The sums are reduced over ranks. The mathematics is `functional.online_learning`.
+the atoms. The sums are reduced over ranks. The mathematics is `functional.dictionary.online_learning`.
 
 What we add: β of eqs 25 and 26 is about 1 − 1/t, so that after t steps the statistics remember about t/2 of them. The encoder does not
 stand still for so long; `memory` bounds t in β. The paper's rule is `memory=None`.
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..coding.codes import SparseCode
-from ..functional.online_learning import block_coordinate_update
+from ..functional.dictionary.online_learning import block_coordinate_update
 from ..learning.statistics import ScaledStatistics
 from ..utils.distributed import broadcast, rank_and_world_size
 

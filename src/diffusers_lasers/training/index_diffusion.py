@@ -20,8 +20,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from ..functional.categorical import absorb, expected_number, gumbel_softmax, index_to_number, scramble
 from ..functional.diffusion import add_gaussian_noise, implied_noise, min_snr_weights, signal_to_noise
+from ..functional.diffusion.categorical import absorb, expected_number, gumbel_softmax, index_to_number, scramble
 from ..models.codecs import ModelBasedVQCodec
 
 

@@ -15,7 +15,7 @@ import torch
 from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
-from ..models.autoencoders.foreign import encode_latents
+from ..models.autoencoders.diffusers_latents import encode_latents
 from ..models.bottlenecks import Bottleneck
 from .data import ImageDataset
 

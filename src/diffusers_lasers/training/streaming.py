@@ -1,8 +1,10 @@
 r"""Images from a stream, for data sets that are too large to hold: shared out over ranks and workers, resumed exactly.
 
-Every rank and each of its workers is a *lane* of its own. In each epoch the stream is shuffled with a seed of (seed, epoch) – the order of its files
-and a buffer of rows – and dealt to the lanes, so that each row is seen once an epoch, by one lane. A run that resumes passes over the rows that a lane
-has had in all its epochs; image cells are read for that, and decoded only with `skip_unreadable`, which must know what counted. With as many files as lanes, or a multiple, a lane reads only its own.
+Each worker of each rank reads a *shard* of its own. In each epoch the stream is shuffled with a seed of (seed, epoch)
+– the order of its files and a buffer of rows – and dealt to the shards, so that each row is seen once an epoch, in
+one shard. A run that resumes passes over the rows that a shard has had in all its epochs; image cells are read for
+that, and decoded only with `skip_unreadable`, which must know what counted. With as many files as shards, or a
+multiple, a worker reads only its own.
 """
 
 from __future__ import annotations
@@ -91,9 +93,9 @@ class ImageStream(IterableDataset):
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
         workers, number = (worker.num_workers, worker.id) if worker is not None else (1, 0)
-        lane = (self.start + number) % workers
-        had = len(range(lane, self.start, workers))
-        crops = self._crops(self.rank * workers + lane, self.world_size * workers, had * self.batch_size)
+        shard = (self.start + number) % workers
+        had = len(range(shard, self.start, workers))
+        crops = self._crops(self.rank * workers + shard, self.world_size * workers, had * self.batch_size)
         for _ in range(self.start + number, self.stop, workers):
             chosen = list(islice(crops, self.batch_size))
             batch = {"pixel_values": to_batch([crop for crop, _ in chosen])}
@@ -101,31 +103,31 @@ class ImageStream(IterableDataset):
                 batch["unreadable"] = torch.tensor(sum(skipped for _, skipped in chosen))
             yield batch
 
-    def _rows(self, lane: int, lanes: int) -> Iterator[tuple[int, int, Any]]:
-        """Epoch, place in the lane's epoch, and image cell, without end."""
+    def _rows(self, shard: int, shards: int) -> Iterator[tuple[int, int, Any]]:
+        """Epoch, place in the shard's epoch, and image cell, without end."""
         split = requires("datasets.distributed", "training").split_dataset_by_node
         for epoch in count():
             table = self.table
             if self.shuffle_buffer:
                 seed = epoch_seed(self.seed, epoch, stream=0) % 2**32
                 table = table.shuffle(seed=seed, buffer_size=self.shuffle_buffer)
-            table = split(table, rank=lane, world_size=lanes)
+            table = split(table, rank=shard, world_size=shards)
             place = -1
             # `iter` and not `__iter__`: that one would split the stream over workers a second time
             for place, row in enumerate(table.iter(batch_size=1)):
                 yield epoch, place, row[self.image_column][0]
             if place < 0:
-                raise ValueError(f"The stream must have at least one image for each of {lanes} ranks and workers.")
+                raise ValueError(f"The stream must have at least one image for each of {shards} ranks and workers.")
 
-    def _crops(self, lane: int, lanes: int, had: int) -> Iterator[tuple[np.ndarray, int]]:
+    def _crops(self, shard: int, shards: int, had: int) -> Iterator[tuple[np.ndarray, int]]:
         """Crops after the first `had`, each with the number of unreadable images that were left out before it."""
         skipped = 0
-        for epoch, place, cell in self._rows(lane, lanes):
+        for epoch, place, cell in self._rows(shard, shards):
             if had and not self.skip_unreadable:
                 had -= 1
                 continue
             try:
-                image = to_rgb(cell, f"row {place} of rank and worker {lane}")
+                image = to_rgb(cell, f"row {place} of rank and worker {shard}")
             except UnreadableImageError as error:
                 if not self.skip_unreadable:
                     raise
@@ -136,7 +138,7 @@ class ImageStream(IterableDataset):
             if had:  # whether a row counted can only be known by decoding it
                 had, skipped = had - 1, 0
                 continue
-            uniforms = np.random.default_rng([self.seed, epoch, 1, lane, place]).random(3).tolist()
+            uniforms = np.random.default_rng([self.seed, epoch, 1, shard, place]).random(3).tolist()
             pixels = fit_pixels(image, self.resolution, self.resize)
             shape = (self.resolution, uniforms, self.center_crop, self.random_flip, self.resize)
             yield crop_pixels(pixels, *shape), skipped

@@ -1,9 +1,9 @@
 """Pictures of images, latents, codes, dictionaries and runs: pure functions from tensors and records."""
 
+from .atom_figures import atom_map, atom_tiles, coherence_histogram, usage_histogram
 from .curves import rate_distortion, training_curves
-from .dictionary import atom_map, atom_tiles, coherence_histogram, usage_histogram
 from .figures import new_figure, save_figure
-from .images import image_grid, to_image
+from .image_grids import image_grid, to_image
 from .latents import component_grid, first_component, support_map
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .images import image_grid
+from .image_grids import image_grid
 
 
 __all__ = ["component_grid", "first_component", "support_map"]

@@ -1,7 +1,7 @@
 """Autoencoders."""
 
 from .autoencoder_dl import AutoencoderDL, AutoencoderDLEncoderOutput, AutoencoderDLOutput
-from .foreign import decode_latents, encode_latents
+from .diffusers_latents import decode_latents, encode_latents
 
 
 __all__ = ["AutoencoderDL", "AutoencoderDLEncoderOutput", "AutoencoderDLOutput", "decode_latents", "encode_latents"]

@@ -23,7 +23,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch.nn import functional as F
 
 from ...coding import IndexCode, SparseCode
-from ...functional.patches import patch_grid
+from ...functional.images.patch_signals import patch_grid
 from ...utils import config_checks as checks
 from ...utils.model_loading import LasersModelMixin
 from ..bottlenecks import (

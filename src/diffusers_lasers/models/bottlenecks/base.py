@@ -11,7 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.utils import BaseOutput
 
 from ...coding import CodeHeader, IndexCode, SparseCode, pack_levels, unpack_levels
-from ...functional.patches import latents_to_signals, patch_grid, signals_to_latents
+from ...functional.images.patch_signals import latents_to_signals, patch_grid, signals_to_latents
 from ...utils.config_checks import CHANNELS
 from ...utils.model_loading import LasersModelMixin
 from .packing import check_code, pack_code, unpack_code

@@ -35,10 +35,10 @@ from ...coding import (
     unpack_sparse,
 )
 from ...functional.dictionary import dictionary_from_signals
-from ...functional.patches import patch_grid
-from ...functional.pursuits import PURSUITS, get_pursuit
+from ...functional.images.patch_signals import patch_grid
+from ...functional.pursuit.by_name import PURSUITS, get_pursuit
+from ...functional.pursuit.synthesis import projection_synthesis, synthesize
 from ...functional.rates import support_bits
-from ...functional.synthesis import projection_synthesis, synthesize
 from ...learning import OnlineDictionaryLearner
 from ...utils import config_checks as checks
 from ...utils.distributed import all_gather, broadcast, rank_and_world_size

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ...coding import IndexCode
-from ...functional.patches import patch_grid
+from ...functional.images.patch_signals import patch_grid
 from ...utils import config_checks as checks
 from ...utils.import_utils import requires
 from .base import Bottleneck, BottleneckOutput, check_positive, sample_signals

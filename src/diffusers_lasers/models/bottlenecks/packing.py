@@ -16,7 +16,7 @@ from ...coding import (
     pack_container,
     unpack_container,
 )
-from ...functional.patches import patch_grid
+from ...functional.images.patch_signals import patch_grid
 
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from ...coding import IndexCode
-from ...functional.patches import patch_grid
+from ...functional.images.patch_signals import patch_grid
 from ...utils import config_checks as checks
 from .base import Bottleneck, BottleneckOutput, sample_signals
 

@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ...coding import IndexCode
-from ...functional.codebook import codeword_statistics, kmeans, nearest_codewords, update_codebook
-from ...functional.patches import patch_grid
-from ...functional.subquantizers import encode_residual
-from ...learning.quantizers import fit_quantizer
+from ...functional.images.patch_signals import patch_grid
+from ...functional.quantisers.codebook import codeword_statistics, kmeans, nearest_codewords, update_codebook
+from ...functional.quantisers.subquantizers import encode_residual
+from ...learning.codebooks import fit_quantizer
 from ...utils import config_checks as checks
 from ...utils.distributed import all_reduce_sum, broadcast
 from .base import Bottleneck, BottleneckOutput, sample_signals

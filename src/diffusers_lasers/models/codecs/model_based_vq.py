@@ -28,13 +28,13 @@ from PIL import Image
 
 from ...coding.container import CodeHeader, check_sites, fingerprint, pack_container, unpack_container
 from ...coding.packing import pack_indices, unpack_indices
-from ...functional.color import rgb_to_ycbcr, ycbcr_to_rgb
-from ...functional.ordering import codebook_order
-from ...functional.patches import latents_to_signals, patch_grid, signals_to_latents
+from ...functional.images.color import rgb_to_ycbcr, ycbcr_to_rgb
+from ...functional.images.patch_signals import latents_to_signals, patch_grid, signals_to_latents
+from ...functional.quantisers.ordering import codebook_order
+from ...functional.quantisers.subquantizers import decode_channels, encode_product, encode_residual
 from ...functional.rates import entropy
-from ...functional.subquantizers import decode_channels, encode_product, encode_residual
-from ...learning.patches import sample_patches
-from ...learning.quantizers import QUANTIZERS, fit_quantizer
+from ...learning.codebooks import QUANTIZERS, fit_quantizer
+from ...learning.patch_sampling import sample_patches
 from ...utils import config_checks as checks
 from ...utils.image_inputs import preprocess_images
 from ...utils.image_sources import load_image_dataset, to_rgb, undecoded

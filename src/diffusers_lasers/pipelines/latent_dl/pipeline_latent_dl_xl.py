@@ -6,7 +6,7 @@ import torch
 
 from ...utils.hub import LasersHubMixin
 from ...utils.import_utils import requires
-from .coding import AnyAutoencoder, AnyBottleneck, LatentCodingMixin, check_channels, with_signature_of
+from .latent_coding import AnyAutoencoder, AnyBottleneck, LatentCodingMixin, check_channels, with_signature_of
 from .pipeline_output import LatentDLPipelineOutput
 
 

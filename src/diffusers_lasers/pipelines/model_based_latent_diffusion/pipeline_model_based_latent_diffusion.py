@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline, DiscreteDDIMScheduler, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-from ...functional.categorical import expected_number, number_to_index, uniform_noise
+from ...functional.diffusion.categorical import expected_number, number_to_index, uniform_noise
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
 from ...models.categorical_unet import CategoricalUNet2DModel
 from ...models.codecs import ModelBasedVQCodec, decode_indices, index_layout

@@ -17,7 +17,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from ...coding import IndexCode, SparseCode
-from ...functional.degradations import hide, upscale_bicubic
+from ...functional.images.degradations import hide, upscale_bicubic
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
 from ...utils import config_checks as checks
 from ...utils.hub import LasersHubMixin

@@ -1,0 +1,139 @@
+"""Times a whole training step of an autoencoder under several bottlenecks, as a ratio to the step with vector quantisation.
+
+    python benchmarks/benchmark_training_step.py [--batch_size 256] [--rounds 9] [--threads 2] [--device cpu] [--profile] [--output_dir DIR]
+
+Same encoder, decoder, images and optimiser; only the bottleneck differs: none, VQ with running means ("vq"), and the dictionary with OMP or OLS
+on the compiled kernels ("fused") and on tensor operations ("torch"). A step is forward, mean squared error, backward, Adam and,
+for a dictionary, its upkeep; "bcd" is OMP with the dictionary updated by block-coordinate descent instead of Adam. The variants take turns, one step each a round, and the ratio is the median over rounds of
+step / VQ step of the same round, so that a drift of the machine's speed cancels. `--profile` also prints the operations on which a step
+with OMP spends its time. On another device than the CPU the kernels do not apply, and a step is timed from an idle device to an idle device. With `--output_dir` the result is written to training_step.json there.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from diffusers_lasers import AutoencoderDL
+from diffusers_lasers.functional import set_backend
+from diffusers_lasers.training import BlockCoordinateUpdate, DictionaryUpkeep
+from diffusers_lasers.utils import CommandParser, write_json
+
+
+# name -> bottleneck, its arguments beside the number of atoms, backend
+VARIANTS = {
+    "vq": ("vq", {}, "auto"),
+    "none": ("none", {}, "auto"),
+    "omp, fused": ("dictionary", {}, "fused"),
+    "ols, fused": ("dictionary", {"pursuit": "ols"}, "fused"),
+    "omp, torch": ("dictionary", {}, "torch"),
+    "ols, torch": ("dictionary", {"pursuit": "ols"}, "torch"),
+    "bcd": ("dictionary", {}, "auto"),
+}
+
+
+class Variant:
+    """A model with its optimiser, that takes one step at a time."""
+
+    def __init__(self, name: str, args: argparse.Namespace, images: torch.Tensor):
+        kind, config, self.backend = VARIANTS[name]
+        if kind == "dictionary":
+            config = {"num_atoms": args.atoms, "sparsity": args.sparsity, **config}
+        elif kind == "vq":
+            config = {"num_codewords": args.atoms}
+        torch.manual_seed(0)
+        self.images = images
+        self.model = AutoencoderDL(bottleneck_type=kind, bottleneck_config=config).to(images.device).train()
+        with torch.no_grad():
+            self.model.bottleneck.initialize(self.model.encode(images).latents)
+        update = BlockCoordinateUpdate(self.model.bottleneck) if name == "bcd" else None
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=1e-4)
+        self.upkeep = DictionaryUpkeep(self.model.bottleneck, self.optimizer, block_coordinate=update)
+
+    def step(self) -> None:
+        set_backend(self.backend)
+        output = self.model(self.images)
+        (F.mse_loss(output.sample, self.images) + output.loss).backward()
+        self.upkeep.before_step()
+        self.optimizer.step()
+        self.upkeep.after_step(output.code, output.latents)
+        self.optimizer.zero_grad()
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """Seconds of every step, by variant."""
+    images = (torch.rand(args.batch_size, 3, args.resolution, args.resolution) * 2 - 1).to(args.device)
+    wait = torch.cuda.synchronize if images.is_cuda else lambda: None
+    variants = {name: Variant(name, args, images) for name in args.variants}
+    for variant in variants.values():
+        for _ in range(3 if images.is_cuda else 1):
+            variant.step()
+    seconds = {name: [] for name in variants}
+    for _ in range(args.rounds):
+        for name, variant in variants.items():
+            wait()
+            start = time.perf_counter()
+            variant.step()
+            wait()
+            seconds[name].append(time.perf_counter() - start)
+    if args.profile:
+        with torch.profiler.profile() as profile:
+            variants[args.profiled].step()
+            wait()
+        sort = "self_cuda_time_total" if images.is_cuda else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=sort, row_limit=20, max_name_column_width=40))
+    return seconds
+
+
+def main() -> None:
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument(
+        "--resolution", type=int, default=32, help="side of the images; the latents have a quarter of it"
+    )
+    parser.add_argument("--atoms", type=int, default=512, help="atoms, or codewords")
+    parser.add_argument("--sparsity", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=list(VARIANTS),
+        help="vq is always measured; default: all that run on the device",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--output_dir", type=Path)
+    args = parser.parse_args()
+    on_cpu = torch.device(args.device).type == "cpu"
+    usable = [name for name in VARIANTS if on_cpu or VARIANTS[name][2] != "fused"]
+    args.variants = ["vq", *(name for name in args.variants or usable if name != "vq")]
+    args.profiled = "omp, fused" if on_cpu else "omp, torch"
+    if not set(args.variants) <= set(usable):
+        parser.error(f"the kernels run on the CPU only; on {args.device} --variants takes {', '.join(usable)}")
+    if args.profile and args.profiled not in args.variants:
+        parser.error(f"--profile needs the variant {args.profiled!r}")
+    torch.set_num_threads(args.threads)
+    seconds = measure(args)
+    rows = {
+        name: {
+            "milliseconds": 1e3 * statistics.median(times),
+            "ratio_to_vq": statistics.median(a / b for a, b in zip(times, seconds["vq"])),
+        }
+        for name, times in seconds.items()
+    }
+    print(f"| bottleneck | step, ms | ratio to VQ |\n| --- | ---: | ---: |   (medians of {args.rounds} rounds)")
+    for name, row in rows.items():
+        print(f"| {name} | {row['milliseconds']:.1f} | {row['ratio_to_vq']:.3f} |")
+    if args.output_dir:
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        settings = {name: value for name, value in vars(args).items() if name != "output_dir"}
+        write_json(args.output_dir / "training_step.json", {"settings": settings, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What the state of a learner has to be before any of it is taken up: a file may be sealed and hold anything.
+
+Sizes follow from the dictionary that is there, so that nothing is allocated for a number that a file only claims.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from ..utils.config_checks import described, shown
+from .learner_config import LearnerConfig, check_init
+
+
+_LARGEST_COUNT = 2**62
+
+
+def check_state(state: dict[str, Any]) -> LearnerConfig:
+    """
+    Refuses what no learner could have saved.
+
+    Args:
+        state (`dict`): What `OnlineDictionaryLearner.state_dict` gave, or a file that claims it.
+
+    Returns:
+        [`LearnerConfig`]: The learner's arguments.
+
+    Raises:
+        ValueError: If an entry is missing, of another type, size or device, out of range or not finite.
+    """
+    config = _config(state.get("config"))
+    given = config.init == "given"
+    if given != ("init" in state):
+        _refuse("init", state.get("init"), "a tensor where the arguments say 'given', and missing otherwise")
+    if given:
+        check_init(state["init"], config.num_atoms)
+    for name, value in (("step", state.get("step")), *zip(("position",) * 3, _three(state.get("position")))):
+        if not _is_integer(value) or not 0 <= value < _LARGEST_COUNT:
+            _refuse(name, value, "of integers of at least 0")
+    _number(state, "change", optional=True)
+    tensors = ("code_statistics", "signal_statistics", "counts", "revived")
+    if "dictionary" not in state:
+        if state["step"] or any(name in state for name in (*tensors, "scale")):
+            _refuse("dictionary", None, "there after the first step")
+        return config
+    _number(state, "scale")
+    if not state["scale"] > 0:
+        _refuse("scale", state["scale"], "above 0")
+    atoms, dtype = config.num_atoms, getattr(torch, config.dtype)
+    dictionary = state["dictionary"]
+    if not isinstance(dictionary, torch.Tensor) or dictionary.ndim != 2 or dictionary.shape[0] < 1:
+        _refuse("dictionary", dictionary, f"a tensor of shape (features, {atoms})")
+    features = dictionary.shape[0]
+    for name, shape, kind in (
+        ("dictionary", (features, atoms), dtype),
+        ("code_statistics", (atoms, atoms), dtype),
+        ("signal_statistics", (atoms, features), dtype),
+        ("counts", (atoms,), torch.int64),
+        ("revived", (), torch.int64),
+    ):
+        value = state.get(name)
+        if not isinstance(value, torch.Tensor) or value.shape != shape or value.dtype != kind:
+            _refuse(name, value, f"{kind} of shape {shape}")
+        if not (value.isfinite() if kind.is_floating_point else value >= 0).all():
+            _refuse(name, value, "finite and, where it counts, not negative")
+    return config
+
+
+def _config(entries: Any) -> LearnerConfig:
+    names = [field.name for field in fields(LearnerConfig)]
+    if not isinstance(entries, dict) or sorted(entries) != sorted(names):
+        _refuse("config", entries, f"a dictionary of {', '.join(names)}")
+    return LearnerConfig(**entries)
+
+
+def _three(position: Any) -> list:
+    if not isinstance(position, (list, tuple)) or len(position) != 3:
+        _refuse("position", position, "three integers")
+    return list(position)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(state: dict[str, Any], name: str, optional: bool = False) -> None:
+    value = state.get(name)
+    if optional and value is None:
+        return
+    if not (_is_integer(value) or isinstance(value, float)) or not 0 <= value < math.inf:
+        _refuse(name, value, "a finite number of at least 0")
+
+
+def _refuse(name: str, value: Any, allowed: str) -> None:
+    got = described(value) if isinstance(value, torch.Tensor) else shown(value)
+    raise ValueError(f"`state` must have `{name}` {allowed}, got {got}.")
