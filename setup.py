@@ -58,7 +58,7 @@ def deps_list(*names):
 
 extras = {
     "8bit": deps_list("bitsandbytes"),
-    "training": deps_list("datasets", "scikit-image", "tensorboard", "tqdm", "vector-quantize-pytorch"),
+    "training": deps_list("datasets", "scikit-image", "tensorboard", "tqdm"),
     "metrics": deps_list("datasets", "flip-evaluator", "scikit-image", "torchmetrics", "tqdm"),
     "codec": deps_list("faiss-cpu", "tqdm"),
     "benchmark": deps_list(
@@ -84,6 +84,7 @@ extras["app"] = [
 ]
 extras["test"] = [
     *deps_list("gradio", "hypothesis", "playwright", "pytest", "pytest-xdist", "scikit-learn", "scipy"),
+    *deps_list("vector-quantize-pytorch"),
     *extras["training"],
     *extras["metrics"],
     *extras["codec"],

@@ -10,6 +10,11 @@ from .base import Code
 from .codes import IndexCode, SparseCode
 
 
+def is_code(value: Any) -> bool:
+    """Whether a value is a code of any kind."""
+    return isinstance(value, Code)
+
+
 def check_sparse(code: Any, atoms: int, sparsity: int | None = None) -> None:
     """Raises a `ValueError` where `code` is no sparse code of so many atoms, or not of 1 to `sparsity` slots."""
     fitting = isinstance(code, SparseCode) and code.num_atoms == atoms

@@ -46,7 +46,7 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
     """
     Base of the bottlenecks. A subclass defines `encode`, `decode`, `forward`, `levels` and how codes become bytes, `initialize` where it
     learns from the first latents of a training, and `fit` where it can learn from fixed ones. Those whose codes are indices have all but
-    the quantiser from `IndexBottleneck`.
+    the quantiser from [`IndexBottleneck`].
 
     Attributes:
         levels (`tuple[int, ...]`): Size of the alphabet of each slot; empty for a bottleneck without codes.

@@ -27,7 +27,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from PIL import Image
 
 from ...coding import Coder, IndexCode
-from ...coding.checks import check_index, check_values
+from ...coding.checks import check_index, check_values, is_code
 from ...coding.container import CodeHeader, check_sites, fingerprint, pack_container, unpack_container
 from ...coding.packing import pack_indices, unpack_indices
 from ...functional.color import rgb_to_ycbcr, ycbcr_to_rgb
@@ -605,7 +605,7 @@ class ModelBasedVQCodec(LasersModelMixin, Coder, ModelMixin, ConfigMixin):
         Raises:
             ValueError: If the code or the size do not fit.
         """
-        if torch.is_tensor(code):
+        if not is_code(code):
             self._check_codes(code)
             code = self._code(code, self._image_size(tuple(code.shape[-2:]), image_size))
         self._check_code(code)
