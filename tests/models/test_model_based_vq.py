@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_lasers import AutoencoderDL, IndexCode, ModelBasedVQCodec
+from diffusers_lasers import AutoencoderDL, IndexCode, ModelBasedVQCodec, ModelBasedVQCodecOutput
 from diffusers_lasers.coding import pack_container, unpack_container
 from diffusers_lasers.functional import codebook_order, latents_to_signals, rgb_to_ycbcr
 from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
@@ -124,6 +124,7 @@ def test_rates():
 
 def test_bytes(codec):
     output = codec.encode(photos())
+    assert isinstance(output, ModelBasedVQCodecOutput)
     data = codec.pack(output.codes, output.image_size)
     assert len(data) == 37 + -(-2 * 110 * sum(codec.config.bits) // 8)
     back = codec.unpack(data)
