@@ -16,7 +16,6 @@ ROOT = Path(__file__).parent
 _deps = [
     "accelerate>=1.0",
     "bitsandbytes>=0.45",
-    "constriction>=0.4",
     "datasets>=3.0",
     "diffusers>=0.42,<0.43",  # LOADABLE_CLASSES is not public API, see utils/registration.py
     "faiss-cpu>=1.8",
@@ -59,9 +58,9 @@ def deps_list(*names):
 
 extras = {
     "8bit": deps_list("bitsandbytes"),
-    "training": deps_list("datasets", "scikit-image", "tensorboard", "tqdm", "vector-quantize-pytorch"),
+    "training": deps_list("datasets", "scikit-image", "tensorboard", "tqdm"),
     "metrics": deps_list("datasets", "flip-evaluator", "scikit-image", "torchmetrics", "tqdm"),
-    "codec": deps_list("constriction", "faiss-cpu", "tqdm"),
+    "codec": deps_list("faiss-cpu", "tqdm"),
     "benchmark": deps_list(
         "matplotlib",
         "orthogonal-matching-pursuit-gpu",
@@ -85,6 +84,7 @@ extras["app"] = [
 ]
 extras["test"] = [
     *deps_list("gradio", "hypothesis", "playwright", "pytest", "pytest-xdist", "scikit-learn", "scipy"),
+    *deps_list("vector-quantize-pytorch"),
     *extras["training"],
     *extras["metrics"],
     *extras["codec"],

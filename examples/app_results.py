@@ -20,7 +20,8 @@ from benchmark_codec import best_file, save
 from PIL import Image
 from torch.nn import functional as F
 
-from diffusers_lasers import AutoencoderDL, DictionaryBottleneck, IndexCode, ModelBasedVQCodec, SparseCode
+from diffusers_lasers import AutoencoderDL, DictionaryBottleneck, ModelBasedVQCodec
+from diffusers_lasers.coding import Code
 from diffusers_lasers.metrics import PSNR, CodeRate, flip_map
 from diffusers_lasers.utils.image_sources import UnreadableImageError, to_rgb
 from diffusers_lasers.visualization import atom_tiles, support_map
@@ -176,7 +177,7 @@ class Encoded:
     """A picture's latents, and its code at the model's sparsity with float coefficients."""
 
     latents: torch.Tensor
-    code: SparseCode | IndexCode
+    code: Code
 
 
 @torch.no_grad()
@@ -193,7 +194,7 @@ def encode(model: AutoencoderDL, picture: Picture) -> Encoded:
 class Point:
     """One reconstruction, with what it costs and how near it is."""
 
-    code: SparseCode | IndexCode
+    code: Code
     sample: torch.Tensor  # (1, 3, H, W) in [-1, 1], on the CPU
     bits_per_pixel: float
     entropy_bits_per_pixel: float
@@ -218,8 +219,7 @@ def reconstruct(
             code, sparsity = replace(bottleneck.encode(encoded.latents), image_size=picture.size), own.sparsity
         else:
             code = bottleneck.truncate(code, sparsity)
-        sites = code.indices.shape[1] * code.indices.shape[2]
-        nominal = sites * bottleneck.site_bits(sparsity) / (picture.size[0] * picture.size[1])
+        nominal = bottleneck.bits(code) / (picture.size[0] * picture.size[1])
         # `CodeRate` counts as many slots as the model has; unused ones carry no bits
         missing = (0, own.sparsity - sparsity)
         indices, coefficients = F.pad(code.indices, missing, value=-1), F.pad(code.coefficients, missing)
@@ -243,19 +243,18 @@ def flip(sample: torch.Tensor, picture: Picture) -> tuple[float, Image.Image]:
     return float(errors.double().mean()), Image.fromarray(np.round(255 * colours).astype(np.uint8))
 
 
-def atoms_used(model: AutoencoderDL, code: SparseCode | IndexCode) -> tuple[Image.Image, Image.Image | None, str]:
+def atoms_used(model: AutoencoderDL, code: Code) -> tuple[Image.Image, Image.Image | None, str]:
     """The symbols of each site, the atoms or codewords sorted by use (of a residual code's first stage; FSQ has none), and a sentence."""
     indices = code.indices[0]
     height, width, slots = indices.shape
-    alphabet = code.num_atoms if isinstance(code, SparseCode) else max(code.levels)
+    alphabet, counts = max(code.levels), code.usage_counts()[0]
     sites = support_map(indices, alphabet, cell=max(1, min(8, 1600 // (min(slots, 8) * (width + 1)))))
-    if isinstance(code, SparseCode):
-        counts, atoms, what = code.usage_counts(), model.bottleneck.dictionary, "atoms"
+    if code.coefficients is not None:
+        atoms, what = model.bottleneck.dictionary, "atoms"
     elif model.config.bottleneck_type == "fsq":
         used = sum(len(slot.unique()) for slot in indices.flatten(0, 1).t())
         return sites, None, f"{used} of {sum(code.levels)} levels used; {height} × {width} sites."
     else:
-        counts = torch.bincount(indices[..., 0].flatten(), minlength=alphabet)
         atoms, what = model.bottleneck.codebook[0].t(), "codewords" + (" of the first stage" if slots > 1 else "")
     most = counts.argmax()
     share = float(counts[most] / counts.sum().clamp_min(1))
@@ -285,10 +284,8 @@ def _file(data: bytes, sample: torch.Tensor, picture: Picture, quality: int | No
 @torch.no_grad()
 def codec_file(codec: ModelBasedVQCodec, picture: Picture) -> File:
     """A picture packed by a patch codec, and decoded from the bytes."""
-    output = codec.encode(picture.pixels.to(codec.device))
-    data = codec.pack(output.codes.cpu(), output.image_size)
-    read = codec.unpack(data)
-    sample = codec.decode(read.codes.to(codec.device), read.image_size).sample
+    data = codec.pack(codec.encode_to_code(picture.pixels.to(codec.device)))
+    sample = codec.decode_from_code(codec.unpack(data)).sample
     return _file(data, sample.float().clamp(-1, 1).cpu(), picture)
 
 

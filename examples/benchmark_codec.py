@@ -188,17 +188,11 @@ class Judge:
 def judge_model(model, pixels, judge, args):
     """Figures, reconstruction and bytes of one image under a model."""
     height, width = pixels.shape[-2:]
+    code, encoding = timed(lambda: model.encode_to_code(pixels), args.repeats, args.device)
+    sample, decoding = timed(lambda: model.decode_from_code(code).sample, args.repeats, args.device)
+    size, entropy = len(model.pack(code)), None
     if isinstance(model, ModelBasedVQCodec):
-        output, encoding = timed(lambda: model.encode(pixels), args.repeats, args.device)
-        sample, decoding = timed(
-            lambda: model.decode(output.codes, output.image_size).sample, args.repeats, args.device
-        )
-        size = len(model.pack(output.codes, output.image_size))
-        entropy = model.entropy_bits_per_pixel(output.codes, output.image_size)
-    else:
-        code, encoding = timed(lambda: model.encode_to_code(pixels), args.repeats, args.device)
-        sample, decoding = timed(lambda: model.decode_from_code(code).sample, args.repeats, args.device)
-        size, entropy = len(model.bottleneck.pack(code)), None
+        entropy = model.entropy_bits_per_pixel(code.indices.permute(0, 3, 1, 2), code.image_size)
     figures = {
         "bytes": size,
         "bits_per_pixel": 8 * size / (height * width),

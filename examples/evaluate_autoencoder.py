@@ -259,7 +259,7 @@ def evaluate(name, model, dataset, metrics, missing, args):
             sample = model.decode_from_code(code).sample
             nmse.update(model.bottleneck.decode(code), latents)
             if usage is None:
-                usage = AtomUsage(getattr(code, "num_atoms", None) or code.levels).to(args.device)
+                usage = AtomUsage(code.codebook_sizes).to(args.device)
             usage.update(code)
             rate.update(code)
         else:

@@ -58,7 +58,7 @@ class Decoder:
     def __init__(self, name: str, model: torch.nn.Module, codes: list):
         self.name, self.model = name, model
         self.limit = "max_pixels" if isinstance(model, ModelBasedVQCodec) else "max_sites"
-        self.files = [model.pack(*code) if isinstance(code, tuple) else model.pack(code) for code in codes]
+        self.files = [model.pack(code) for code in codes]
         self.mark = self.files[0][6:10] if self.files else bytes(4)
 
     def read(self, data: bytes) -> None:
@@ -67,19 +67,17 @@ class Decoder:
         """
         found = self.model.unpack(data, **{self.limit: LIMIT})
         if self.limit == "max_pixels":
-            sample = self.model.decode(found.codes, found.image_size).sample
-            assert sample.shape == (len(found.codes), 3, *found.image_size), "the image has another size"
+            sample = self.model.decode_from_code(found).sample
+            assert sample.shape == (len(found), 3, *found.image_size), "the image has another size"
             pixels = sample.shape[0] * sample.shape[2] * sample.shape[3]
-            again = self.model.unpack(self.model.pack(found.codes, found.image_size), max_pixels=LIMIT)
-            same = torch.equal(again.codes, found.codes) and again.image_size == found.image_size
         else:
             sample = self.model.decode(found)
             assert sample.shape[2:] == found.latent_size, "the latents have another size"
-            pixels = found.indices[..., 0].numel()
+            pixels = found.num_sites
             bits = struct.unpack_from("<B", data, 32)[0] or None
             if hasattr(self.model, "set_coefficient_bits"):  # the file says how its coefficients are quantised
                 self.model.set_coefficient_bits(bits)
-            same = self.model.unpack(self.model.pack(found), max_sites=LIMIT) == found
+        same = self.model.unpack(self.model.pack(found), **{self.limit: LIMIT}) == found
         assert pixels <= LIMIT, "the code is larger than the limit"
         assert bool(torch.isfinite(sample).all()), "it decodes to NaN or infinity"
         assert same, "it does not pack to bytes that unpack to the same"
@@ -119,8 +117,7 @@ def build_decoders() -> list[Decoder]:
                 buffer.normal_()
         codec.fitted.fill_(True)
         images = [torch.rand(1, 3, 9, 14) * 2 - 1, torch.rand(2, 3, 4, 4) * 2 - 1]
-        outputs = [codec.encode(part) for part in images]
-        decoders.append(Decoder(notation, codec, [(output.codes, output.image_size) for output in outputs]))
+        decoders.append(Decoder(notation, codec, [codec.encode_to_code(part) for part in images]))
     return decoders
 
 

@@ -96,10 +96,10 @@ def look(model, dataset, args):
         nmse.update(decoded, latents)
         error += float((decoded - latents).double().square().sum())
         count += latents.numel()
-        usage = usage or AtomUsage(getattr(code, "num_atoms", None) or code.levels).to(args.device)
+        usage = usage or AtomUsage(code.codebook_sizes).to(args.device)
         usage.update(code)
         counts = counts + code.usage_counts()
-        if isinstance(code, SparseCode):
+        if code.coefficients is not None:
             printed.append(softmax_perplexity(code))
         if shown is None:
             shown = tuple(part[:8].float().cpu() for part in (images, latents, decoded))
@@ -121,10 +121,10 @@ def draw(model, name, images, counts, args):
     atoms = vectors(model.bottleneck)
     if atoms is None:
         return
-    used = counts[: atoms.shape[1]]
+    used = counts[0]
     save_image(args.output_dir / f"{name}-atoms.png", atom_tiles(atoms, usage=used))
     save_figure(atom_map(atoms, usage=used, method=args.map), args.output_dir / f"{name}-map.png")
-    save_figure(usage_histogram(counts, title=name), args.output_dir / f"{name}-usage.png")
+    save_figure(usage_histogram(used, title=name), args.output_dir / f"{name}-usage.png")
     unit = torch.nn.functional.normalize(atoms, dim=0)
     save_figure(coherence_histogram(unit, title=name), args.output_dir / f"{name}-coherence.png")
 

@@ -36,7 +36,7 @@ def test_unused_slots_add_nothing():
     indices = torch.tensor([[[[4, -1, -1]]]])
     code = SparseCode(indices, torch.tensor([[[[2.0, 0.0, 0.0]]]]), 5, (1, 1))
     assert code.to_dense().tolist() == [[[[0.0, 0.0, 0.0, 0.0, 2.0]]]]
-    assert code.usage_counts().tolist() == [0, 0, 0, 0, 1]
+    assert code.usage_counts().tolist() == [[0, 0, 0, 0, 1]]
 
 
 def test_sparse_coo_is_the_dense_code_and_holds_only_used_slots():
@@ -69,10 +69,10 @@ def test_truncation_refuses_a_sparsity_out_of_range(sparsity):
 def test_usage_counts_count_slots():
     code, _, _ = sparse_code()
     counts = code.usage_counts()
-    assert counts.shape == (20,) and counts.dtype == torch.int64
+    assert counts.shape == (1, 20) and counts.dtype == torch.int64
     assert counts.sum() == (code.indices >= 0).sum()
     index_code = IndexCode(torch.tensor([[[[0, 2]], [[2, 2]]]]), (3, 3), (2, 1))
-    assert index_code.usage_counts().tolist() == [1, 0, 3]
+    assert index_code.usage_counts().tolist() == [[1, 0, 1], [0, 0, 2]]
 
 
 def test_a_code_moves_between_devices():

@@ -42,7 +42,7 @@ def test_files_are_those_of_the_model(run, name):
     assert (status, errors) == (0, "")
     assert torch.equal(pixels("back.png"), expected)
 
-    nominal = model.bottleneck.bits(11, 16)  # 22 × 31 pixels, two a latent position
+    nominal = model.bits(code)  # 22 × 31 pixels, two a latent position
     assert model.bits_per_pixel(22, 31) == pytest.approx(nominal / (22 * 31))
     for text in (output, decoded):
         assert f"{len(data)} bytes, {8 * len(data) / 682:.4f} bits a pixel" in text

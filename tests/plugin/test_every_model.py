@@ -50,7 +50,7 @@ def fitted(bottleneck):
 
 def codec():
     model = ModelBasedVQCodec("PQ", bits=(4, 4, 4), patch_size=2, codebook_bits=4)
-    for book in model._books():
+    for book in model.codebooks.values():
         book.copy_(torch.rand(book.shape, generator=torch.Generator().manual_seed(0)))
     model.fitted.fill_(True)
     return model

@@ -9,7 +9,6 @@ import torch
 
 from diffusers_lasers import IndexCode, SparseCode
 from diffusers_lasers.training import TrainingLog, Window
-from diffusers_lasers.training.records import slot_counts
 
 
 def code(indices):
@@ -61,7 +60,7 @@ def test_each_codebook_is_counted_on_its_own():
     """Pooled, the collapsed second stage below would hide behind the first."""
     indices = torch.tensor([[[[0, 1]], [[1, 1]], [[2, 1]], [[3, 1]]]])
     code = IndexCode(indices, levels=(4, 3), latent_size=(4, 1))
-    assert slot_counts(code).tolist() == [[1, 1, 1, 1], [0, 4, 0, 0]]
+    assert code.usage_counts().tolist() == [[1, 1, 1, 1], [0, 4, 0, 0]]
     window = Window()
     window.add({}, code, images=1)
     record = window.summary()

@@ -1,5 +1,7 @@
 """Codes as values, and what turns them into symbols and bytes."""
 
+from .base import Code
+from .coder import Coder
 from .codes import IndexCode, SparseCode
 from .coefficients import coefficient_scale, dequantize_coefficients, quantize_coefficients
 from .container import MAX_SITES, CodeHeader, check_sites, fingerprint, pack_container, unpack_container
@@ -11,7 +13,9 @@ from .supports import rank_supports, unrank_supports
 
 __all__ = [
     "MAX_SITES",
+    "Code",
     "CodeHeader",
+    "Coder",
     "IndexCode",
     "SparseCode",
     "check_sites",

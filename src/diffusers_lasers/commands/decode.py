@@ -124,26 +124,16 @@ class DecodeCommand:
         limit = wanted or MAX_PIXELS
         if header.batch != 1:
             raise ValueError(f"it holds the codes of {header.batch} images: unpack it in Python.")
-        codec = not hasattr(model, "bottleneck")
-        side = model.config.patch_size if codec else model.downsampling_factor
-        pixels = math.prod(header.latent_size) * side**2
+        pixels = math.prod(header.latent_size) * model.downsampling_factor**2
         if pixels > limit:
             raise ValueError(
                 f"it names an image of {pixels} pixels, more than --max_pixels {limit}: give more where you trust it."
             )
         with torch.no_grad():
-            if codec:
-                output = model.unpack(data, max_pixels=limit)
-                height, width = output.image_size
-                sample = model.decode(output.codes.to(model.device), output.image_size).sample
-                return sample, model.bits_per_pixel(height, width) * height * width
-            bottleneck = model.bottleneck
-            code = bottleneck.unpack(data, max_sites=wanted)
-            bits_per_site = bottleneck.bits_per_site
-            if model.config.bottleneck_type == "dictionary":  # the file may have fewer atoms and other bits
-                bottleneck.set_coefficient_bits(header.coefficient_bits)
-                bits_per_site = bottleneck.site_bits(code.sparsity)
-            return model.decode_from_code(code).sample, bits_per_site * code.indices[0, ..., 0].numel()
+            code = model.unpack(data, wanted)
+            if code.coefficients is not None:  # the file may have other bits than the model
+                model.coder.set_coefficient_bits(header.coefficient_bits)
+            return model.decode_from_code(code).sample, model.bits(code)
 
 
 def check_writable(path: Path) -> None:

@@ -131,7 +131,7 @@ def codec_facts(codec: ModelBasedVQCodec) -> dict[str, Any]:
         "compression_ratio": codec.compression_ratio,
     }
     if fitted:
-        books = [book.float() for book in codec._books()]
+        books = [book.float() for book in codec.codebooks.values()]
         facts["order"] = _order([book for stack in books for book in stack])
         scores = [score_order(book).neighbour_distance for book in (stack[0] for stack in books) if len(book) > 1]
         facts["neighbour_distance"] = [score for score in scores if math.isfinite(score)]

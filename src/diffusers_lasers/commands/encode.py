@@ -98,8 +98,7 @@ class EncodeCommand:
 
     def _prepare(self, model: Any) -> None:
         """Refuses options and models that do not fit, and sets the coefficients' bits."""
-        bottleneck = getattr(model, "bottleneck", None)
-        kind = None if bottleneck is None else model.config.bottleneck_type
+        kind = model.config.get("bottleneck_type")
         what = f"{self.args.model} is " + (
             "a patch codec" if kind is None else f"an autoencoder with bottleneck {kind!r}"
         )
@@ -109,27 +108,19 @@ class EncodeCommand:
             raise ValueError(f"{option} is for models with a dictionary, {what}.")
         if kind == "none":
             raise ValueError(f"{what}, which makes no code.")
-        if bottleneck is not None and model.config.in_channels != 3:
-            raise ValueError(f"{self.args.model} must take RGB images, it takes {model.config.in_channels} channels.")
+        channels = model.config.get("in_channels", 3)
+        if channels != 3:
+            raise ValueError(f"{self.args.model} must take RGB images, it takes {channels} channels.")
         if new_bits:
-            bottleneck.set_coefficient_bits(self.args.coefficient_bits)
+            model.coder.set_coefficient_bits(self.args.coefficient_bits)
 
     def _encode(self, model: Any, pixels: torch.Tensor, decoded: bool) -> tuple[bytes, torch.Tensor | None, float]:
         """Bytes, where wanted the decoded image, and nominal bits."""
         import torch
 
-        height, width = pixels.shape[-2:]
         with torch.no_grad():
-            if not hasattr(model, "bottleneck"):
-                output = model.encode(pixels)
-                sample = model.decode(output.codes, output.image_size).sample if decoded else None
-                nominal = model.bits_per_pixel(height, width) * height * width
-                return model.pack(output.codes, output.image_size), sample, nominal
-            code, bottleneck = model.encode_to_code(pixels), model.bottleneck
-            bits_per_site = bottleneck.bits_per_site
+            code = model.encode_to_code(pixels)
             if self.args.sparsity is not None:
-                code = bottleneck.truncate(code, self.args.sparsity)
-                bits_per_site = bottleneck.site_bits(self.args.sparsity)
-            nominal = bits_per_site * code.indices[0, ..., 0].numel()
+                code = model.coder.truncate(code, self.args.sparsity)
             sample = model.decode_from_code(code).sample if decoded else None
-            return bottleneck.pack(code), sample, nominal
+        return model.pack(code), sample, model.bits(code)

@@ -25,7 +25,6 @@ PACKAGES = (
     "flip-evaluator",
     "vector-quantize-pytorch",
     "faiss-cpu",
-    "constriction",
 )
 
 

@@ -193,23 +193,17 @@ class _Coder:
     """Reconstructs images by their codes, and counts what the codes cost."""
 
     def __init__(self, model: Any):
-        self.model, self.pixels, self.bits, self.codes, self.rate = model, 0, 0.0, [], None
-        self.is_codec = not hasattr(model, "bottleneck")
-        self.has_code = self.is_codec or model.config.bottleneck_type != "none"
-        if self.has_code and not self.is_codec:
+        self.model, self.pixels, self.bits, self.rate = model, 0, 0.0, None
+        if model.levels:
             from ..metrics import CodeRate
 
-            self.rate = CodeRate(model.bottleneck).to(model.device)
+            self.rate = CodeRate(model).to(model.device)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         model, (height, width) = self.model, images.shape[-2:]
         self.pixels += height * width
         self.bits += model.bits_per_pixel(height, width) * height * width
-        if self.is_codec:
-            output = model.encode(images)
-            self.codes.append(output.codes.flatten(2).cpu())
-            return model.decode(output.codes, output.image_size).sample
-        if not self.has_code:  # what its bits pay for: 16 a latent value
+        if self.rate is None:  # what its bits pay for: 16 a latent value
             latents = model.encode(images).latents
             stored = latents.half().to(latents.dtype)
             return model.decode(stored, force_not_quantize=True).sample[..., :height, :width]
@@ -219,14 +213,7 @@ class _Coder:
 
     def rates(self) -> dict[str, float | None]:
         """Nominal and entropy bits a pixel of all images; no entropy without a code."""
-        entropy = None
-        if self.is_codec:
-            import torch
-
-            codes = torch.cat(self.codes, dim=2).unsqueeze(2)  # all patches in one row
-            entropy = self.model.entropy_bits_per_pixel(codes, (1, self.pixels))
-        elif self.has_code:
-            entropy = float(self.rate.compute()["entropy_bits_per_pixel"])
+        entropy = None if self.rate is None else float(self.rate.compute()["entropy_bits_per_pixel"])
         return {"bits_per_pixel": self.bits / self.pixels, "entropy_bits_per_pixel": entropy}
 
 

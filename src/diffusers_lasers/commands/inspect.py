@@ -57,7 +57,8 @@ class InspectCommand:
             from .describe import model_facts
             from .loading import get_device
 
-            kinds = tuple(name for name in bottlenecks.__all__ if name.endswith("Bottleneck") and name != "Bottleneck")
+            bases = ("Bottleneck", "IndexBottleneck")
+            kinds = tuple(name for name in bottlenecks.__all__ if name.endswith("Bottleneck") and name not in bases)
             model = load_model(*place, get_device(args.device), CODERS + kinds + OTHERS)
             facts = model_facts(model, config) | {"files": file_sizes(folder)}
             if args.save is not None:

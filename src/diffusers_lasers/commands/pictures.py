@@ -65,13 +65,13 @@ def save_pictures(model: nn.Module, folder: Path, method: str) -> list[str]:
 def codeword_patches(codec: ModelBasedVQCodec) -> dict[str, torch.Tensor]:
     """All codewords of a channel as what they add to a patch, `(s², slots · K)`: product quantisers' pieces in their places and turned back."""
     features, patches = codec.config.patch_size**2, {}
-    for channel, book in zip(("y", "cb", "cr"), codec._books()):
+    for channel, book in codec.codebooks.items():
         slots, codewords, width = book.shape
         full = book.new_zeros(slots, codewords, features, dtype=torch.float32)
         for slot in range(slots):
             start = 0 if width == features else slot * width
             full[slot, :, start : start + width] = book[slot]
-        rotation = codec._rotation(channel)
+        rotation = codec.rotation(channel)
         full = full if rotation is None else full @ rotation
         patches[channel] = full.flatten(0, 1).t()
     return patches

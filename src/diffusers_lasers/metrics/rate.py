@@ -23,10 +23,8 @@ from typing import Any
 
 import torch
 
-from ..coding import IndexCode, SparseCode, quantize_coefficients
+from ..coding import Code, Coder, quantize_coefficients
 from ..functional.rates import entropy
-from ..models.bottlenecks import DictionaryBottleneck
-from ..models.bottlenecks.base import Bottleneck
 from ..utils.import_utils import requires
 from .states import keep_apart
 
@@ -41,39 +39,31 @@ __all__ = ["CodeRate"]
 
 class CodeRate(Metric):
     """
-    Creates a streaming rate of a bottleneck's codes: `update(code)`; `compute()` returns a dict of 0-dim float64
+    Creates a streaming rate of a model's codes: `update(code)`; `compute()` returns a dict of 0-dim float64
     tensors, `nominal_bits_per_pixel`, `entropy_bits_per_pixel` and `entropy_bits_per_site`. Counts are summed over
     ranks.
 
     Args:
-        bottleneck ([`Bottleneck`]): Bottleneck that makes the codes. Its coefficient quantiser is read now: make a new
-            metric after `set_coefficient_bits`.
+        model ([`coding.Coder`]): What makes the codes: a bottleneck, an autoencoder or a patch codec. A dictionary's
+            quantiser of coefficients is read now: make a new metric after `set_coefficient_bits`.
         kwargs: Passed on to `torchmetrics.Metric`.
 
     Raises:
-        ValueError: If the bottleneck makes no codes.
+        ValueError: If the model makes no codes.
     """
 
     full_state_update = False
     is_differentiable = False
     higher_is_better = False
 
-    def __init__(self, bottleneck: Bottleneck, **kwargs: Any):
+    def __init__(self, model: Coder, **kwargs: Any):
         super().__init__(**kwargs)
         keep_apart(self)
-        if bottleneck.num_symbols < 1:
-            raise ValueError(f"`bottleneck` must make codes, {type(bottleneck).__name__} does not.")
-        config = bottleneck.config
-        self.sparse = isinstance(bottleneck, DictionaryBottleneck)
-        self.nominal_bits_per_site = float(bottleneck.bits_per_site)
-        self.bits = config.coefficient_bits if self.sparse else None
-        self.ordered = self.bits is not None and config.coefficient_scaling == "depth"
-        if self.sparse:
-            self.levels = (config.num_atoms,) * config.sparsity
-            scale = bottleneck.coefficient_scale.detach().float()
-            self.scale = scale if self.ordered else scale.max().expand_as(scale)
-        else:
-            self.levels = tuple(config.get("levels") or (bottleneck.num_symbols,) * bottleneck.depth)
+        coder = model.coder
+        if not coder.levels:
+            raise ValueError(f"`model` must make codes, {type(coder).__name__} does not.")
+        self.levels, self.ordered, self.bits = coder.levels, coder.ordered, coder.coefficient_bits
+        self.nominal_bits_per_site, self.scale = coder.bits_per_site, coder.slot_scales
         slots = len(self.levels)
         # Column 0 of `symbols` counts unused slots.
         self.add_state("symbols", torch.zeros(slots, max(self.levels) + 1, dtype=torch.int64), dist_reduce_fx="sum")
@@ -82,25 +72,24 @@ class CodeRate(Metric):
         self.add_state("num_pixels", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     @torch.no_grad()
-    def update(self, code: SparseCode | IndexCode, num_pixels: int | None = None) -> None:
+    def update(self, code: Code, num_pixels: int | None = None) -> None:
         """
         Adds the codes of a batch.
 
         Args:
-            code ([`SparseCode`] or [`IndexCode`]): Codes of the declared bottleneck.
+            code ([`SparseCode`] or [`IndexCode`]): Codes of the declared model.
             num_pixels (`int`, *optional*): Pixels of the batch's images, B·H·W; by default from the code's
                 `image_size`.
 
         Raises:
             ValueError: If the code has another alphabet, or neither `num_pixels` nor an `image_size`.
         """
-        levels = (code.num_atoms,) * code.sparsity if isinstance(code, SparseCode) else tuple(code.levels)
-        if isinstance(code, SparseCode) != self.sparse or levels != self.levels:
-            raise ValueError(f"`code` must have slots {self.levels}, as `bottleneck` declared, got {levels}.")
+        if (code.coefficients is None) != (self.scale is None) or code.levels != self.levels:
+            raise ValueError(f"`code` must have slots {self.levels}, as `model` declared, got {code.levels}.")
         if num_pixels is None:
             if code.image_size is None:
                 raise ValueError("`num_pixels` must be given for a code without `image_size`, got None.")
-            num_pixels = code.indices.shape[0] * math.prod(code.image_size)
+            num_pixels = len(code) * math.prod(code.image_size)
         indices = code.indices.flatten(0, 2)  # (sites, slots)
         for slot, row in enumerate(self.symbols):
             row += torch.bincount(indices[:, slot] + 1, minlength=row.numel()).to(row.device)
@@ -118,7 +107,7 @@ class CodeRate(Metric):
         """Rates of all codes seen by all ranks."""
         sites = self.sizes.sum().double()
         share = self.symbols[:, 1:].sum(dim=1).double() / sites  # of the sites that use each slot
-        if not self.sparse or self.ordered:
+        if self.ordered:
             bits = sum(entropy(row) for row in self.symbols)
             bits = bits + sum(used * entropy(row) for used, row in zip(share, self.cells))
         else:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from ..coding import IndexCode, SparseCode
+from ..coding import Code
 from ..functional.rates import entropy
 from ..utils.import_utils import requires
 from .states import keep_apart
@@ -46,7 +46,7 @@ class AtomUsage(Metric):
 
     Args:
         num_atoms (`int` or `Sequence[int]`): Size K of the dictionary or codebook that all slots share, or one size a
-            slot for index codes with several codebooks (`IndexCode.levels`).
+            slot for index codes with several codebooks: `code.codebook_sizes`.
         kwargs: Passed on to `torchmetrics.Metric`.
 
     Raises:
@@ -81,7 +81,7 @@ class AtomUsage(Metric):
         self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("energy", torch.zeros(shape[1], dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, code: SparseCode | IndexCode) -> None:
+    def update(self, code: Code) -> None:
         """
         Adds the codes of a batch.
 
@@ -91,19 +91,15 @@ class AtomUsage(Metric):
         Raises:
             ValueError: If the code's alphabet is not the declared one.
         """
-        sparse = isinstance(code, SparseCode)
-        levels = (code.num_atoms,) if sparse else code.levels
-        if levels != self.levels:
-            raise ValueError(f"`code` must have symbols {self.levels}, as `num_atoms` declared, got {levels}.")
-        if sparse:
-            self.counts[0] += code.usage_counts().to(self.counts.device)
+        if code.codebook_sizes != self.levels:
+            raise ValueError(
+                f"`code` must have symbols {self.levels}, as `num_atoms` declared, got {code.codebook_sizes}."
+            )
+        self.counts += code.usage_counts().to(self.counts.device)
+        if code.coefficients is not None:
             used = code.indices >= 0
             squares = code.coefficients[used].double().square()
             self.energy.index_add_(0, code.indices[used].to(self.energy.device), squares.to(self.energy.device))
-        else:
-            for slot, row in enumerate(self.counts):
-                indices = code.indices[..., slot].flatten()
-                row += torch.bincount(indices, minlength=row.numel()).to(row.device)
 
     def compute(self) -> dict[str, torch.Tensor]:
         """Usage of all codes seen by all ranks."""

@@ -143,7 +143,7 @@ class DictionaryUpkeep:
             self.block_coordinate.observe(code, latents)
         if not self.revive_every:
             return
-        counts = code.usage_counts()
+        counts = code.usage_counts()[0]  # of the one dictionary
         self.counts = self.counts.to(counts.device) + all_reduce_sum(counts)
 
     @torch.no_grad()

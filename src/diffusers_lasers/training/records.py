@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..coding.codes import IndexCode, SparseCode
+from ..coding import Code
 from ..functional.rates import entropy
 from ..utils.distributed import all_reduce_sum
 from ..utils.files import write_text
@@ -48,7 +48,7 @@ class Window:
     def add(
         self,
         parts: dict[str, torch.Tensor],
-        code: Any,
+        code: Code | None,
         images: int,
         totals: dict[str, torch.Tensor] | None = None,
     ) -> None:
@@ -69,7 +69,7 @@ class Window:
             self.totals[name] = self.totals[name] + value if name in self.totals else value
         self.images += images
         if code is not None:
-            counts = slot_counts(code)
+            counts = code.usage_counts()
             self.counts = counts if self.counts is None else self.counts + counts
 
     @contextmanager
@@ -104,23 +104,6 @@ class Window:
         record["images_per_second"] = round(self.images * self.num_processes / elapsed, 1)
         self.reset()
         return record
-
-
-def slot_counts(code: SparseCode | IndexCode) -> torch.Tensor:
-    """
-    Uses of each symbol of each codebook, without waiting for the device.
-
-    Args:
-        code ([`SparseCode`] or [`IndexCode`]): A code. The slots of a sparse code share one dictionary.
-
-    Returns:
-        `torch.Tensor` of shape `(codebooks, symbols)`: Counts, int64; symbols beyond a smaller codebook count 0.
-    """
-    if isinstance(code, SparseCode):
-        return code.usage_counts().unsqueeze(0)
-    slots, symbols = len(code.levels), max(code.levels)
-    flat = (code.indices + symbols * torch.arange(slots, device=code.indices.device)).flatten()
-    return flat.new_zeros(slots * symbols).index_add_(0, flat, torch.ones_like(flat)).view(slots, symbols)
 
 
 class TrainingLog:

@@ -36,9 +36,9 @@ PLACEHOLDER_REPOSITORY = "path/to/folder-or-repository"
 
 _EXAMPLES = {
     "Codec": """
-output = model.encode(images)  # images (B, 3, H, W) in [-1, 1]; output.codes (B, slots, h, w)
-sample = model.decode(output.codes, output.image_size).sample
-data = model.pack(output.codes, output.image_size)
+code = model.encode_to_code(images)  # images (B, 3, H, W) in [-1, 1]; code.indices (B, h, w, slots)
+sample = model.decode_from_code(code).sample
+data = model.pack(code)
 print(model.bits_per_pixel(*images.shape[-2:]), "bits per pixel")
 """,
     "Autoencoder": """

@@ -158,7 +158,7 @@ def usage_histogram(counts: torch.Tensor, title: str | None = None) -> Figure:
     A code that uses as many atoms as the perplexity says, all equally, has the same entropy.
 
     Args:
-        counts (`torch.Tensor` of shape `(K,)`): Uses of each atom or codeword over a whole set, as from [`SparseCode.usage_counts`].
+        counts (`torch.Tensor` of shape `(K,)`): Uses of each atom or codeword over a whole set, as a row of `code.usage_counts()`.
         title (`str`, *optional*): Title. Defaults to the number of atoms.
 
     Returns:

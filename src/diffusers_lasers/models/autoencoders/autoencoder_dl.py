@@ -22,11 +22,12 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch.nn import functional as F
 
-from ...coding import IndexCode, SparseCode
+from ...coding import Code, Coder
 from ...functional.images.patch_signals import patch_grid
 from ...utils import config_checks as checks
 from ...utils.model_loading import LasersModelMixin
 from ..bottlenecks import (
+    Bottleneck,
     DictionaryBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
@@ -88,10 +89,10 @@ class AutoencoderDLOutput(BaseOutput):
     codebook_loss: torch.Tensor | None = None
     latents: torch.Tensor | None = None
     quantized_latents: torch.Tensor | None = None
-    code: SparseCode | IndexCode | None = None
+    code: Code | None = None
 
 
-class AutoencoderDL(LasersModelMixin, ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderDL(LasersModelMixin, Coder, ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""
     An autoencoder whose latents are coded by a learned dictionary (DL-VAE of LASERS, 2024) or by a baseline bottleneck.
 
@@ -277,7 +278,8 @@ class AutoencoderDL(LasersModelMixin, ModelMixin, AutoencoderMixin, ConfigMixin)
             `float`: Bits of the code divided by `height · width`; `bottleneck_type="none"` counts 16 bits a latent value.
         """
         factor = self.downsampling_factor
-        return self.bottleneck.bits(-(-height // factor), -(-width // factor)) / (height * width)
+        rows, columns = patch_grid(*patch_grid(height, width, factor), self.bottleneck.patch_size)
+        return rows * columns * self.bits_per_site / (height * width)
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderDLEncoderOutput | tuple[torch.Tensor]:
@@ -318,9 +320,36 @@ class AutoencoderDL(LasersModelMixin, ModelMixin, AutoencoderMixin, ConfigMixin)
         sample = self._sliced(self._decode, quantized)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
+    @property
+    def coder(self) -> Bottleneck:
+        """The bottleneck, which makes the codes."""
+        return self.bottleneck
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Size of the alphabet of each slot of its codes; empty without a bottleneck."""
+        return self.bottleneck.levels
+
+    @property
+    def bits_per_site(self) -> float:
+        """Nominal bits of one site's code."""
+        return self.bottleneck.bits_per_site
+
+    def bits(self, code: Code) -> float:
+        """Nominal bits of a code of all its images; see [`Coder.bits`]."""
+        return self.bottleneck.bits(code)
+
+    def pack(self, code: Code) -> bytes:
+        """A code as bytes; see [`Bottleneck.pack`]."""
+        return self.bottleneck.pack(code)
+
+    def unpack(self, data: bytes, max_sites: int | None = None) -> Code:
+        """The code of packed bytes; see [`Bottleneck.unpack`]."""
+        return self.bottleneck.unpack(data, max_sites)
+
     @apply_forward_hook
     @torch.no_grad()
-    def encode_to_code(self, x: torch.Tensor) -> SparseCode | IndexCode:
+    def encode_to_code(self, x: torch.Tensor) -> Code:
         """
         The code of images.
 
@@ -337,9 +366,7 @@ class AutoencoderDL(LasersModelMixin, ModelMixin, AutoencoderMixin, ConfigMixin)
         return replace(code, image_size=tuple(x.shape[-2:]))
 
     @apply_forward_hook
-    def decode_from_code(
-        self, code: SparseCode | IndexCode, return_dict: bool = True
-    ) -> DecoderOutput | tuple[torch.Tensor]:
+    def decode_from_code(self, code: Code, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """
         Images of a code.
 

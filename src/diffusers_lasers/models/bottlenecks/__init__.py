@@ -4,6 +4,7 @@ from .base import Bottleneck, BottleneckOutput
 from .dictionary import DictionaryBottleneck
 from .fsq import FSQBottleneck
 from .identity import IdentityBottleneck
+from .index import IndexBottleneck
 from .scalar import ScalarQuantizerBottleneck
 from .vector_quantizer import ResidualVQBottleneck, VectorQuantizerBottleneck
 
@@ -14,6 +15,7 @@ __all__ = [
     "DictionaryBottleneck",
     "FSQBottleneck",
     "IdentityBottleneck",
+    "IndexBottleneck",
     "ResidualVQBottleneck",
     "ScalarQuantizerBottleneck",
     "VectorQuantizerBottleneck",

@@ -10,11 +10,11 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.utils import BaseOutput
 
-from ...coding import CodeHeader, IndexCode, SparseCode, pack_levels, unpack_levels
+from ...coding import Code
 from ...functional.images.patch_signals import latents_to_signals, patch_grid, signals_to_latents
 from ...utils.config_checks import CHANNELS
 from ...utils.model_loading import LasersModelMixin
-from .packing import check_code, pack_code, unpack_code
+from .packing import PackedCodes
 
 
 __all__ = ["Bottleneck", "BottleneckOutput"]
@@ -39,15 +39,17 @@ class BottleneckOutput(BaseOutput):
     loss: torch.Tensor | None = None
     commitment_loss: torch.Tensor | None = None
     codebook_loss: torch.Tensor | None = None
-    code: SparseCode | IndexCode | None = None
+    code: Code | None = None
 
 
-class Bottleneck(LasersModelMixin, ModelMixin, ConfigMixin):
+class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
     """
-    Base of the bottlenecks. A subclass defines `encode`, `decode`, `forward`, `bits_per_site` and `num_symbols`, `initialize` where it
-    learns from the first latents of a training, and `fit` where it can learn from fixed ones.
+    Base of the bottlenecks. A subclass defines `encode`, `decode`, `forward`, `levels` and how codes become bytes, `initialize` where it
+    learns from the first latents of a training, and `fit` where it can learn from fixed ones. Those whose codes are indices have all but
+    the quantiser from [`IndexBottleneck`].
 
     Attributes:
+        levels (`tuple[int, ...]`): Size of the alphabet of each slot; empty for a bottleneck without codes.
         patch_size (`int`): Side p of a site, in latent positions; a site has p²·`latent_channels` features.
         num_symbols (`int`): Atoms or codewords of each slot; 0 for a bottleneck without.
         latent_shift (`torch.Tensor` of shape `(L,)`): What is subtracted from each channel before coding, and added afterwards; 0 until
@@ -57,16 +59,9 @@ class Bottleneck(LasersModelMixin, ModelMixin, ConfigMixin):
 
     _supports_group_offloading = False
     _no_split_modules: list[str] = []
-    # buffers and parameters of all subclasses: coding is in float32, also of a model that is loaded in half precision
-    _keep_in_fp32_modules = [
-        *("latent_shift", "latent_scale", "dictionary", "coefficient_scale", "codebook", "counts", "sums"),
-        *("quantizer", "mean", "basis", "low", "steps", "points"),
-    ]
+    # coding is in float32, also of a model that is loaded in half precision; a subclass adds its own tensors
+    _keep_in_fp32_modules = ["latent_shift", "latent_scale"]
     _config_fields = {"latent_channels": CHANNELS}
-    num_symbols: int = 0
-    _decoding_config: tuple[str, ...] = ()  # what decoding reads beside the weights and the patch size
-    _kind = "index"  # of its codes, in a file
-    _nested = False  # whether the first slots of a code are a code
 
     def __init__(self):
         super().__init__()
@@ -79,49 +74,17 @@ class Bottleneck(LasersModelMixin, ModelMixin, ConfigMixin):
         return self.config.get("patch_size", 1)
 
     @property
-    def bits_per_site(self) -> float:
-        """Nominal bits of one site's code."""
-        raise NotImplementedError
+    def num_symbols(self) -> int:
+        """Symbols of the largest alphabet of a slot."""
+        return max(self.levels, default=0)
 
-    def bits(self, height: int, width: int) -> float:
-        """
-        Nominal bits of the code of latents of `height` × `width` positions.
+    def encode_to_code(self, latents: torch.Tensor) -> Code:
+        """The same as `encode`, by the name that all makers of codes share."""
+        return self.encode(latents)
 
-        Args:
-            height (`int`): Latent positions down.
-            width (`int`): Latent positions across.
-
-        Returns:
-            `float`: Bits.
-        """
-        rows, columns = patch_grid(height, width, self.patch_size)
-        return rows * columns * self.bits_per_site
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """Size of the alphabet of each slot of an index code; empty for a bottleneck without such codes."""
-        return ()
-
-    @property
-    def _max_slots(self) -> int:
-        return len(self.levels)
-
-    @property
-    def _slots_wanted(self) -> str:
-        """The slots of this bottleneck's codes, for a message."""
-        return f"slots of levels {self.levels}"
-
-    def _check_kind(self, code: SparseCode | IndexCode) -> None:
-        """Raises a `ValueError` where `code` is no code, or one of other slots; looks at no tensor."""
-        if isinstance(code, IndexCode):
-            slots = len(code.levels) if self._nested else self._max_slots
-            if slots and code.levels == self.levels[:slots]:
-                return
-        raise ValueError(f"`code` must have {self._slots_wanted}, got {getattr(code, 'levels', type(code).__name__)}.")
-
-    def _check_code(self, code: SparseCode | IndexCode) -> None:
-        """The same, and that its sites fit and, on the CPU and outside compiled graphs, its values."""
-        check_code(self, code)
+    def decode_from_code(self, code: Code) -> torch.Tensor:
+        """The same as `decode`, by the name that all makers of codes share."""
+        return self.decode(code)
 
     def signals(self, latents: torch.Tensor) -> torch.Tensor:
         """
@@ -211,58 +174,6 @@ class Bottleneck(LasersModelMixin, ModelMixin, ConfigMixin):
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
             generator (`torch.Generator`, *optional*): Source of randomness.
         """
-
-    # Codes as bytes
-
-    def pack(self, code: SparseCode | IndexCode) -> bytes:
-        """
-        A code as bytes: a header of 37, and the nominal bits (`bits_per_site` for each site; less where slots of a sparse code are unused) rounded up to whole bytes,
-        two at most beyond them.
-
-        Args:
-            code ([`SparseCode`] or [`IndexCode`]): A code of this bottleneck.
-
-        Returns:
-            `bytes`: What [`unpack`] reads, with the same weights.
-
-        Raises:
-            ValueError: If the code is of another bottleneck or damaged, has no such indices or a coefficient that is
-                not finite, or the bottleneck makes none.
-        """
-        return pack_code(self, code)
-
-    def unpack(self, data: bytes, max_sites: int | None = None) -> SparseCode | IndexCode:
-        """
-        The code of packed bytes. It decodes to the same latents, bit for bit. Where a support is a set (coefficients of float32, or with one scale for all) its slots come
-        back by falling magnitude of their coefficients: cut such a code to fewer atoms before packing it.
-
-        Args:
-            data (`bytes`): What [`pack`] gave. It may come from anybody: sizes are held against its length before
-                memory is taken.
-            max_sites (`int`, *optional*): Most sites of all images together. Defaults to 2²⁴, an image of 16384 × 16384
-                pixels where a site has 4 × 4 of them, and to 2¹⁶ where a site costs no bits, with one codeword.
-
-        Returns:
-            [`SparseCode`] or [`IndexCode`]: The code, on the bottleneck's device.
-
-        Raises:
-            ValueError: If the bytes are cut off, changed, something else, packed by a bottleneck with other weights,
-                no code of this one, or have more sites.
-        """
-        return unpack_code(self, data, max_sites)
-
-    def _pack_payload(self, code: SparseCode | IndexCode) -> tuple[bytes, int | None]:
-        """Bytes of a code without header, and the bits of its coefficients."""
-        self._check_kind(code)
-        return pack_levels(code.indices.flatten(0, 2), code.levels), None
-
-    def _unpack_payload(self, header: CodeHeader, payload: bytes) -> SparseCode | IndexCode:
-        """The inverse of `_pack_payload`, of a header with this bottleneck's fingerprint."""
-        levels = self.levels[: header.slots]
-        grid = patch_grid(*header.latent_size, self.patch_size)
-        indices = unpack_levels(payload, header.batch * math.prod(grid), levels)
-        shape = (header.batch, *grid, len(levels))
-        return IndexCode(indices.reshape(shape), levels, header.latent_size, header.image_size)
 
 
 def check_positive(**arguments: int) -> None:

@@ -14,7 +14,6 @@ quantised, since a code with floats in it costs 32 bits for each.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,6 +33,7 @@ from ...coding import (
     quantize_coefficients,
     unpack_sparse,
 )
+from ...coding.checks import check_sparse
 from ...functional.dictionary import dictionary_from_signals
 from ...functional.images.patch_signals import patch_grid
 from ...functional.pursuit.by_name import PURSUITS, get_pursuit
@@ -82,6 +82,7 @@ class DictionaryBottleneck(Bottleneck):
 
     _decoding_config = ("coefficient_scaling",)
     _kind, _nested = "sparse", True
+    _keep_in_fp32_modules = [*Bottleneck._keep_in_fp32_modules, "dictionary", "coefficient_scale"]
     _config_fields = {
         "latent_channels": checks.CHANNELS,
         "num_atoms": checks.Integer(1, 2**24),
@@ -123,28 +124,39 @@ class DictionaryBottleneck(Bottleneck):
         self.register_buffer("scale_steps", torch.zeros((), dtype=torch.int64))
 
     @property
-    def num_symbols(self) -> int:
-        """Atoms of the dictionary."""
-        return self.config.num_atoms
+    def levels(self) -> tuple[int, ...]:
+        """Atoms of the dictionary, for each of the `sparsity` slots."""
+        return (self.config.num_atoms,) * self.config.sparsity
 
     @property
-    def bits_per_site(self) -> float:
-        """Bits of one site's code: `site_bits(sparsity)`."""
-        return self.site_bits(self.config.sparsity)
+    def coefficient_bits(self) -> int | None:
+        """Bits of a coefficient; `None`: float32."""
+        return self.config.coefficient_bits
 
-    def site_bits(self, sparsity: int) -> float:
+    @property
+    def ordered(self) -> bool:
+        """Whether the order of a site's atoms is part of the code, as where each depth has a scale of its own."""
+        return self._ordered(self.config.coefficient_bits)
+
+    @property
+    def slot_scales(self) -> torch.Tensor:
+        """Half-widths `(S,)` of the quantised ranges: one a depth, or the largest for all."""
+        scale = self.coefficient_scale.detach().float()
+        return scale.max().expand_as(scale) if self.config.coefficient_scaling == "shared" else scale
+
+    def site_bits(self, slots: int) -> float:
         """
-        Bits of one site with `sparsity` slots: its support (of at most so many atoms; a set, or a sequence where each depth has
+        Bits of one site with so many slots: its support (of at most so many atoms; a set, or a sequence where each depth has
         a scale of its own) and as many coefficients of `coefficient_bits`, or 32 for float32.
 
         Args:
-            sparsity (`int`): Slots a site.
+            slots (`int`): Slots a site.
 
         Returns:
             `float`: Bits.
         """
         bits = self.config.coefficient_bits
-        return support_bits(self.config.num_atoms, sparsity, ordered=self._ordered(bits)) + sparsity * (bits or 32)
+        return support_bits(self.config.num_atoms, slots, ordered=self.ordered) + slots * (bits or 32)
 
     def _ordered(self, bits: int | None) -> bool:
         """Whether the order of the atoms is part of a code with coefficients of so many bits."""
@@ -293,52 +305,21 @@ class DictionaryBottleneck(Bottleneck):
             signals = synthesize(indices, coefficients, self.dictionary.float())
             return self.latents(signals, code.latent_size, torch.float32)
 
-    @property
-    def _max_slots(self) -> int:
-        return self.config.sparsity
-
     def _check_kind(self, code: SparseCode) -> None:
-        atoms = self.config.num_atoms
-        if not isinstance(code, SparseCode) or code.num_atoms != atoms:
-            raise ValueError(
-                f"`code` must be a SparseCode of {atoms} atoms, got {type(code).__name__} of "
-                f"{getattr(code, 'num_atoms', 'no')} atoms."
-            )
+        check_sparse(code, self.config.num_atoms)
 
-    def _pack_payload(self, code: SparseCode) -> tuple[bytes, int | None]:
-        if (
-            not isinstance(code, SparseCode)
-            or code.num_atoms != self.config.num_atoms
-            or not 1 <= code.sparsity <= self.config.sparsity
-        ):
-            raise ValueError(
-                f"`code` must be a SparseCode of at most {self.config.sparsity} out of {self.config.num_atoms} atoms, got "
-                f"{type(code).__name__} of {tuple(code.indices.shape)}."
-            )
-        bits = self.config.coefficient_bits
-        scale = self._scale()[: code.sparsity]
+    def _check_packable(self, code: SparseCode) -> None:
+        check_sparse(code, self.config.num_atoms, self.config.sparsity)
+
+    def _pack_payload(self, code: SparseCode) -> bytes:
         rows = (code.indices.flatten(0, 2), code.coefficients.flatten(0, 2))
-        return pack_sparse(*rows, self.config.num_atoms, self._ordered(bits), scale, bits), bits
+        return pack_sparse(*rows, code.num_atoms, self.ordered, self.slot_scales[: code.slots], self.coefficient_bits)
 
-    def _unpack_payload(self, header: CodeHeader, payload: bytes) -> SparseCode:
-        bits, grid = header.coefficient_bits, patch_grid(*header.latent_size, self.config.patch_size)
-        indices, coefficients = unpack_sparse(
-            payload,
-            header.batch * math.prod(grid),
-            header.slots,
-            self.config.num_atoms,
-            self._ordered(bits),
-            self._scale()[: header.slots],
-            bits,
-        )
-        shape = (header.batch, *grid, header.slots)
-        return SparseCode(
-            indices.reshape(shape),
-            coefficients.reshape(shape),
-            self.config.num_atoms,
-            header.latent_size,
-            header.image_size,
-        )
+    def _unpack_payload(self, header: CodeHeader, payload: bytes, rows: int, shape: tuple[int, ...]) -> SparseCode:
+        bits, atoms, scale = header.coefficient_bits, self.config.num_atoms, self.slot_scales[: header.slots]
+        found = unpack_sparse(payload, rows, header.slots, atoms, self._ordered(bits), scale, bits)
+        indices, coefficients = (part.reshape(shape) for part in found)
+        return SparseCode(indices, coefficients, atoms, header.latent_size, header.image_size)
 
     def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
         """
@@ -390,14 +371,9 @@ class DictionaryBottleneck(Bottleneck):
         bits = self.config.coefficient_bits
         if bits is None:
             return coefficients
-        scale = self._scale()[: indices.shape[1]]
+        scale = self.slot_scales[: indices.shape[1]]
         cells = quantize_coefficients(coefficients, scale, bits)
         return torch.where(indices >= 0, dequantize_coefficients(cells, scale, bits), coefficients)  # 0, or NaN, stays
-
-    def _scale(self) -> torch.Tensor:
-        """Half-widths `(S,)` of the quantised ranges: one a depth, or the largest for all."""
-        scale = self.coefficient_scale.float()
-        return scale.max().expand_as(scale) if self.config.coefficient_scaling == "shared" else scale
 
     @torch.no_grad()
     def _track_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> None:

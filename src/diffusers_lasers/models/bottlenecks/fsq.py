@@ -1,4 +1,4 @@
-r"""Finite scalar quantisation (Mentzer et al., 2023): a baseline without a codebook, supplied by `vector-quantize-pytorch`.
+r"""Finite scalar quantisation (Mentzer et al., 2023): a baseline without a codebook.
 
 Each channel of a site is squashed to an interval and rounded to one of its `levels`; the code is the tuple of levels and costs
 Σ log₂ levels bits. Gradients pass straight through the rounding; there is no further loss.
@@ -6,26 +6,25 @@ Each channel of a site is squashed to an interval and rounded to one of its `lev
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ...coding import IndexCode
-from ...functional.images.patch_signals import patch_grid
 from ...utils import config_checks as checks
-from ...utils.import_utils import requires
-from .base import Bottleneck, BottleneckOutput, check_positive, sample_signals
+from .base import check_positive, sample_signals
+from .index import IndexBottleneck
 
 
 __all__ = ["FSQBottleneck"]
 
+_MARGIN = 1e-3  # share that an interval is wider than its outermost integers, which tanh would else never reach
 
-class FSQBottleneck(Bottleneck):
+
+class FSQBottleneck(IndexBottleneck):
     """
     Rounds each channel to a few levels (FSQ). With as many levels as channels of a site there are no projections; else linear
     ones lead to the quantised space and back.
@@ -34,11 +33,9 @@ class FSQBottleneck(Bottleneck):
         latent_channels (`int`, defaults to 16): Channels L of the latents.
         levels (`tuple[int, ...]`, defaults to sixteen times 7): Levels of each quantised channel, each at least 3.
         patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
-
-    Raises:
-        ImportError: Without `vector-quantize-pytorch` (extra `training`).
     """
 
+    _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "quantizer"]
     _config_fields = {
         "latent_channels": checks.CHANNELS,
         "levels": checks.Sequence(checks.Integer(3, 2**16), most=2**14),
@@ -52,26 +49,18 @@ class FSQBottleneck(Bottleneck):
         checks.check_size(
             2 * features * len(levels), latent_channels=latent_channels, levels=levels, patch_size=patch_size
         )
-        requires("vector_quantize_pytorch", extra="training")
-        from vector_quantize_pytorch import FSQ
-
-        self.quantizer = FSQ(levels=list(levels), dim=features, return_indices=False)
+        ends = {"project_in": (features, len(levels)), "project_out": (len(levels), features)}
+        same = features == len(levels)
+        self.quantizer = nn.ModuleDict(
+            {name: nn.Identity() if same else nn.Linear(*end) for name, end in ends.items()}
+        )
+        self.register_buffer("level_counts", torch.tensor(levels), persistent=False)
         self.register_buffer("half_widths", torch.tensor([n // 2 for n in levels]))
-
-    @property
-    def num_symbols(self) -> int:
-        """Levels of the finest channel."""
-        return max(self.config.levels)
 
     @property
     def levels(self) -> tuple[int, ...]:
         """Levels of each quantised channel."""
         return tuple(self.config.levels)
-
-    @property
-    def bits_per_site(self) -> float:
-        """Bits of one site: the sum of log₂ of the levels."""
-        return sum(math.log2(levels) for levels in self.config.levels)
 
     def fit(
         self,
@@ -102,9 +91,9 @@ class FSQBottleneck(Bottleneck):
         """
         check_positive(steps=steps, batch_size=batch_size)
         signals = sample_signals(self, latents, max_signals, seed)
-        if not self.quantizer.has_projections:
+        project_in, project_out = self.quantizer["project_in"], self.quantizer["project_out"]
+        if isinstance(project_in, nn.Identity):
             return
-        project_in, project_out = self.quantizer.project_in, self.quantizer.project_out
         with torch.no_grad():
             mean = signals.mean(dim=0)
             left, spread, axes = torch.linalg.svd(signals[:65536] - mean, full_matrices=False)
@@ -123,7 +112,7 @@ class FSQBottleneck(Bottleneck):
         with torch.enable_grad():
             for _ in tqdm(range(steps), desc="FSQ", disable=not progress):
                 batch = signals[torch.randint(len(signals), (batch_size,), generator=generator).to(signals.device)]
-                loss = F.mse_loss(self._project(project_out, self._round(batch)), batch)
+                loss = F.mse_loss(self._straight_through(batch, batch), batch)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -131,80 +120,28 @@ class FSQBottleneck(Bottleneck):
         for parameter in self.quantizer.parameters():
             parameter.grad = None
 
-    @apply_forward_hook
-    @torch.no_grad()
-    def encode(self, latents: torch.Tensor) -> IndexCode:
-        """
-        Codes latents.
+    def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
+        return self._bounded(signals).round().long() + self.half_widths
 
-        Args:
-            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
-
-        Returns:
-            [`IndexCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites with a level for each quantised channel.
-        """
-        with torch.autocast(latents.device.type, enabled=False):
-            return self._code(self._round(self.finite_signals(latents)), latents)
-
-    @apply_forward_hook
-    def decode(self, code: IndexCode) -> torch.Tensor:
-        """
-        Latents of a code.
-
-        Args:
-            code ([`IndexCode`]): A code with the same levels.
-
-        Returns:
-            `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
-
-        Raises:
-            ValueError: If it is no such code: other levels, other sites or, on the CPU, indices out of range.
-        """
-        self._check_code(code)
+    def _dequantize(self, indices: torch.Tensor) -> torch.Tensor:
         half = self.half_widths
-        values = (code.indices.flatten(0, 2) - half) / half
-        with torch.autocast(code.indices.device.type, enabled=False):
-            signals = self._project(self.quantizer.project_out, values)
-        return self.latents(signals, code.latent_size, torch.float32)
+        return self._project("project_out", (indices - half) / half)
 
-    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
-        """
-        Rounds latents, with gradients straight through.
+    def _straight_through(self, signals: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+        """The same values, with gradients to both projections and straight through the rounding between them."""
+        bounded = self._bounded(signals)
+        rounded = bounded + (bounded.round() - bounded).detach()
+        return self._project("project_out", rounded / self.half_widths)
 
-        Args:
-            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
-            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+    def _bounded(self, signals: torch.Tensor) -> torch.Tensor:
+        """Projected signals `(N, channels)`, squashed to intervals in which `levels` integers each lie; as in the paper's appendix A.1."""
+        counts = self.level_counts
+        half = (counts - 1) * (1 + _MARGIN) / 2
+        offset = torch.where(counts % 2 == 0, 0.5, 0.0)
+        return torch.tanh(self._project("project_in", signals) + torch.atanh(offset / half)) * half - offset
 
-        Returns:
-            [`BottleneckOutput`] or `tuple`: Latents in the dtype of the input, zero losses, and the [`IndexCode`].
-        """
-        with torch.autocast(latents.device.type, enabled=False):
-            signals = self.signals(latents)
-            values = self._round(signals)
-            passed = self._project(self.quantizer.project_out, values)
-            zero = signals.new_zeros(())
-            output = BottleneckOutput(
-                latents=self.latents(passed, latents.shape[-2:], latents.dtype),
-                loss=zero,
-                commitment_loss=zero,
-                codebook_loss=zero,
-                code=self._code(values.detach(), latents),
-            )
-        return output if return_dict else output.to_tuple()
-
-    def _round(self, signals: torch.Tensor) -> torch.Tensor:
-        """Quantised values in [−1, 1], `(N, channels)`, differentiable straight through."""
-        return self.quantizer.quantize(self._project(self.quantizer.project_in, signals))
-
-    @staticmethod
-    def _project(projection: torch.nn.Module, signals: torch.Tensor) -> torch.Tensor:
+    def _project(self, name: str, signals: torch.Tensor) -> torch.Tensor:
         """Applies a projection in its own precision, which a half-precision checkpoint lowers, and returns float32."""
+        projection = self.quantizer[name]
         weight = getattr(projection, "weight", None)
         return projection(signals if weight is None else signals.to(weight.dtype)).float()
-
-    def _code(self, values: torch.Tensor, latents: torch.Tensor) -> IndexCode:
-        half = self.half_widths
-        levels = (values * half + half).round().long()
-        height, width = latents.shape[-2:]
-        shape = (latents.shape[0], *patch_grid(height, width, self.patch_size), len(self.config.levels))
-        return IndexCode(levels.reshape(shape), tuple(self.config.levels), (height, width))

@@ -49,15 +49,6 @@ class IdentityBottleneck(Bottleneck):
         """
         return self.encode(code)
 
-    def pack(self, code: None) -> bytes:
-        """
-        There is no code; see [`IdentityBottleneck.encode`].
-
-        Raises:
-            ValueError: Always.
-        """
-        return self.encode(code)
-
     def unpack(self, data: bytes, max_sites: int | None = None) -> None:
         """
         There is no code; see [`IdentityBottleneck.encode`].
@@ -66,6 +57,18 @@ class IdentityBottleneck(Bottleneck):
             ValueError: Always.
         """
         return self.encode(data)
+
+    def bits(self, code: None) -> float:
+        """
+        There is no code; see [`IdentityBottleneck.encode`].
+
+        Raises:
+            ValueError: Always.
+        """
+        return self.encode(code)
+
+    def _check_kind(self, code: None) -> None:
+        self.encode(code)
 
     def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
         """

@@ -15,12 +15,10 @@ from collections.abc import Iterable
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils.accelerate_utils import apply_forward_hook
 
-from ...coding import IndexCode
-from ...functional.images.patch_signals import patch_grid
 from ...utils import config_checks as checks
-from .base import Bottleneck, BottleneckOutput, sample_signals
+from .base import sample_signals
+from .index import IndexBottleneck
 
 
 __all__ = ["ScalarQuantizerBottleneck"]
@@ -28,7 +26,7 @@ __all__ = ["ScalarQuantizerBottleneck"]
 _RANGES = 40  # candidate ranges, as shares of the largest magnitude
 
 
-class ScalarQuantizerBottleneck(Bottleneck):
+class ScalarQuantizerBottleneck(IndexBottleneck):
     """
     Rounds each value of a site to one of 2ⁿ values. It has to be fitted before use.
 
@@ -47,6 +45,7 @@ class ScalarQuantizerBottleneck(Bottleneck):
         points (`torch.Tensor` of shape `(p²·L, 2ⁿ)`): What each cell is decoded as.
     """
 
+    _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "mean", "basis", "low", "steps", "points"]
     _config_fields = {
         "latent_channels": checks.CHANNELS,
         "bits": checks.Integer(1, 12),
@@ -76,23 +75,13 @@ class ScalarQuantizerBottleneck(Bottleneck):
         self.register_buffer("points", torch.zeros(self.depth, 2**bits))
 
     @property
-    def num_symbols(self) -> int:
-        """Cells of a value."""
-        return 2**self.config.bits
-
-    @property
     def levels(self) -> tuple[int, ...]:
         """Cells of each value of a site."""
-        return (self.num_symbols,) * self.depth
+        return (2**self.config.bits,) * self.depth
 
     @property
     def _slots_wanted(self) -> str:
         return f"{self.depth} slots of {self.num_symbols} cells"
-
-    @property
-    def bits_per_site(self) -> float:
-        """Nominal bits of one site: n for each value."""
-        return float(self.depth * self.config.bits)
 
     @torch.no_grad()
     def fit(
@@ -170,69 +159,3 @@ class ScalarQuantizerBottleneck(Bottleneck):
         offsets = self.num_symbols * torch.arange(self.depth, device=indices.device)
         turned = self.points.float().flatten()[indices + offsets]
         return turned @ self.basis.float().t() + self.mean.float()
-
-    @apply_forward_hook
-    @torch.no_grad()
-    def encode(self, latents: torch.Tensor) -> IndexCode:
-        """
-        Codes latents.
-
-        Args:
-            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
-
-        Returns:
-            [`IndexCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites with a cell for each value.
-
-        Raises:
-            ValueError: If the bottleneck is not fitted.
-        """
-        with torch.autocast(latents.device.type, enabled=False):
-            return self._code(self._quantize(self.finite_signals(latents)), latents)
-
-    @apply_forward_hook
-    def decode(self, code: IndexCode) -> torch.Tensor:
-        """
-        Latents of a code.
-
-        Args:
-            code ([`IndexCode`]): A code with as many values and cells.
-
-        Returns:
-            `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
-
-        Raises:
-            ValueError: If it is no such code: other levels, other sites or, on the CPU, indices out of range.
-        """
-        self._check_code(code)
-        with torch.autocast(code.indices.device.type, enabled=False):
-            return self.latents(self._dequantize(code.indices.flatten(0, 2)), code.latent_size, torch.float32)
-
-    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
-        """
-        Rounds latents, with gradients straight through.
-
-        Args:
-            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
-            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
-
-        Returns:
-            [`BottleneckOutput`] or `tuple`: Latents in the dtype of the input, zero losses, and the [`IndexCode`].
-        """
-        with torch.autocast(latents.device.type, enabled=False):
-            signals = self.signals(latents)
-            indices = self._quantize(signals.detach())
-            passed = signals + (self._dequantize(indices) - signals).detach()
-            zero = signals.new_zeros(())
-            output = BottleneckOutput(
-                latents=self.latents(passed, latents.shape[-2:], latents.dtype),
-                loss=zero,
-                commitment_loss=zero,
-                codebook_loss=zero,
-                code=self._code(indices, latents),
-            )
-        return output if return_dict else output.to_tuple()
-
-    def _code(self, indices: torch.Tensor, latents: torch.Tensor) -> IndexCode:
-        height, width = latents.shape[-2:]
-        shape = (latents.shape[0], *patch_grid(height, width, self.patch_size), self.depth)
-        return IndexCode(indices.reshape(shape), self.levels, (height, width))

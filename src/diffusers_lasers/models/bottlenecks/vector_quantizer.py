@@ -9,24 +9,20 @@ place and re-created its parameters each step; ours is the plain algorithm, as s
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ...coding import IndexCode
-from ...functional.images.patch_signals import patch_grid
 from ...functional.quantisers.codebook import codeword_statistics, kmeans, nearest_codewords, update_codebook
 from ...functional.quantisers.subquantizers import encode_residual
 from ...learning.codebooks import fit_quantizer
 from ...utils import config_checks as checks
 from ...utils.distributed import all_reduce_sum, broadcast
-from .base import Bottleneck, BottleneckOutput, sample_signals
+from .base import sample_signals
+from .index import IndexBottleneck
 
 
 __all__ = ["ResidualVQBottleneck", "VectorQuantizerBottleneck"]
@@ -42,7 +38,7 @@ _FIELDS = {
 }
 
 
-class _RunningMeanQuantizer(Bottleneck):
+class _RunningMeanQuantizer(IndexBottleneck):
     """
     Stages of vector quantisation, each on the residual of those before.
 
@@ -53,6 +49,7 @@ class _RunningMeanQuantizer(Bottleneck):
     """
 
     _nested = True
+    _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "codebook", "counts", "sums"]
 
     def _build(self, depth: int, config: dict) -> None:
         features = config["patch_size"] ** 2 * config["latent_channels"]
@@ -65,19 +62,9 @@ class _RunningMeanQuantizer(Bottleneck):
         self.register_buffer("sums", codebook.clone())
 
     @property
-    def num_symbols(self) -> int:
-        """Codewords of each stage."""
-        return self.config.num_codewords
-
-    @property
     def levels(self) -> tuple[int, ...]:
         """Codewords of each stage, stage by stage."""
         return (self.config.num_codewords,) * self.depth
-
-    @property
-    def bits_per_site(self) -> float:
-        """Bits of one site: log₂ K for each stage."""
-        return self.depth * math.log2(self.config.num_codewords)
 
     @torch.no_grad()
     def initialize(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> None:
@@ -138,93 +125,37 @@ class _RunningMeanQuantizer(Bottleneck):
                 **quantizer_arguments,
             )
         self.codebook.copy_(torch.from_numpy(books))
-        indices, _, inputs = self._quantize(signals)
-        for stage, given in enumerate(inputs):
+        indices = self._quantize(signals)
+        for stage, given in enumerate(self._stage_inputs(signals, indices)):
             counts, _ = codeword_statistics(given, indices[:, stage], codewords)
             self.counts[stage] = counts.clamp_min(1e-3)
             self.sums[stage] = self.codebook[stage] * self.counts[stage].unsqueeze(1)
 
-    @apply_forward_hook
-    @torch.no_grad()
-    def encode(self, latents: torch.Tensor) -> IndexCode:
-        """
-        Codes latents.
-
-        Args:
-            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
-
-        Returns:
-            [`IndexCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites with an index for each stage.
-        """
-        with torch.autocast(latents.device.type, enabled=False):
-            indices, _, _ = self._quantize(self.finite_signals(latents))
-        return self._code(indices, latents)
-
-    @apply_forward_hook
-    def decode(self, code: IndexCode) -> torch.Tensor:
-        """
-        Latents of a code (LASERS, 2024, eq 2): the sum of the stages' codewords.
-
-        Args:
-            code ([`IndexCode`]): A code with as many codewords; of all stages or only the first ones.
-
-        Returns:
-            `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
-
-        Raises:
-            ValueError: If it is no such code: another alphabet, more stages, other sites or, on the CPU, indices out
-                of range.
-        """
-        self._check_code(code)
-        indices = code.indices.flatten(0, 2)
-        signals = sum(self.codebook[stage].float()[indices[:, stage]] for stage in range(indices.shape[1]))
-        return self.latents(signals, code.latent_size, torch.float32)
-
-    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
-        """
-        Codes and decodes latents; in training the running means move afterwards, so that this step used the old codebook.
-
-        Args:
-            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
-            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
-
-        Returns:
-            [`BottleneckOutput`] or `tuple`: Latents in the input's dtype, losses in float32, and the [`IndexCode`].
-        """
-        with torch.autocast(latents.device.type, enabled=False):
-            signals = self.signals(latents)
-            indices, quantized, inputs = self._quantize(signals.detach())
-            if self.training:
-                self._update(indices, inputs)
-            commitment_loss = F.mse_loss(signals, quantized)
-            passed = signals + (quantized - signals).detach()
-            output = BottleneckOutput(
-                latents=self.latents(passed, latents.shape[-2:], latents.dtype),
-                loss=self.config.commitment_weight * commitment_loss,
-                commitment_loss=commitment_loss.detach(),
-                codebook_loss=torch.zeros_like(commitment_loss.detach()),
-                code=self._code(indices, latents),
-            )
-        return output if return_dict else output.to_tuple()
-
-    def _quantize(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Indices `(N, depth)`, the quantised signals, and what each stage was given."""
-        residual, indices, inputs = signals, [], []
-        beam = self.config.get("beam_size", 1)
-        found = encode_residual(signals, self.codebook.float(), beam) if beam > 1 else None
+    def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
+        codebook, beam = self.codebook.float(), self.config.get("beam_size", 1)
+        if beam > 1:
+            return encode_residual(signals, codebook, beam)
+        indices, residual = [], signals
         for stage in range(self.depth):
-            codebook = self.codebook[stage].float()
-            chosen = nearest_codewords(residual, codebook) if found is None else found[:, stage]
-            inputs.append(residual)
-            indices.append(chosen)
-            residual = residual - codebook[chosen]
-        return torch.stack(indices, dim=1), signals - residual, inputs
+            if stage:
+                residual = residual - codebook[stage - 1][indices[-1]]
+            indices.append(nearest_codewords(residual, codebook[stage]))
+        return torch.stack(indices, dim=1)
+
+    def _dequantize(self, indices: torch.Tensor) -> torch.Tensor:
+        return sum(self.codebook[stage].float()[indices[:, stage]] for stage in range(indices.shape[1]))
+
+    def _stage_inputs(self, signals: torch.Tensor, indices: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What each stage was given: the signals, less the codewords of the stages before."""
+        for stage in range(self.depth):
+            yield signals
+            signals = signals - self.codebook[stage].float()[indices[:, stage]]
 
     @torch.no_grad()
-    def _update(self, indices: torch.Tensor, inputs: list[torch.Tensor]) -> None:
+    def _observe(self, signals: torch.Tensor, indices: torch.Tensor) -> None:
         """Moves the running means of each stage by the statistics of all ranks; dead codewords restart at rank 0's signals."""
         codewords = self.config.num_codewords
-        for stage, signals in enumerate(inputs):
+        for stage, signals in enumerate(list(self._stage_inputs(signals, indices))):
             counts, sums = codeword_statistics(signals, indices[:, stage], codewords)
             all_reduce_sum(counts)
             all_reduce_sum(sums)
@@ -239,11 +170,6 @@ class _RunningMeanQuantizer(Bottleneck):
                 self.config.decay,
                 self.config.revive_threshold,
             )
-
-    def _code(self, indices: torch.Tensor, latents: torch.Tensor) -> IndexCode:
-        height, width = latents.shape[-2:]
-        shape = (latents.shape[0], *patch_grid(height, width, self.patch_size), self.depth)
-        return IndexCode(indices.reshape(shape), self.levels, (height, width))
 
 
 class VectorQuantizerBottleneck(_RunningMeanQuantizer):

@@ -26,6 +26,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from PIL import Image
 
+from ...coding import Coder, IndexCode
+from ...coding.checks import check_index, check_values, is_code
 from ...coding.container import CodeHeader, check_sites, fingerprint, pack_container, unpack_container
 from ...coding.packing import pack_indices, unpack_indices
 from ...functional.images.color import rgb_to_ycbcr, ycbcr_to_rgb
@@ -64,7 +66,7 @@ class ModelBasedVQCodecOutput(BaseOutput):
     image_size: tuple[int, int] | None = None
 
 
-class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
+class ModelBasedVQCodec(LasersModelMixin, Coder, ModelMixin, ConfigMixin):
     r"""
     Codes images by fitted codebooks of YCbCr patches (Scribano et al., 2023).
 
@@ -153,18 +155,35 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
         """The paper's name of the codec."""
         return f"{self.config.quantizer}-{{{'-'.join(map(str, self.config.bits))}}}"
 
-    def _books(self) -> list[torch.Tensor]:
-        return [getattr(self, f"codebooks_{channel}") for channel in _CHANNELS]
+    @property
+    def codebooks(self) -> dict[str, torch.Tensor]:
+        """Sub-codebooks `(slots, K, features)` of each channel: `"y"`, `"cb"` and `"cr"`."""
+        return {channel: getattr(self, f"codebooks_{channel}") for channel in _CHANNELS}
+
+    def rotation(self, channel: str) -> torch.Tensor | None:
+        """The rotation `(s², s²)` that OPQ turns a channel's patches by before coding, in float32; else `None`."""
+        rotation = getattr(self, f"rotation_{channel}", None)
+        return None if rotation is None else rotation.float()
 
     @property
     def slot_bits(self) -> tuple[int, ...]:
         """Bits of each of the c̄ slots."""
-        return tuple(book.shape[1].bit_length() - 1 for book in self._books() for _ in range(book.shape[0]))
+        return tuple(book.shape[1].bit_length() - 1 for book in self.codebooks.values() for _ in range(book.shape[0]))
 
     @property
     def num_codewords(self) -> int:
         """Codewords |C| of the largest sub-codebook."""
         return 2 ** max(self.slot_bits)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Codewords of each of the c̄ slots."""
+        return tuple(2**bits for bits in self.slot_bits)
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Side s of a patch, in pixels."""
+        return self.config.patch_size
 
     # Rates
 
@@ -180,7 +199,7 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
             `float`: Bits of the code divided by `height · width`; padding to whole patches counts.
         """
         rows, columns = patch_grid(height, width, self.config.patch_size)
-        return rows * columns * sum(self.config.bits) / (height * width)
+        return rows * columns * self.bits_per_site / (height * width)
 
     @property
     def compression_ratio(self) -> float:
@@ -248,11 +267,11 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
         source = tqdm(_images(images, image_column), desc="Patches", disable=not progress)
         patches, _ = sample_patches(source, self.config.patch_size, stride, max_patches, flip, seed)
         kind, stages = self.config.quantizer, []
-        for book in self._books():
+        for book in self.codebooks.values():
             stages.append(book.shape[0] + (kind == "OPQ" and book.shape[0] > 1))
         results = []
         with tqdm(total=sum(stages), desc="Codebooks", disable=not progress) as bar:
-            for number, (channel, book) in enumerate(zip(_CHANNELS, self._books())):
+            for number, (channel, book) in enumerate(self.codebooks.items()):
                 bar.set_postfix(channel=channel)
                 bits = book.shape[1].bit_length() - 1
                 books, rotation = fit_quantizer(
@@ -289,7 +308,7 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
             ValueError: If the codec is not fitted or there is no such order.
         """
         self._check_fitted()
-        for books in self._books():
+        for books in self.codebooks.values():
             books.copy_(torch.stack([book[codebook_order(book, kind, generator)] for book in books.float()]))
         return self
 
@@ -307,13 +326,9 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
 
     # Coding
 
-    def _rotation(self, channel: str) -> torch.Tensor | None:
-        rotation = getattr(self, f"rotation_{channel}", None)
-        return None if rotation is None else rotation.float()
-
     def _groups(self) -> list[tuple[int, tuple[str, ...]]]:
         """Channels that are searched at once, each group with its first one's number: those after each other with codebooks of one shape; RQ's stay alone."""
-        shapes = [book.shape for book in self._books()]
+        shapes = [book.shape for book in self.codebooks.values()]
         alone = self.config.quantizer == "RQ"
         starts = [i for i in range(3) if i == 0 or alone or shapes[i] != shapes[i - 1]]
         return [(start, _CHANNELS[start:stop]) for start, stop in zip(starts, [*starts[1:], 3])]
@@ -354,7 +369,7 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
             colours = rgb_to_ycbcr(pixel_values.float())
             for first, channels in self._groups():
                 signals = latents_to_signals(colours[:, first : first + len(channels)], side)  # (B h w, channels · s²)
-                rotations = [self._rotation(channel) for channel in channels]
+                rotations = [self.rotation(channel) for channel in channels]
                 if rotations[0] is not None:
                     parts = signals.chunk(len(channels), dim=1)
                     signals = torch.cat([part @ rotation.t() for part, rotation in zip(parts, rotations)], dim=1)
@@ -395,8 +410,8 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
     def _decode_patches(self, codes: torch.Tensor) -> torch.Tensor:
         """Patches of Y, Cb and Cr, `(3, B h w, s²)`."""
         books = []
-        for channel, book in zip(_CHANNELS, self._books()):
-            book, rotation = book.float(), self._rotation(channel)
+        for channel, book in self.codebooks.items():
+            book, rotation = book.float(), self.rotation(channel)
             if rotation is not None:  # Rᵀ (c_1, …, c_m) = Σ_j R_jᵀ c_j: turned codewords are fewer than patches
                 with torch.autocast(book.device.type, enabled=False):
                     book = torch.bmm(book, rotation.unflatten(0, (book.shape[0], -1)))
@@ -431,12 +446,12 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
             )
         signals, first = [], 0
         with torch.autocast(probabilities.device.type, enabled=False):
-            for channel, book in zip(_CHANNELS, self._books()):
+            for channel, book in self.codebooks.items():
                 slots, codewords, _ = book.shape
                 weights = probabilities[:, first : first + slots, :codewords].float()
                 parts = torch.einsum("bmkhw,mkd->bhwmd", weights, book.float())
                 parts = parts.sum(dim=3) if self.config.quantizer == "RQ" else parts.flatten(3)
-                rotation = self._rotation(channel)
+                rotation = self.rotation(channel)
                 signals.append(parts.flatten(0, 2) if rotation is None else parts.flatten(0, 2) @ rotation)
                 first += slots
         sample = self._assemble(signals, probabilities.shape[0], probabilities.shape[-2:], image_size)
@@ -535,37 +550,81 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
             facts, {name: value.half() for name, value in self.state_dict().items() if name != "fitted"}
         )
 
-    def pack(self, codes: torch.Tensor, image_size: tuple[int, int] | None = None) -> bytes:
+    def encode_to_code(self, images: torch.Tensor) -> IndexCode:
         """
-        Codes as bytes: a header of 37, that of all codes ([`coding.pack_container`]), and exactly the nominal bits.
+        The code of images, as a value: the same indices as of `encode`, slots last.
 
         Args:
-            codes (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices.
-            image_size (`tuple[int, int]`, *optional*): Height and width of the images. Defaults to whole patches.
+            images (`torch.Tensor` of shape `(B, 3, H, W)`): RGB in [-1, 1].
+
+        Returns:
+            [`IndexCode`]: Indices `(B, h, w, c̄)` with the images' size; its latents are patches.
+
+        Raises:
+            ValueError: As `encode`.
+        """
+        output = self.encode(images)
+        return self._code(output.codes, output.image_size)
+
+    def decode_from_code(self, code: IndexCode, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
+        """
+        Images of a code, see `decode`.
+
+        Args:
+            code ([`IndexCode`]): A code of this codec.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            `DecoderOutput` or `tuple`: Images `(B, 3, H, W)` of the code's `image_size`, or of whole patches.
+
+        Raises:
+            ValueError: As `decode`, and if it is no code of this codec.
+        """
+        self._check_code(code)
+        return self.decode(code.indices.permute(0, 3, 1, 2).contiguous(), code.image_size, return_dict)
+
+    def _code(self, codes: torch.Tensor, image_size: tuple[int, int]) -> IndexCode:
+        return IndexCode(codes.permute(0, 2, 3, 1).contiguous(), self.levels, tuple(codes.shape[-2:]), image_size)
+
+    def _check_code(self, code: IndexCode) -> None:
+        check_index(code, self.levels, nested=False, wanted=f"slots of levels {self.levels}")
+        check_values(code, code.latent_size)
+
+    def pack(self, code: IndexCode | torch.Tensor, image_size: tuple[int, int] | None = None) -> bytes:
+        """
+        A code as bytes: a header of 37, that of all codes ([`coding.pack_container`]), and exactly the nominal bits.
+
+        Args:
+            code ([`IndexCode`], or `torch.Tensor` of shape `(B, c̄, h, w)`): A code, or the indices of `encode`.
+            image_size (`tuple[int, int]`, *optional*): Height and width of the images. Defaults to the code's, or to
+                whole patches.
 
         Returns:
             `bytes`: What [`unpack`] reads.
 
         Raises:
-            ValueError: If the codes or the size do not fit.
+            ValueError: If the code or the size do not fit.
         """
-        self._check_codes(codes)
-        grid, slots = tuple(codes.shape[-2:]), codes.shape[1]
-        size = self._image_size(grid, image_size)
-        payload = pack_indices(codes.permute(0, 2, 3, 1).flatten(0, 2), self.slot_bits)
-        return pack_container(CodeHeader("patch", self._fingerprint(), codes.shape[0], grid, size, slots), payload)
+        if not is_code(code):
+            self._check_codes(code)
+            code = self._code(code, self._image_size(tuple(code.shape[-2:]), image_size))
+        self._check_code(code)
+        size = self._image_size(code.grid, image_size or code.image_size)
+        payload = pack_indices(code.indices.flatten(0, 2), self.slot_bits)
+        header = CodeHeader("patch", self._fingerprint(), len(code), code.grid, size, code.slots)
+        return pack_container(header, payload)
 
-    def unpack(self, data: bytes, max_pixels: int = _MAX_PIXELS) -> ModelBasedVQCodecOutput:
+    def unpack(self, data: bytes, max_pixels: int | None = None) -> IndexCode:
         """
-        Codes from bytes.
+        The code of bytes.
 
         Args:
             data (`bytes`): What [`pack`] gave, of this codec: same configuration, same codebooks. It may come from
                 anybody: sizes are held against its length before memory is taken.
-            max_pixels (`int`, defaults to 2²⁸): Most pixels of all images together.
+            max_pixels (`int`, *optional*): Most pixels of all images together. Defaults to 2²⁸.
 
         Returns:
-            [`ModelBasedVQCodecOutput`]: Codes, on the CPU, and the images' size.
+            [`IndexCode`]: The code, on the codec's device.
 
         Raises:
             ValueError: If the bytes are cut off, changed, of another codec or format, no code of this codec, or have
@@ -584,10 +643,9 @@ class ModelBasedVQCodec(LasersModelMixin, ModelMixin, ConfigMixin):
                 f"{header.slots}, and {grid} for {size}."
             )
         padded = tuple(side * self.config.patch_size for side in grid)
-        check_sites(header.batch, padded, max_pixels, "max_pixels")
+        check_sites(header.batch, padded, _MAX_PIXELS if max_pixels is None else max_pixels, "max_pixels")
         indices = unpack_indices(payload, header.batch * grid[0] * grid[1], self.slot_bits)
-        codes = indices.unflatten(0, (header.batch, *grid)).permute(0, 3, 1, 2).contiguous()
-        return ModelBasedVQCodecOutput(codes=codes, image_size=size)
+        return IndexCode(indices.unflatten(0, (header.batch, *grid)), self.levels, grid, size).to(self.device)
 
 
 def _may_look(values: torch.Tensor) -> bool:

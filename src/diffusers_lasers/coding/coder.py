@@ -1,0 +1,86 @@
+r"""What makes codes, and the verbs that it has.
+
+An autoencoder, its bottleneck and a patch codec turn their input into a code and back, write it as bytes and say what
+it costs. A code of n sites whose slots have alphabets of \(A_1, …, A_S\) symbols costs \(n \sum_s \log_2 A_s\) bits; a
+dictionary's costs less for its supports, and has coefficients.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from .base import Code
+
+
+__all__ = ["Coder"]
+
+
+class Coder:
+    """
+    Base of all that makes codes. A subclass has `levels`, `encode_to_code`, `decode_from_code`, `pack` and `unpack`.
+
+    Attributes:
+        levels (`tuple[int, ...]`): Size of the alphabet of each slot; empty where there is no code.
+        ordered (`bool`): Whether the order of a site's slots is part of the code, or they are a set.
+        coefficient_bits (`int`, *optional*): Bits of a coefficient; `None` for float32, and where there are none.
+        slot_scales (`torch.Tensor` of shape `(S,)`, *optional*): Half-widths of the quantiser of coefficients; `None`
+            where there are none.
+    """
+
+    levels: tuple[int, ...] = ()
+    ordered: bool = True
+    coefficient_bits: int | None = None
+    slot_scales: torch.Tensor | None = None
+
+    @property
+    def coder(self) -> Coder:
+        """What makes the codes: this; for an autoencoder, its bottleneck."""
+        return self
+
+    @property
+    def bits_per_site(self) -> float:
+        """Nominal bits of one site's code."""
+        return self.site_bits(len(self.levels))
+
+    def site_bits(self, slots: int) -> float:
+        """
+        Nominal bits of one site with its first `slots` slots.
+
+        Args:
+            slots (`int`): Slots a site.
+
+        Returns:
+            `float`: Bits.
+        """
+        return float(sum(math.log2(level) for level in self.levels[:slots]))
+
+    def bits(self, code: Code) -> float:
+        """
+        Nominal bits of a code.
+
+        Args:
+            code ([`Code`]): A code of this model.
+
+        Returns:
+            `float`: Bits of all its images together.
+        """
+        return code.num_sites * self.coder.site_bits(code.slots)
+
+    def encode_to_code(self, *inputs: Any) -> Code:
+        """The code of a batch."""
+        raise NotImplementedError
+
+    def decode_from_code(self, code: Code) -> Any:
+        """What `code` stands for."""
+        raise NotImplementedError
+
+    def pack(self, code: Code) -> bytes:
+        """A code as bytes."""
+        raise NotImplementedError
+
+    def unpack(self, data: bytes) -> Code:
+        """The code of bytes that [`pack`] gave."""
+        raise NotImplementedError

@@ -1,0 +1,133 @@
+r"""Bottlenecks whose codes are indices. Each gives only how signals become indices and back, q and d:
+
+    k = q(z_e),   ẑ = d(k),   z_e + sg[ẑ − z_e]  goes on to the decoder,
+
+with gradients copied straight through (LASERS, 2024, eq 7) and, where the configuration has a `commitment_weight` β,
+the loss β‖z_e − sg[ẑ]‖² (third term of eq 3). Checks, losses, codes and their bytes stand here once.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch.nn import functional as F
+
+from ...coding import CodeHeader, IndexCode, pack_levels, unpack_levels
+from ...coding.checks import check_index
+from ...functional.images.patch_signals import patch_grid
+from .base import Bottleneck, BottleneckOutput
+
+
+__all__ = ["IndexBottleneck"]
+
+
+class IndexBottleneck(Bottleneck):
+    """
+    Base of the bottlenecks with an [`IndexCode`]. A subclass defines `levels`, `_quantize` and `_dequantize`; its own
+    `_straight_through` where gradients pass in another way, and `_observe` where it learns from what it codes.
+    """
+
+    @apply_forward_hook
+    @torch.no_grad()
+    def encode(self, latents: torch.Tensor) -> IndexCode:
+        """
+        Codes latents.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+
+        Returns:
+            [`IndexCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites with an index for each slot.
+
+        Raises:
+            ValueError: If the latents have another number of channels or, on the CPU, are not finite.
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._code(self._quantize(self.finite_signals(latents)), latents)
+
+    @apply_forward_hook
+    def decode(self, code: IndexCode) -> torch.Tensor:
+        """
+        Latents of a code.
+
+        Args:
+            code ([`IndexCode`]): A code with the same levels; with residual quantisation, of all stages or only the
+                first ones.
+
+        Returns:
+            `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
+
+        Raises:
+            ValueError: If it is no such code: other levels, more slots, other sites or, on the CPU, indices out of
+                range.
+        """
+        self._check_code(code)
+        with torch.autocast(code.device.type, enabled=False):
+            return self.latents(self._dequantize(code.indices.flatten(0, 2)), code.latent_size, torch.float32)
+
+    def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
+        """
+        Codes and decodes latents, with gradients straight through. What is learned from them in training counts from
+        the next step on.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            [`BottleneckOutput`] or `tuple`: Latents in the dtype of the input, losses in float32 (zeros without
+            `commitment_weight`), and the [`IndexCode`].
+        """
+        with torch.autocast(latents.device.type, enabled=False):
+            signals = self.signals(latents)
+            with torch.no_grad():
+                indices = self._quantize(signals)
+                quantized = self._dequantize(indices)
+            weight = self.config.get("commitment_weight")
+            commitment_loss = signals.new_zeros(()) if weight is None else F.mse_loss(signals, quantized)
+            output = BottleneckOutput(
+                latents=self.latents(self._straight_through(signals, quantized), latents.shape[-2:], latents.dtype),
+                loss=(weight or 0.0) * commitment_loss,
+                commitment_loss=commitment_loss.detach(),
+                codebook_loss=signals.new_zeros(()),
+                code=self._code(indices, latents),
+            )
+            if self.training:
+                self._observe(signals.detach(), indices)
+        return output if return_dict else output.to_tuple()
+
+    def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
+        """Indices `(N, slots)` of signals `(N, p²·L)` in float32."""
+        raise NotImplementedError
+
+    def _dequantize(self, indices: torch.Tensor) -> torch.Tensor:
+        """Signals `(N, p²·L)` in float32 of indices `(N, slots)`."""
+        raise NotImplementedError
+
+    def _straight_through(self, signals: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+        """The quantised signals, with the gradient of the signals."""
+        return signals + (quantized - signals).detach()
+
+    def _observe(self, signals: torch.Tensor, indices: torch.Tensor) -> None:
+        """Learns from the signals of a training step and their indices; nothing by default."""
+
+    def _code(self, indices: torch.Tensor, latents: torch.Tensor) -> IndexCode:
+        size = tuple(latents.shape[-2:])
+        shape = (latents.shape[0], *patch_grid(*size, self.patch_size), len(self.levels))
+        return IndexCode(indices.reshape(shape), self.levels, size)
+
+    @property
+    def _slots_wanted(self) -> str:
+        """The slots of this bottleneck's codes, for a message."""
+        return f"slots of levels {self.levels}"
+
+    def _check_kind(self, code: IndexCode) -> None:
+        check_index(code, self.levels, self._nested, self._slots_wanted)
+
+    def _pack_payload(self, code: IndexCode) -> bytes:
+        return pack_levels(code.indices.flatten(0, 2), code.levels)
+
+    def _unpack_payload(self, header: CodeHeader, payload: bytes, rows: int, shape: tuple[int, ...]) -> IndexCode:
+        levels = self.levels[: header.slots]
+        indices = unpack_levels(payload, rows, levels).reshape(shape)
+        return IndexCode(indices, levels, header.latent_size, header.image_size)

@@ -1,0 +1,52 @@
+"""Finite scalar quantisation against vector-quantize-pytorch, and without it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from vector_quantize_pytorch import FSQ
+
+from diffusers_lasers import FSQBottleneck
+from diffusers_lasers.functional import latents_to_signals
+
+
+@pytest.mark.parametrize("levels", [(3, 4, 7, 8), (5, 8, 6), (7,) * 6])
+def test_numbers_and_gradients_are_those_of_vector_quantize_pytorch(levels):
+    torch.manual_seed(0)
+    reference = FSQ(levels=list(levels), dim=4, return_indices=False)
+    torch.manual_seed(0)
+    bottleneck = FSQBottleneck(4, levels)
+    own = {key: value for key, value in bottleneck.state_dict().items() if key.startswith("quantizer.")}
+    assert own.keys() == {f"quantizer.{key}" for key in reference.state_dict()}
+    for key, value in reference.state_dict().items():  # the same draws, and so the same start of a training
+        assert torch.equal(own[f"quantizer.{key}"], value), key
+
+    latents = (3 * torch.randn(2, 4, 5, 6)).requires_grad_()
+    output = bottleneck(latents)
+    output.latents.square().sum().backward()
+    again = latents.detach().requires_grad_()
+    signals = latents_to_signals(again, 1)
+    expected, _ = reference(signals.view(2, 30, 4))
+    expected.square().sum().backward()
+    assert torch.equal(latents_to_signals(output.latents, 1), expected.flatten(0, 1))
+    torch.testing.assert_close(latents.grad, again.grad, rtol=0, atol=1e-6)
+    for key, value in reference.named_parameters():
+        parameter = bottleneck.get_parameter(f"quantizer.{key}")
+        torch.testing.assert_close(parameter.grad, value.grad, rtol=1e-5, atol=1e-5)
+    values = reference.quantize(reference.project_in(signals))
+    half = torch.tensor([level // 2 for level in levels])
+    indices = (values * half + half).round().long()
+    assert torch.equal(output.code.indices.flatten(0, 2), indices)
+    assert torch.equal(bottleneck.encode(latents).indices.flatten(0, 2), indices)
+
+
+def test_it_is_saved_and_loaded_without_the_package(tmp_path):
+    FSQBottleneck(4, (5, 4, 7)).save_pretrained(tmp_path)
+    program = (
+        "import sys; sys.modules['vector_quantize_pytorch'] = None\n"
+        "import torch; from diffusers_lasers import FSQBottleneck\n"
+        f"model = FSQBottleneck.from_pretrained({str(tmp_path)!r})\n"
+        "assert model.encode(torch.zeros(1, 4, 2, 2)).levels == (5, 4, 7)\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
