@@ -126,20 +126,20 @@ def test_the_hub_gets_the_codec_and_no_token(pictures, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def benchmark(fitted, pictures, tmp_path_factory):
+def benchmark(fitted, pictures, tmp_path_factory, apart):
     folder = tmp_path_factory.mktemp("benchmark")
     torch.manual_seed(0)
     PerceptualSimilarity("squeeze").save_pretrained(folder / "lpips")
-    done = run(
-        "benchmark_codec", fitted[0], "--data", pictures, "--lpips_weights", folder / "lpips", "--wrapped_uint8",
+    code, output, said = apart(
+        EXAMPLES / "benchmark_codec.py", fitted[0], "--data", pictures, "--lpips_weights", folder / "lpips", "--wrapped_uint8",
         "--per_image", "--repeats", 1, "--grid_crop", 40, "--output_dir", folder / "out",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder / "out", done
+    assert code == 0, said
+    return folder / "out", output
 
 
 def test_every_format_stands_beside_the_codec_at_its_bytes(benchmark, fitted, pictures):
-    folder, done = benchmark
+    folder, output = benchmark
     results = json.loads((folder / "results.json").read_text())
     rows = {row["name"]: row for row in results["rows"]}
     assert list(rows) == ["PQ-{16-4-4}"] + [f"{name} ≤ PQ-{{16-4-4}}" for name in ("jpeg", "webp", "avif", "jxl")]
@@ -161,7 +161,7 @@ def test_every_format_stands_beside_the_codec_at_its_bytes(benchmark, fitted, pi
     assert rows["PQ-{16-4-4}"]["bits_per_pixel"] == pytest.approx(mean)
     assert all(row["wrapped_psnr"] > 27 for row in rows.values())
     text = (folder / "results.md").read_text()
-    assert text in done.stdout and "2.png" in text and "wrapped PSNR" in text
+    assert text in output and "2.png" in text and "wrapped PSNR" in text
     assert Image.open(folder / "rate.png").size[0] > 300 and Image.open(folder / "grid.png").size[1] == 6 * 44
 
 

@@ -126,17 +126,10 @@ def test_fits_the_other_bottlenecks(folder, tmp_path, flags, monkeypatch):
         script.cli([str(word) for word in [*words, "--overwrite_output_dir", "--autoencoder", tmp_path / "gone"]])
 
 
-def test_every_family_is_judged_at_its_rate(folder, tmp_path):
+def test_every_family_is_judged_at_its_rate(folder, tmp_path, apart):
     configurations = "dictionary:K=32,S=1 dictionary:K=32,S=3,pursuit=ols,scale=shared dictionary:K=64,S=3,p=2,tolerance=0.3 vq:K=16 rvq:K=16,D=1 rvq:K=16,D=3"
     configurations += " fsq:levels=5,channels=2 scalar:bits=4 scalar:bits=8 klt:step=0.2 klt:step=0.6 float:bits=16"
-    command = [
-        sys.executable,
-        EXAMPLES / "evaluate_retrofit.py",
-        *sources(folder),
-        "--grid",
-        "none",
-        "--configurations",
-    ]
+    command = [*sources(folder), "--grid", "none", "--configurations"]
     command += [*configurations.split(), "--lpips_weights", folder / "lpips", "--fid_features", folder / "features.pt"]
     command += [
         "--fsq_steps",
@@ -150,8 +143,8 @@ def test_every_family_is_judged_at_its_rate(folder, tmp_path):
         "--output_dir",
         tmp_path / "out",
     ]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    code, output, said = apart(EXAMPLES / "evaluate_retrofit.py", *command)
+    assert code == 0, said
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = {row["name"]: row for row in results["rows"]}
     assert len(rows) == 12 and not results["missing"]
@@ -170,7 +163,7 @@ def test_every_family_is_judged_at_its_rate(folder, tmp_path):
     assert rows["klt step=0.2"]["bits_per_element"] > rows["klt step=0.6"]["bits_per_element"]
     assert rows["vq K=16"]["nominal_bits_per_element"] == 1
     text = (tmp_path / "out" / "results.md").read_text()
-    assert "| int4 |" in text and "latent SNR" in done.stdout
+    assert "| int4 |" in text and "latent SNR" in output
     for name in ("rate_distortion.png", "grid.png"):
         assert min(Image.open(tmp_path / "out" / name).size) > 100
 

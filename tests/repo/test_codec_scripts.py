@@ -1,8 +1,6 @@
 """The scripts about the patch codec under utils/: its speed beside faiss, and the orders of its codebooks."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +12,6 @@ from diffusers_lasers import ModelBasedVQCodec
 
 
 UTILS = Path(__file__).resolve().parents[2] / "utils"
-
-
-def run(name, *arguments):
-    command = [sys.executable, str(UTILS / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +28,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_speed_benchmark_compares_the_same_codes(folder, tmp_path):
+def test_the_speed_benchmark_compares_the_same_codes(folder, tmp_path, apart):
     codecs = [folder / name for name in ("VQ-{8-8-8}", "PQ-{16-8-8}", "OPQ-{16-8-8}", "RQ-{16-8-8}")]
-    output = run(
-        "benchmark_codec_speed", *codecs, "--side", 64, "--rounds", 3, "--large", 100, 120, "--output_dir", tmp_path
-    )
+    sizes = ("--side", 64, "--rounds", 3, "--large", 100, 120)
+    code, output, said = apart(UTILS / "benchmark_codec_speed.py", *codecs, *sizes, "--output_dir", tmp_path)
+    assert code == 0, said
     rows = json.loads((tmp_path / "codec_speed.json").read_text())["rows"]
     assert list(rows) == [path.name for path in codecs]
     for name, row in rows.items():
