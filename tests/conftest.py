@@ -12,6 +12,7 @@ import json
 import os
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def call_in_fork(function: Callable[[], object], folder: Path, **environment: st
     answer = Path(tempfile.mkdtemp(dir=folder)) / "answer.json"
     child = os.fork()
     if child == 0:
+        signal.alarm(60)  # a lock that a thread of ours held at the fork is never given back
         try:
             os.environ.update(environment)
             os.chdir(folder)
@@ -80,7 +82,8 @@ def call_in_fork(function: Callable[[], object], folder: Path, **environment: st
             answer.write_text(json.dumps({"raised": traceback.format_exc()}))
         finally:
             os._exit(0)
-    os.waitpid(child, 0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"the child ended with status {status}"
     found = json.loads(answer.read_text())
     shutil.rmtree(answer.parent)
     assert "raised" not in found, found["raised"]

@@ -28,10 +28,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_the_speed_benchmark_compares_the_same_codes(folder, tmp_path, apart):
+def test_the_speed_benchmark_compares_the_same_codes(folder, tmp_path, here):
     codecs = [folder / name for name in ("VQ-{8-8-8}", "PQ-{16-8-8}", "OPQ-{16-8-8}", "RQ-{16-8-8}")]
     sizes = ("--side", 64, "--rounds", 3, "--large", 100, 120)
-    code, output, said = apart(UTILS / "benchmark_codec_speed.py", *codecs, *sizes, "--output_dir", tmp_path)
+    threads = torch.get_num_threads()
+    code, output, said = here(UTILS / "benchmark_codec_speed.py", *codecs, *sizes, "--output_dir", tmp_path)
+    torch.set_num_threads(threads)
     assert code == 0, said
     rows = json.loads((tmp_path / "codec_speed.json").read_text())["rows"]
     assert list(rows) == [path.name for path in codecs]
