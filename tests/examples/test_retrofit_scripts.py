@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -64,19 +62,10 @@ def sources(folder):
     ]  # fmt: skip
 
 
-def test_fits_a_dictionary_that_loads_and_whose_figures_hold(folder, tmp_path):
-    command = [
-        sys.executable,
-        EXAMPLES / "fit_latent_bottleneck.py",
-        *sources(folder),
-        "--num_symbols",
-        32,
-        "--sparsity",
-        2,
-    ]
-    command += ["--passes", 2, "--output_dir", tmp_path / "out"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_fits_a_dictionary_that_loads_and_whose_figures_hold(folder, tmp_path, apart):
+    words = ["--num_symbols", 32, "--sparsity", 2, "--passes", 2, "--output_dir", tmp_path / "out"]
+    code, output, said = apart(EXAMPLES / "fit_latent_bottleneck.py", *sources(folder), *words)
+    assert code == 0, said
     bottleneck = DictionaryBottleneck.from_pretrained(tmp_path / "out").eval()
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     figures = settings["validation"]
@@ -99,7 +88,7 @@ def test_fits_a_dictionary_that_loads_and_whose_figures_hold(folder, tmp_path):
     assert 0 < figures["entropy_bits_per_pixel"] < figures["bits_per_pixel"] * 1.1
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{figures['latent_snr_db']:.2f}" in card and f"{figures['entropy_bits_per_pixel']:.3f}" in card
-    assert "latent SNR" in done.stdout
+    assert "latent SNR" in output
 
 
 @pytest.mark.parametrize(
