@@ -1,8 +1,10 @@
 """Fresh processes, forked ones, and a Hub on this machine.
 
-What a plug-in gets wrong shows only in a process that has not run the saving code, and from the Hub only. `fresh` runs a script
-in a new interpreter, which spends seconds on its imports. Where a process of its own is needed but not a new interpreter (limits, threads,
-kills, scripts with an environment of their own), `apart` and `killed_everywhere` fork this one. `LocalHub` answers the requests of the real `huggingface_hub` client, so that nothing of it is mocked.
+What a plug-in gets wrong shows only in a process that has not run the saving code, and from the Hub only. `fresh`
+runs a script in a new interpreter, which spends seconds on its imports. Where a process of its own is needed but not a
+new interpreter (limits, threads, kills, scripts with an environment of their own), `apart` and `killed_everywhere`
+fork this one; not for code that calls faiss, whose pool of threads does not outlive a fork. `LocalHub` answers the
+requests of the real `huggingface_hub` client, so that nothing of it is mocked.
 """
 
 import base64
@@ -71,7 +73,7 @@ def call_in_fork(function: Callable[[], object], folder: Path, **environment: st
     answer = Path(tempfile.mkdtemp(dir=folder)) / "answer.json"
     child = os.fork()
     if child == 0:
-        signal.alarm(60)  # a lock that a thread of ours held at the fork is never given back
+        signal.alarm(300)  # a lock that a thread of ours held at the fork is never given back
         try:
             os.environ.update(environment)
             os.chdir(folder)
@@ -92,6 +94,12 @@ def call_in_fork(function: Callable[[], object], folder: Path, **environment: st
 
 def run_apart(script: Path, *words: object, folder: Path = Path(tempfile.gettempdir()), **environment: str):
     """Runs a script as `python SCRIPT WORDS…` does, in a forked child inside `folder`: code, stdout, stderr."""
+    if not hasattr(os, "fork"):
+        command, variables = [sys.executable, *map(str, (script, *words))], {**os.environ, "PYTHONPATH": str(SOURCE)}
+        done = subprocess.run(
+            command, cwd=folder, env={**variables, **environment}, capture_output=True, text=True, timeout=300
+        )
+        return done.returncode, done.stdout, done.stderr
     return call_in_fork(lambda: run_here(script, *words), folder, **environment)
 
 

@@ -1,8 +1,9 @@
 """The training scripts on small pictures: in this process, and in processes that are forked from it.
 
-A script that a test starts anew spends more time on its imports than on its few steps. What a test proves about several processes, about
-SIGKILL or about resuming needs processes, but not new interpreters: `forked` runs a script in one thread in children of this process, which
-has imported torch already. Where the way of starting is what is proven, tests launch the script as a user does.
+A script that a test starts anew spends more time on its imports than on its few steps. What a test proves about several
+processes, about SIGKILL or about resuming needs processes, but not new interpreters: `forked` runs a script in one
+thread in children of this process, which has imported torch already. Where the way of starting is what is proven, tests
+launch the script as a user does.
 """
 
 import importlib.util
@@ -85,7 +86,7 @@ def run(script, data, tmp_path):
 
 
 def child(rank, processes, port, here, script, line, environment):
-    """One rank: what `accelerate launch` sets in its environment, one thread, and the script as `python SCRIPT LINE…`."""
+    """One rank: the environment that `accelerate launch` sets, one thread, and the script as `python SCRIPT LINE…`."""
     os.environ.update(environment, OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
     if processes > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))

@@ -1,7 +1,8 @@
-"""examples/train_dlgan.py in processes: launched as a user launches it, killed, resumed, and as several that train as one.
+"""examples/train_dlgan.py in processes: launched as a user does it, killed, resumed, and as several that train as one.
 
-Launched for real, a new interpreter each: `accelerate launch` to train and to resume, with the configuration of one GPU and with that of FSDP,
-and `torchrun`. Every other process is forked (see conftest.py), and runs that are compared with one run share it.
+Launched for real, a new interpreter each: `accelerate launch` to train and to resume, with the configuration of one GPU
+and with that of FSDP, and `torchrun`. Every other process is forked (see conftest.py), and runs that are compared with
+one run share it.
 """
 
 import argparse

@@ -128,7 +128,7 @@ def test_each_step_takes_a_best_atom(kind):
 
 @functools.cache
 def distances(kind, features, atoms, number, chosen):
-    """Distances of one signal to the span of the atoms `chosen` and each other atom; the backends, which mostly choose alike, share them."""
+    """Distances of a signal to the span of `chosen` and each other atom; shared by the backends, which choose alike."""
     signals, dictionary = problem(60, features, atoms, kind)
     signal, exact = signals[number].double().numpy(), dictionary.double().numpy()
     trials = {k: [*chosen, k] for k in range(atoms) if k not in chosen}

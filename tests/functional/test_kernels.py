@@ -240,7 +240,8 @@ result["threads"] = torch.get_num_threads()
 
 
 def test_every_operator_after_a_fork(fresh, tmp_path):
-    # Threads that wait do not spin, which costs more than the work. 4,000 signals: torch itself would take more than one thread for their maximum, and GNU's pool is gone in a child
+    # 4,000 signals: torch itself would take more than one thread for their maximum, and GNU's pool is gone in a child.
+    # Threads that wait do not spin: that costs more than the work.
     result = fresh(SCRIPT_AFTER_A_FORK, tmp_path, OMP_NUM_THREADS="2", OMP_WAIT_POLICY="passive")
     assert result == {"status": 0, "threads": 2}
 
