@@ -1,7 +1,10 @@
-"""Fresh processes and a Hub on this machine.
+"""Fresh processes, forked ones, and a Hub on this machine.
 
-What a plug-in gets wrong shows only in a process that has not run the saving code, and from the Hub only. `fresh` runs a script
-in a new interpreter; `LocalHub` answers the requests of the real `huggingface_hub` client, so that nothing of it is mocked.
+What a plug-in gets wrong shows only in a process that has not run the saving code, and from the Hub only. `fresh`
+runs a script in a new interpreter, which spends seconds on its imports. Where a process of its own is needed but not a
+new interpreter (limits, threads, kills, scripts with an environment of their own), `apart` and `killed_everywhere`
+fork this one; not for code that calls faiss, whose pool of threads does not outlive a fork. `LocalHub` answers the
+requests of the real `huggingface_hub` client, so that nothing of it is mocked.
 """
 
 import base64
@@ -10,10 +13,14 @@ import io
 import json
 import os
 import runpy
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+import traceback
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -58,6 +65,47 @@ def run_fresh(script: str, folder: Path, **environment: str) -> dict:
 @pytest.fixture(scope="session")
 def fresh():
     return run_fresh
+
+
+def call_in_fork(function: Callable[[], object], folder: Path, **environment: str) -> object:
+    """What `function()` returns in a forked child inside `folder`, through JSON; what it raises is shown here."""
+    sys.stdout.flush(), sys.stderr.flush()
+    answer = Path(tempfile.mkdtemp(dir=folder)) / "answer.json"
+    child = os.fork()
+    if child == 0:
+        signal.alarm(300)  # a lock that a thread of ours held at the fork is never given back
+        try:
+            os.environ.update(environment)
+            os.chdir(folder)
+            if "torch" in sys.modules:  # GNU's pool of threads is gone in a child
+                sys.modules["torch"].set_num_threads(1)
+            answer.write_text(json.dumps({"value": function()}))
+        except BaseException:
+            answer.write_text(json.dumps({"raised": traceback.format_exc()}))
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, f"the child ended with status {status}"
+    found = json.loads(answer.read_text())
+    shutil.rmtree(answer.parent)
+    assert "raised" not in found, found["raised"]
+    return found["value"]
+
+
+def run_apart(script: Path, *words: object, folder: Path = Path(tempfile.gettempdir()), **environment: str):
+    """Runs a script as `python SCRIPT WORDS…` does, in a forked child inside `folder`: code, stdout, stderr."""
+    if not hasattr(os, "fork"):
+        command, variables = [sys.executable, *map(str, (script, *words))], {**os.environ, "PYTHONPATH": str(SOURCE)}
+        done = subprocess.run(
+            command, cwd=folder, env={**variables, **environment}, capture_output=True, text=True, timeout=300
+        )
+        return done.returncode, done.stdout, done.stderr
+    return call_in_fork(lambda: run_here(script, *words), folder, **environment)
+
+
+@pytest.fixture(scope="session")
+def apart():
+    return run_apart
 
 
 # Stops a child before and after each of its system calls and kills it at the N-th stop, for every N (or every
@@ -113,7 +161,9 @@ def kill_everywhere(imports: str, write: str, folder: Path, stride: int = 1) -> 
     """
     if sys.platform != "linux":
         pytest.skip("ptrace of Linux")
-    return run_fresh(KILLED_EVERYWHERE.format(imports=imports, write=write, stride=stride), folder)["kills"]
+    names = {"result": {}}
+    script = compile(KILLED_EVERYWHERE.format(imports=imports, write=write, stride=stride), "killed", "exec")
+    return call_in_fork(lambda: exec(script, names) or names["result"]["kills"], folder)
 
 
 @pytest.fixture(scope="session")

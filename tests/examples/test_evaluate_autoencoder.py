@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -56,14 +55,14 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder):
-    command = [sys.executable, str(SCRIPT), str(folder / "dictionary"), str(folder / "vq")]
+def run(folder, apart):
+    command = [str(folder / "dictionary"), str(folder / "vq")]
     command += ["--data", str(folder / "images"), "--batch_size", "4", "--coefficient_bits", "8", "--grid_images", "3"]
     command += ["--lpips_weights", str(folder / "lpips"), "--fid_features", str(folder / "features.pt")]
     command += ["--fid_resize", "0", "--output_dir", str(folder / "out"), "--device", "cpu"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return result.stdout, json.loads((folder / "out" / "results.json").read_text())
+    code, output, said = apart(SCRIPT, *command)
+    assert code == 0, said
+    return output, json.loads((folder / "out" / "results.json").read_text())
 
 
 def reconstructions(folder, name):

@@ -3,7 +3,6 @@
 import importlib.util
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -26,11 +25,6 @@ def module(name):
     return loaded
 
 
-def run(name, *arguments):
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
@@ -42,18 +36,18 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fitted(pictures, tmp_path_factory):
+def fitted(pictures, tmp_path_factory, here):
     folder = tmp_path_factory.mktemp("fit") / "pq"
-    done = run(
-        "fit_codec", "--train_data_dir", pictures, "--validation_data_dir", pictures, "--notation", "PQ-{16-4-4}",
+    code, out, err = here(
+        EXAMPLES / "fit_codec.py", "--train_data_dir", pictures, "--validation_data_dir", pictures, "--notation", "PQ-{16-4-4}",
         "--codebook_bits", 4, "--patch_size", 4, "--max_patches", 2000, "--iterations", 5, "--output_dir", folder,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder, done
+    assert code == 0, err
+    return folder, out, err
 
 
 def test_the_folder_loads_and_its_card_has_the_rate(fitted, pictures):
-    folder, done = fitted
+    folder, out, err = fitted
     codec = ModelBasedVQCodec.from_pretrained(folder)
     assert codec.notation == "PQ-{16-4-4}"
     settings = json.loads((folder / "settings.json").read_text())
@@ -67,7 +61,7 @@ def test_the_folder_loads_and_its_card_has_the_rate(fitted, pictures):
     card = (folder / "README.md").read_text()
     assert "1.5 bits per pixel" in card and f"{np.mean(psnr):.2f}" in card and "model.pack" in card
     assert Image.open(folder / "reconstructions.png").size[1] >= 80
-    assert "Codebooks: 100%" in done.stderr and "peak memory" in done.stdout
+    assert "Codebooks: 100%" in err and "peak memory" in out
 
 
 def test_the_same_seed_fits_the_same_codec(fitted, pictures, tmp_path, here):
@@ -126,20 +120,20 @@ def test_the_hub_gets_the_codec_and_no_token(pictures, tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def benchmark(fitted, pictures, tmp_path_factory):
+def benchmark(fitted, pictures, tmp_path_factory, apart):
     folder = tmp_path_factory.mktemp("benchmark")
     torch.manual_seed(0)
     PerceptualSimilarity("squeeze").save_pretrained(folder / "lpips")
-    done = run(
-        "benchmark_codec", fitted[0], "--data", pictures, "--lpips_weights", folder / "lpips", "--wrapped_uint8",
+    code, output, said = apart(
+        EXAMPLES / "benchmark_codec.py", fitted[0], "--data", pictures, "--lpips_weights", folder / "lpips", "--wrapped_uint8",
         "--per_image", "--repeats", 1, "--grid_crop", 40, "--output_dir", folder / "out",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder / "out", done
+    assert code == 0, said
+    return folder / "out", output
 
 
 def test_every_format_stands_beside_the_codec_at_its_bytes(benchmark, fitted, pictures):
-    folder, done = benchmark
+    folder, said = benchmark
     results = json.loads((folder / "results.json").read_text())
     rows = {row["name"]: row for row in results["rows"]}
     assert list(rows) == ["PQ-{16-4-4}"] + [f"{name} ≤ PQ-{{16-4-4}}" for name in ("jpeg", "webp", "avif", "jxl")]
@@ -161,7 +155,7 @@ def test_every_format_stands_beside_the_codec_at_its_bytes(benchmark, fitted, pi
     assert rows["PQ-{16-4-4}"]["bits_per_pixel"] == pytest.approx(mean)
     assert all(row["wrapped_psnr"] > 27 for row in rows.values())
     text = (folder / "results.md").read_text()
-    assert text in done.stdout and "2.png" in text and "wrapped PSNR" in text
+    assert text in said and "2.png" in text and "wrapped PSNR" in text
     assert Image.open(folder / "rate.png").size[0] > 300 and Image.open(folder / "grid.png").size[1] == 6 * 44
 
 

@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -64,19 +62,10 @@ def sources(folder):
     ]  # fmt: skip
 
 
-def test_fits_a_dictionary_that_loads_and_whose_figures_hold(folder, tmp_path):
-    command = [
-        sys.executable,
-        EXAMPLES / "fit_latent_bottleneck.py",
-        *sources(folder),
-        "--num_symbols",
-        32,
-        "--sparsity",
-        2,
-    ]
-    command += ["--passes", 2, "--output_dir", tmp_path / "out"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_fits_a_dictionary_that_loads_and_whose_figures_hold(folder, tmp_path, apart):
+    words = ["--num_symbols", 32, "--sparsity", 2, "--passes", 2, "--output_dir", tmp_path / "out"]
+    code, output, said = apart(EXAMPLES / "fit_latent_bottleneck.py", *sources(folder), *words)
+    assert code == 0, said
     bottleneck = DictionaryBottleneck.from_pretrained(tmp_path / "out").eval()
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     figures = settings["validation"]
@@ -99,7 +88,7 @@ def test_fits_a_dictionary_that_loads_and_whose_figures_hold(folder, tmp_path):
     assert 0 < figures["entropy_bits_per_pixel"] < figures["bits_per_pixel"] * 1.1
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{figures['latent_snr_db']:.2f}" in card and f"{figures['entropy_bits_per_pixel']:.3f}" in card
-    assert "latent SNR" in done.stdout
+    assert "latent SNR" in output
 
 
 @pytest.mark.parametrize(
@@ -126,17 +115,10 @@ def test_fits_the_other_bottlenecks(folder, tmp_path, flags, monkeypatch):
         script.cli([str(word) for word in [*words, "--overwrite_output_dir", "--autoencoder", tmp_path / "gone"]])
 
 
-def test_every_family_is_judged_at_its_rate(folder, tmp_path):
+def test_every_family_is_judged_at_its_rate(folder, tmp_path, apart):
     configurations = "dictionary:K=32,S=1 dictionary:K=32,S=3,pursuit=ols,scale=shared dictionary:K=64,S=3,p=2,tolerance=0.3 vq:K=16 rvq:K=16,D=1 rvq:K=16,D=3"
     configurations += " fsq:levels=5,channels=2 scalar:bits=4 scalar:bits=8 klt:step=0.2 klt:step=0.6 float:bits=16"
-    command = [
-        sys.executable,
-        EXAMPLES / "evaluate_retrofit.py",
-        *sources(folder),
-        "--grid",
-        "none",
-        "--configurations",
-    ]
+    command = [*sources(folder), "--grid", "none", "--configurations"]
     command += [*configurations.split(), "--lpips_weights", folder / "lpips", "--fid_features", folder / "features.pt"]
     command += [
         "--fsq_steps",
@@ -150,8 +132,8 @@ def test_every_family_is_judged_at_its_rate(folder, tmp_path):
         "--output_dir",
         tmp_path / "out",
     ]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    code, output, said = apart(EXAMPLES / "evaluate_retrofit.py", *command)
+    assert code == 0, said
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = {row["name"]: row for row in results["rows"]}
     assert len(rows) == 12 and not results["missing"]
@@ -170,7 +152,7 @@ def test_every_family_is_judged_at_its_rate(folder, tmp_path):
     assert rows["klt step=0.2"]["bits_per_element"] > rows["klt step=0.6"]["bits_per_element"]
     assert rows["vq K=16"]["nominal_bits_per_element"] == 1
     text = (tmp_path / "out" / "results.md").read_text()
-    assert "| int4 |" in text and "latent SNR" in done.stdout
+    assert "| int4 |" in text and "latent SNR" in output
     for name in ("rate_distortion.png", "grid.png"):
         assert min(Image.open(tmp_path / "out" / name).size) > 100
 

@@ -82,14 +82,18 @@ def test_the_preset_decides_about_self_conditioning(script, folder, tmp_path, mo
     assert CategoricalUNet2DModel.from_pretrained(tmp_path / "out" / "unet").config.self_conditioning is expected
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(folder, tmp_path):
+def test_a_resumed_run_is_the_uninterrupted_one(folder, tmp_path, forked):
+    """Trained in one process and resumed in another, which a user starts."""
+
     def launch(output, *more):
         command = [sys.executable, str(SCRIPT), *arguments(folder, output, "--lr_warmup_steps", 1, *more)]
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stderr
         return done
 
-    launch(tmp_path / "whole", "--max_train_steps", 4, "--checkpointing_steps", 2, "--use_ema")
+    more = ("--lr_warmup_steps", 1, "--max_train_steps", 4, "--checkpointing_steps", 2, "--use_ema")
+    forked(SCRIPT, arguments(folder, tmp_path / "whole", *more))
     checkpoint = tmp_path / "whole" / "checkpoint-2"
     assert isinstance(CategoricalUNet2DModel.from_pretrained(checkpoint, subfolder="unet"), CategoricalUNet2DModel)
     done = launch(tmp_path / "resumed", "--max_train_steps", 4, "--use_ema", "--resume_from_checkpoint", checkpoint)
@@ -98,8 +102,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(folder, tmp_path):
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes()
 
 
-def test_two_processes_train_together(folder, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(SCRIPT)]
+def test_two_processes_train_together(folder, tmp_path, forked):
     more = (
         "--max_train_steps",
         4,
@@ -112,10 +115,7 @@ def test_two_processes_train_together(folder, tmp_path):
         "--mixed_precision",
         "bf16",
     )
-    command += arguments(folder, tmp_path / "out", *more)
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
+    forked(SCRIPT, arguments(folder, tmp_path / "out", *more), 2)
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["total_batch_size"] == 8
     log = [json.loads(line) for line in (tmp_path / "out" / "training_log.jsonl").read_text().splitlines()]

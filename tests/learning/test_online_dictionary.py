@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from scipy.linalg import hadamard
 
 from diffusers_lasers import OnlineDictionaryLearner
@@ -322,7 +321,7 @@ def test_the_window_gives_an_average_atom_64_uses(num_atoms, sparsity, batch_siz
 # --- ranks ------------------------------------------------------------------------------------------------------------
 
 
-def _rank(rank, folder):
+def _rank(rank, port, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     start = random_dictionary(FEATURES, ATOMS, seeded(1))
@@ -340,9 +339,8 @@ def _rank(rank, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_learn_as_one(tmp_path):
-    multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+def test_two_processes_learn_as_one(in_two_processes, tmp_path):
+    ranks = in_two_processes(_rank, tmp_path)
     assert ranks[0]["steps"] == ranks[1]["steps"] == [6, 2 * 8, 2 * 3 * 2]
     for key in ("halves", "shards", "items"):
         for name, value in ranks[0][key].items():

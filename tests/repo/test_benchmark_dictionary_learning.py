@@ -2,8 +2,6 @@
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,15 +23,15 @@ MODULES += ("sparse_coding_peers", "sparse_coding_report")
 SCRIPT = ROOT / "benchmarks/benchmark_dictionary_learning.py"
 
 
-def run(*arguments, **environment):
+@pytest.fixture
+def run(apart):
     """Exit code and output of the script, on small problems, in a process of its own."""
-    process = subprocess.run(
-        [sys.executable, SCRIPT, *SMALL, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **ONE_THREAD, **environment},
-    )
-    return process.returncode, process.stdout + process.stderr
+
+    def start(*arguments):
+        code, out, err = apart(SCRIPT, *SMALL, *arguments, **ONE_THREAD)
+        return code, out + err
+
+    return start
 
 
 @pytest.fixture
@@ -67,7 +65,7 @@ def task(modules):
     return modules("dictionary_learning_peers").Task(signals, start, 3, 50, 1, 0)
 
 
-def test_it_runs_beside_its_peers(tmp_path):
+def test_it_runs_beside_its_peers(run, tmp_path):
     for package in ("spams", "sklearn", "matplotlib"):
         pytest.importorskip(package)
     code, output = run("--points", 2, "--rounds", 2, "--passes", 1, "--output_dir", tmp_path / "out")

@@ -50,8 +50,21 @@ def easy():
     return (dictionary.t()[chosen] * torch.tensor([4.0, 2.0, 1.0]).view(1, 3, 1)).sum(dim=1) + noise, dictionary
 
 
+@pytest.fixture(scope="session")
+def quick(apart):
+    """The same in a forked process."""
+
+    def start(*arguments):
+        code, out, err = apart(
+            ROOT / "benchmarks/benchmark_sparse_coding.py", "--threads", 1, *arguments, **ONE_THREAD
+        )
+        return code, out + err
+
+    return start
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(quick, tmp_path_factory):
     """A small run with two random cases and one from a file: its folder and its results.json."""
     folder = tmp_path_factory.mktemp("benchmark")
     generator = torch.Generator().manual_seed(1)
@@ -60,7 +73,7 @@ def results(tmp_path_factory):
     save_file({"signals": signals, "dictionary": dictionary}, folder / "latents.safetensors")
     source = ("--signals", folder / "latents.safetensors", "--sparsity", 3)
     options = ("--scale", 0.002, "--rounds", 2, "--skip", "memory", "--output_dir", folder / "out")
-    code, output = run("--cases", "A", "D", *source, *options, **ONE_THREAD)
+    code, output = quick("--cases", "A", "D", *source, *options)
     assert code == 0, output
     return folder / "out", json.loads((folder / "out/results.json").read_text())
 
@@ -131,7 +144,7 @@ def test_missing_peers_are_skipped_with_the_extra_that_brings_them(tmp_path):
     assert "SPAMS" not in rows and rows["omp, torch"]["ratio_to_spams"] is None
 
 
-def test_only_the_named_implementations_run(tmp_path):
+def test_only_the_named_implementations_run(quick, tmp_path):
     parts = ("floors", "memory", "synthesis", "growth", "figure")
     arguments = (
         "--cases",
@@ -146,7 +159,7 @@ def test_only_the_named_implementations_run(tmp_path):
         "ols, torch",
         "omp, torch",
     )
-    code, output = run(*arguments, "--skip", *parts, **ONE_THREAD)
+    code, output = quick(*arguments, "--skip", *parts)
     assert code == 0, output
     written = json.loads((tmp_path / "results.json").read_text())
     assert set(written["cases"]["D"]["rows"]) == {"omp, torch", "ols, torch"}
@@ -328,27 +341,12 @@ def test_colors_differ(modules):
     assert set(report.COLORS) == {coder.name for coder in report.CODERS}
 
 
-def test_the_benchmark_on_a_gpu_needs_one():
-    process = subprocess.run(
-        [sys.executable, ROOT / "benchmarks/benchmark_sparse_coding_gpu.py", "--cases", "A"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert process.returncode == 2 and "needs a CUDA device" in process.stderr
+def test_the_benchmark_on_a_gpu_needs_one(apart):
+    code, _, said = apart(ROOT / "benchmarks/benchmark_sparse_coding_gpu.py", "--cases", "A", CUDA_VISIBLE_DEVICES="")
+    assert code == 2 and "needs a CUDA device" in said
 
 
-def test_the_step_benchmark_knows_what_runs_on_a_gpu():
-    process = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "benchmarks/benchmark_training_step.py",
-            "--device",
-            "cuda",
-            "--variants",
-            "omp, fused",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 2 and "the kernels run on the CPU only; on cuda --variants takes vq" in process.stderr
+def test_the_step_benchmark_knows_what_runs_on_a_gpu(apart):
+    words = ("--device", "cuda", "--variants", "omp, fused")
+    code, _, said = apart(ROOT / "benchmarks/benchmark_training_step.py", *words)
+    assert code == 2 and "the kernels run on the CPU only; on cuda --variants takes vq" in said

@@ -5,7 +5,6 @@ import os
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from diffusers_lasers import PatchDiscriminator
 from diffusers_lasers.training import (
@@ -178,8 +177,8 @@ def test_bad_arguments_of_the_objective_are_named(networks):
         AdversarialObjective(networks[1], "wasserstein")
 
 
-def _rank(rank, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29619")
+def _rank(rank, port, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     torch.save(weight_of(slice(2 * rank, 2 * rank + 2)), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -192,9 +191,8 @@ def weight_of(part):
     return adaptive_weight(sample.square().mean(), sample.sigmoid().mean(), layer.weight)
 
 
-def test_all_ranks_have_the_weight_of_the_whole_batch(tmp_path):
-    multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_all_ranks_have_the_weight_of_the_whole_batch(in_two_processes, tmp_path):
+    first, second = in_two_processes(_rank, tmp_path)
     assert torch.equal(first, second)
     torch.testing.assert_close(first, weight_of(slice(0, 4)), rtol=1e-5, atol=0)
     assert abs(first - weight_of(slice(0, 2))) > 1e-3 * first

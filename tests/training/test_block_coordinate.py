@@ -4,7 +4,6 @@ import os
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from diffusers_lasers import DictionaryBottleneck
 from diffusers_lasers.functional import forgetting_factor
@@ -121,8 +120,8 @@ def test_a_state_of_the_other_kind_is_refused():
         BlockCoordinateUpdate(bottleneck, memory=0)
 
 
-def _rank(rank, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29617")
+def _rank(rank, port, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     torch.set_num_threads(1)
     bottleneck, upkeep = make()
@@ -132,9 +131,8 @@ def _rank(rank, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_with_half_the_batch_equal_one_with_the_whole(tmp_path):
-    multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_two_ranks_with_half_the_batch_equal_one_with_the_whole(in_two_processes, tmp_path):
+    first, second = in_two_processes(_rank, tmp_path)
     bottleneck, upkeep = make()
     for step in range(3):
         take_step(bottleneck, upkeep, latents_of(step, batch=8))

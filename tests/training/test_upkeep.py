@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from diffusers_lasers import DictionaryBottleneck, IdentityBottleneck, VectorQuantizerBottleneck
 from diffusers_lasers.training import DictionaryUpkeep
@@ -200,7 +199,7 @@ def test_nothing_is_read_on_the_host():
     assert upkeep.step == 1
 
 
-def _rank(rank, folder):
+def _rank(rank, port, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     bottleneck, optimizer, upkeep = make(revive_every=2, revive_fraction=0.5)
@@ -231,9 +230,8 @@ def _rank(rank, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_end_with_the_same_dictionary(tmp_path):
-    multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+def test_two_processes_end_with_the_same_dictionary(in_two_processes, tmp_path):
+    ranks = in_two_processes(_rank, tmp_path)
     assert torch.equal(ranks[0]["dictionary"], ranks[1]["dictionary"]) and ranks[0]["revived"] > 0
     for ours, theirs in zip(ranks[0]["moments"], ranks[1]["moments"]):
         assert torch.equal(ours, theirs)
