@@ -31,7 +31,6 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers import DDPMScheduler, DiscreteDDIMScheduler
 from diffusers.optimization import get_scheduler
-from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -77,6 +76,7 @@ from diffusers_lasers.utils import (
     write_json,
     write_model_card,
 )
+from diffusers_lasers.visualization import image_grid
 
 
 logger = get_logger(__name__)
@@ -218,9 +218,9 @@ def coded_dataset(codec, args, split, folder, device):
     grid = -(-args.resolution // side)
 
     def make():
-        for start in tqdm(range(0, len(images), 64), desc=f"Codes, {split}", file=sys.stderr):
-            indices = list(range(start, min(start + 64, len(images))))
-            pixels = images.__getitems__(indices)["pixel_values"].to(device)
+        total = math.ceil(len(images) / 64)
+        for pixels in tqdm(images.batches(64), total=total, desc=f"Codes, {split}", file=sys.stderr):
+            pixels = pixels.to(device)
             for view in (pixels, pixels.flip(-1))[:views]:
                 yield encode_indices(codec, view).cpu().numpy()
 
@@ -382,13 +382,8 @@ def validate(run, args, step):
             ).images
         finally:
             run.model.train()
-    columns = math.ceil(math.sqrt(len(images)))
-    canvas = torch.ones(3, -(-len(images) // columns) * images.shape[-2], columns * images.shape[-1])
-    for index, image in enumerate(images.cpu()):
-        row, column = divmod(index, columns)
-        top, left = row * image.shape[-2], column * image.shape[-1]
-        canvas[:, top : top + image.shape[-2], left : left + image.shape[-1]] = image
-    picture = Image.fromarray(canvas.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    rows = images.mul(2).sub(1).split(math.ceil(math.sqrt(len(images))))  # [0, 1] as [-1, 1]
+    picture = image_grid([("", row) for row in rows], cell=1)
     path = Path(args.output_dir) / "validation" / f"step-{step:07d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(path, picture)

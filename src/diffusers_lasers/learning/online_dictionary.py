@@ -46,10 +46,11 @@ from ..functional.pursuits import PURSUITS
 from ..functional.synthesis import synthesize
 from ..utils.distributed import broadcast, rank_and_world_size
 from ..utils.import_utils import requires
+from ..utils.seeding import seeded_generator
 from .arguments import LearnerConfig, check_init
 from .files import read_state, write_state
 from .initialisation import first_dictionary
-from .minibatches import Position, as_signals, leading_signals, minibatches, seeded_generator
+from .minibatches import Position, as_signals, leading_signals, minibatches
 from .states import check_state
 from .statistics import ScaledStatistics
 
