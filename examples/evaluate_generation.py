@@ -94,7 +94,7 @@ def distances(features, reference, args):
 
 def picture(rows):
     """Rows of uint8 images `(n, 3, H, W)` as one picture, pixel by pixel."""
-    return image_grid([("", row / 127.5 - 1) for row in rows], cell=1)
+    return image_grid([("", row / 127.5 - 1) for row in rows], cell=1, margin=0)
 
 
 @torch.no_grad()
@@ -187,8 +187,10 @@ def main(args):
     check_output_folder(args.output_dir, overwrite=True)
     pipelines = {path: ModelBasedLatentDiffusionPipeline.from_pretrained(path) for path in args.pipelines}
     for path, pipeline in pipelines.items():
-        trained = pipeline.scheduler.config.num_train_timesteps
-        if args.num_inference_steps > trained:
+        trained = pipeline.scheduler.config.get(
+            "num_train_timesteps"
+        )  # diffusers' DiscreteDDIMScheduler has no such limit
+        if trained is not None and args.num_inference_steps > trained:
             raise ValueError(
                 f"--num_inference_steps must be at most the {trained} that {path} was trained with, got {args.num_inference_steps}."
             )

@@ -29,7 +29,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
-from diffusers import DDPMScheduler, DiscreteDDIMScheduler
+from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -42,8 +42,8 @@ from diffusers_lasers import (
     CategoricalUNet2DModel,
     ModelBasedLatentDiffusionPipeline,
     ModelBasedVQCodec,
+    UniformD3PMScheduler,
 )
-from diffusers_lasers.functional import make_betas
 from diffusers_lasers.models.codecs import encode_indices, index_layout
 from diffusers_lasers.training import (
     ImageDataset,
@@ -241,7 +241,7 @@ def collate(codes):
 
 
 def make_scheduler(args, codewords):
-    """What samples with a denoiser of this parameterization."""
+    """What adds the noise in training and samples with a denoiser of this parameterization."""
     shared = {"num_train_timesteps": args.num_train_timesteps, "beta_schedule": args.beta_schedule}
     if args.parameterization == "categorical":
         return CategoricalDDPMScheduler(num_codewords=codewords, temperature=args.temperature, **shared)
@@ -249,7 +249,7 @@ def make_scheduler(args, codewords):
         return DDPMScheduler(prediction_type="epsilon", clip_sample=True, **shared)
     if args.parameterization == "absorbing":
         return AbsorbingD3PMScheduler(num_codewords=codewords, temperature=args.temperature)
-    return DiscreteDDIMScheduler()
+    return UniformD3PMScheduler(num_codewords=codewords)
 
 
 def prepare(args):
@@ -285,7 +285,7 @@ def prepare(args):
     run.objective = IndexDiffusionObjective(
         args.parameterization,
         codewords,
-        (1 - make_betas(args.beta_schedule, args.num_train_timesteps)).cumprod(dim=0).float(),
+        make_scheduler(args, codewords),
         run.codec if isinstance(run.codec, ModelBasedVQCodec) else None,
         args.image_weight,
         args.code_loss,
@@ -342,9 +342,7 @@ def register_hooks(run):
 
 
 def make_pipeline(run, args):
-    pipeline = ModelBasedLatentDiffusionPipeline(
-        run.codec, run.model, make_scheduler(args, run.model.config.num_codewords)
-    )
+    pipeline = ModelBasedLatentDiffusionPipeline(run.codec, run.model, run.objective.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -354,7 +352,7 @@ def held_out_loss(run, args):
     """Mean loss of held-out codes, each at the middles of eight equal spans of time, with noise of a seed of its own."""
     if run.held_out is None:
         return {}
-    steps, losses = len(run.objective.alphas_cumprod), []
+    steps, losses = len(run.objective.scheduler), []
     with torch.random.fork_rng():
         torch.manual_seed(1)
         for start in range(0, len(run.held_out), args.train_batch_size):
@@ -383,7 +381,7 @@ def validate(run, args, step):
         finally:
             run.model.train()
     rows = images.mul(2).sub(1).split(math.ceil(math.sqrt(len(images))))  # [0, 1] as [-1, 1]
-    picture = image_grid([("", row) for row in rows], cell=1)
+    picture = image_grid([("", row) for row in rows], cell=1, margin=0)
     path = Path(args.output_dir) / "validation" / f"step-{step:07d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(path, picture)

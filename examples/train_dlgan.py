@@ -615,7 +615,7 @@ def draw(model: AutoencoderDL, run: argparse.Namespace, args: argparse.Namespace
     given = [] if args.task == "reconstruction" else [inputs]
     with run.accelerator.autocast():
         sample = model(inputs).sample
-    return image_grid([("", row) for row in (images, *given, sample)], cell=1)
+    return image_grid([("", row) for row in (images, *given, sample)], cell=1, margin=0)
 
 
 def describe(args: argparse.Namespace, run: argparse.Namespace) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from diffusers_lasers import (
     PerceptualSimilarity,
     ResidualVQBottleneck,
     ScalarQuantizerBottleneck,
+    UniformD3PMScheduler,
     VectorQuantizerBottleneck,
 )
 from diffusers_lasers.utils import config_checks
@@ -55,6 +56,7 @@ SMALL = {
     IdentityBottleneck: {},
     AbsorbingD3PMScheduler: {},
     CategoricalDDPMScheduler: {},
+    UniformD3PMScheduler: {},
 }
 HOSTILE = [
     *(None, True, False, "", "8", "omp", "NaN", b"8", 0, -1, -(2**63), 2**31, 2**63, 10**30, 10**5000, 0.0, -0.5, 0.5, 1.5, 8.0),
