@@ -639,6 +639,7 @@ def describe(args: argparse.Namespace, run: argparse.Namespace) -> dict[str, Any
         "bits_per_pixel": model.bits_per_pixel(side, side),
         "model": dict(model.config),
         "discriminator": None if discriminator is None else dict(discriminator.config),
+        "discriminator_patch": None if discriminator is None else discriminator.receptive_field,
         "versions": {
             "diffusers_lasers": diffusers_lasers.__version__,
             "diffusers": diffusers.__version__,
@@ -662,7 +663,8 @@ def card_sections(settings: dict, results: dict, picture: str, failures: list[st
         lines.append(f"- Task: {arguments['task']} ({detail}); `pipeline/` is a `DLRestorationPipeline`")
     if settings["discriminator"] is not None:
         lines.append(
-            f"- Discriminator: {arguments['adversarial_loss']} loss, from step {arguments['discriminator_start']} on; in `discriminator/`"
+            f"- Discriminator: {arguments['adversarial_loss']} loss, from step {arguments['discriminator_start']} on, "
+            f"patches of {settings['discriminator_patch']} pixels; in `discriminator/`"
         )
     if arguments["use_ema"]:
         lines.append(f"- Weights: exponential moving average, decay {arguments['ema_decay']}")

@@ -45,7 +45,7 @@ def main() -> None:
         codes = codec.encode(pixels).codes
         shifted = codec.decode((codes + args.shift).clamp(min=torch.zeros_like(last), max=last), pixels.shape[-2:])
         sample = shifted.sample.clamp(-1, 1)
-        psnr = -10 * torch.log10(((sample - original) / 2).square().mean()).item()
+        psnr = image_psnr(sample[None], original[None]).item()
         books = [book for channel in ("y", "cb", "cr") for book in getattr(codec, f"codebooks_{channel}")]
         scores = [score_order(book) for book in books]
         means = [statistics.fmean(score[entry] for score in scores) for entry in range(3)]

@@ -174,7 +174,7 @@ def test_the_card_the_settings_and_the_log_say_what_was_done(trained, data):
         assert text in card
     assert f"| PSNR | {held_out[-1]['validation_psnr']:.2f} dB |" in card and "5 held-out" in card
     assert f"| bits per pixel, nominal | {bits:.4g} |" in card and "(validation/step-0000006.png)" in card
-    assert "hinge loss, from step 2 on" in card and "moving average, decay 0.9" in card
+    assert "hinge loss, from step 2 on, patches of 70 pixels" in card and "moving average, decay 0.9" in card
 
 
 def test_the_discriminator_starts_when_it_should_and_is_saved(trained):

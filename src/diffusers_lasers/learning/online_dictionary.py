@@ -33,13 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..functional.dictionary import (
-    draw_signals,
-    draw_subset,
-    normalize_atoms,
-    random_dictionary,
-    revive_atoms,
-)
+from ..functional.dictionary import normalize_atoms, random_dictionary
 from ..functional.online_learning import block_coordinate_update
 from ..functional.operands import as_tensor
 from ..functional.pursuits import PURSUITS
@@ -51,6 +45,7 @@ from .arguments import LearnerConfig, check_init
 from .files import read_state, write_state
 from .initialisation import first_dictionary
 from .minibatches import Position, as_signals, leading_signals, minibatches
+from .revival import revive_unused
 from .states import check_state
 from .statistics import ScaledStatistics
 
@@ -358,10 +353,9 @@ class OnlineDictionaryLearner:
         """Replaces atoms that the window did not use by badly coded signals of the minibatch; nothing is decided on the host."""
         limit = math.ceil(self.config.revive_fraction * self.config.num_atoms)
         generator = seeded_generator(self.config.seed, _REVIVAL, self.step)
-        dead = draw_subset(self.counts == 0, limit, generator)
-        energy = (signals - synthesize(indices, coefficients, self.dictionary)).square().sum(dim=1)
-        candidates = draw_signals(signals, energy, limit, generator)
-        self.dictionary = broadcast(revive_atoms(self.dictionary, dead, candidates, _JITTER, generator).contiguous())
+        self.dictionary, dead = revive_unused(
+            self.dictionary, self.counts, signals, indices, coefficients, limit, _JITTER, generator
+        )
         self._statistics.forget(dead)
         self.revived += dead.sum()
         self.counts.zero_()

@@ -27,9 +27,9 @@ import torch
 from torch import nn
 
 from ..coding.codes import SparseCode
-from ..functional.dictionary import draw_signals, draw_subset, normalize_atoms, project_to_tangent, revive_atoms
-from ..functional.synthesis import synthesize
-from ..utils.distributed import all_reduce_sum, broadcast
+from ..functional.dictionary import normalize_atoms, project_to_tangent
+from ..learning.revival import revive_unused
+from ..utils.distributed import all_reduce_sum
 from ..utils.seeding import seeded_generator
 from .block_coordinate import BlockCoordinateUpdate
 
@@ -174,10 +174,12 @@ class DictionaryUpkeep:
         """Replaces dead atoms on rank 0, sends the dictionary to all ranks and zeroes the moments of the replaced columns."""
         dictionary = self.dictionary
         generator = seeded_generator(self.seed, self.step, device=dictionary.device)
-        dead = draw_subset(self.counts == 0, self._limit, generator)
-        candidates = self._candidates(code, latents, generator)
-        revived = revive_atoms(dictionary.detach(), dead, candidates, jitter=self.jitter, generator=generator)
-        dictionary.copy_(broadcast(torch.where(dead, revived, dictionary)))
+        signals = self.bottleneck.signals(latents.detach()).float()  # (N, features)
+        stride = -(-signals.shape[0] // _MAX_CANDIDATES)
+        indices, coefficients = code.indices.flatten(0, 2), code.coefficients.flatten(0, 2).float()  # (N, S)
+        batch = (part[::stride] for part in (signals, indices, coefficients))
+        revived, dead = revive_unused(dictionary.detach(), self.counts, *batch, self._limit, self.jitter, generator)
+        dictionary.copy_(revived)
         for moment in self.optimizer.state.get(dictionary, {}).values():
             if torch.is_tensor(moment) and moment.shape == dictionary.shape:
                 if not moment.is_floating_point():  # numbers of a code book, of which 0 is the lowest and not zero
@@ -189,15 +191,6 @@ class DictionaryUpkeep:
             self.on_revival(dead)
         self.revived = self.revived.to(dead.device) + dead.sum()
         self.counts.zero_()
-
-    def _candidates(self, code: SparseCode, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """`(M, features)` signals drawn without replacement in proportion to their residual energy (Efraimidis–Spirakis)."""
-        signals = self.bottleneck.signals(latents.detach()).float()  # (N, features)
-        indices, coefficients = code.indices.flatten(0, 2), code.coefficients.flatten(0, 2).float()  # (N, S)
-        stride = -(-signals.shape[0] // _MAX_CANDIDATES)
-        signals, indices, coefficients = signals[::stride], indices[::stride], coefficients[::stride]
-        energy = (signals - synthesize(indices, coefficients, self.dictionary.float())).square().sum(dim=1)
-        return draw_signals(signals, energy, self._limit, generator)
 
     def state_dict(self) -> dict[str, Any]:
         """The step, the window's counts and the state of `block_coordinate`; the rest follows from the arguments."""
