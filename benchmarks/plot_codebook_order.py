@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw
 
 from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.functional import ORDERS, score_order
+from diffusers_lasers.functional.psnr import image_psnr
 from diffusers_lasers.utils import CommandParser, save_image
 from diffusers_lasers.utils.image_sources import to_rgb
 
@@ -45,7 +46,7 @@ def main() -> None:
         codes = codec.encode(pixels).codes
         shifted = codec.decode((codes + args.shift).clamp(min=torch.zeros_like(last), max=last), pixels.shape[-2:])
         sample = shifted.sample.clamp(-1, 1)
-        psnr = -10 * torch.log10(((sample - original) / 2).square().mean()).item()
+        psnr = image_psnr(sample, original).item()
         books = [book for channel in ("y", "cb", "cr") for book in getattr(codec, f"codebooks_{channel}")]
         scores = [score_order(book) for book in books]
         means = [statistics.fmean(score[entry] for score in scores) for entry in range(3)]

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from diffusers_lasers import AutoencoderDL, DictionaryBottleneck, ModelBasedVQCodec
 from diffusers_lasers.coding import Code
-from diffusers_lasers.metrics import PSNR, CodeRate, flip_map
+from diffusers_lasers.functional.psnr import image_psnr
+from diffusers_lasers.metrics import CodeRate, flip_map
 from diffusers_lasers.utils.image_sources import UnreadableImageError, to_rgb
 from diffusers_lasers.visualization import atom_tiles, support_map
 
@@ -233,7 +234,7 @@ def reconstruct(
 
 def psnr(sample: torch.Tensor, picture: Picture) -> float:
     """PSNR in dB."""
-    return float(PSNR().scores(sample, picture.pixels))
+    return float(image_psnr(sample.double(), picture.pixels.double()))
 
 
 def flip(sample: torch.Tensor, picture: Picture) -> tuple[float, Image.Image]:

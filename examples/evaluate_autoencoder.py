@@ -15,6 +15,7 @@ import math
 import platform
 import statistics
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 import diffusers_lasers
 from diffusers_lasers import AutoencoderDL, PerceptualSimilarity
 from diffusers_lasers.functional.dictionary import mutual_coherence
+from diffusers_lasers.functional.psnr import image_psnr
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, RFID, SSIM, AtomUsage, CodeRate, LatentNMSE, flip_map
 from diffusers_lasers.training import (
     Degradation,
@@ -155,22 +157,10 @@ def load_data(args, resolution):
     return dataset, about
 
 
-def batches(dataset, batch_size, device):
-    for start in range(0, len(dataset), batch_size):
-        indices = list(range(start, min(start + batch_size, len(dataset))))
-        yield dataset.__getitems__(indices)["pixel_values"].to(device)
-
-
 def degraded(args, images, start):
     """What the encoder is given for the batch that starts with image `start`, and the masks of inpainting."""
     degrade = Degradation(args.task, args.scale, args.mask, args.mask_fraction)
     return degrade(images, torch.Generator().manual_seed(args.seed + start))
-
-
-def masked_psnr(sample, images, mask):
-    """PSNR in dB of the pixels inside each image's mask, range [-1, 1] (peak 2)."""
-    errors = ((sample.double() - images.double()).square().mean(dim=1) * mask[:, 0]).flatten(1).sum(dim=1)
-    return 10 * torch.log10(4 / (errors / mask.double().flatten(1).sum(dim=1)))
 
 
 def image_metrics(args, dataset):
@@ -225,11 +215,12 @@ def evaluate_inputs(dataset, metrics, missing, args):
     metrics, masked, shown, name = dict(metrics), [], [], "degraded input"
     for metric in metrics.values():
         metric.reset()
-    for number, images in enumerate(batches(dataset, args.batch_size, args.device)):
+    for number, images in enumerate(dataset.batches(args.batch_size)):
+        images = images.to(args.device)
         inputs, mask = degraded(args, images, number * args.batch_size)
         score(name, inputs, images, metrics, missing)
         if mask is not None:
-            masked.append(masked_psnr(inputs, images, mask))
+            masked.append(image_psnr(inputs.double(), images.double(), mask))
         if sum(map(len, shown)) < args.grid_images:
             shown.append(inputs[: args.grid_images - sum(map(len, shown))].cpu())
     row = dict.fromkeys((key for key, _, _ in COLUMNS), None) | {"name": name, "path": None}
@@ -249,13 +240,12 @@ def evaluate(name, model, dataset, metrics, missing, args):
         metric.reset()
     total = math.ceil(len(dataset) / args.batch_size)
     masked = []
-    for number, images in enumerate(
-        tqdm(batches(dataset, args.batch_size, args.device), total=total, desc=name, leave=False)
-    ):
+    for number, images in enumerate(tqdm(dataset.batches(args.batch_size), total=total, desc=name, leave=False)):
+        images = images.to(args.device)
         inputs, mask = degraded(args, images, number * args.batch_size)
         latents = model.encode(inputs).latents
-        if has_code:
-            code = model.encode_to_code(inputs)
+        if has_code:  # of these latents, as `encode_to_code` makes it
+            code = replace(model.bottleneck.encode(latents), image_size=tuple(inputs.shape[-2:]))
             sample = model.decode_from_code(code).sample
             nmse.update(model.bottleneck.decode(code), latents)
             if usage is None:
@@ -269,7 +259,7 @@ def evaluate(name, model, dataset, metrics, missing, args):
         sample = sample.float().clamp(-1, 1)
         score(name, sample, images, metrics, missing)
         if mask is not None:
-            masked.append(masked_psnr(sample, images, mask))
+            masked.append(image_psnr(sample.double(), images.double(), mask))
         if sum(map(len, shown)) < args.grid_images:
             shown.append(sample[: args.grid_images - sum(map(len, shown))].cpu())
 
@@ -284,7 +274,7 @@ def evaluate(name, model, dataset, metrics, missing, args):
         row["coherence"] = float(mutual_coherence(model.bottleneck.dictionary.detach()))
     row["bits_per_pixel"] = model.bits_per_pixel(dataset.resolution, dataset.resolution)
 
-    images = next(batches(dataset, args.batch_size, args.device))
+    images = next(dataset.batches(args.batch_size)).to(args.device)
     encode = model.encode_to_code if has_code else model.encode
     decode = model.decode_from_code if has_code else lambda output: model.decode(output.latents)
     encoded = encode(images)
@@ -365,8 +355,8 @@ def main(args):
     metrics, missing = image_metrics(args, dataset)
     if "rfid" in metrics:  # the references' features serve all models
         total = math.ceil(len(dataset) / args.batch_size)
-        for images in tqdm(batches(dataset, args.batch_size, args.device), total=total, desc="rFID references"):
-            metrics["rfid"].update(None, images)
+        for images in tqdm(dataset.batches(args.batch_size), total=total, desc="rFID references"):
+            metrics["rfid"].update(None, images.to(args.device))
 
     rows, shown, protocols = [], [], {}
 
@@ -401,7 +391,7 @@ def main(args):
     judgement = Judgement(output_dir, saved="The results are")
     if shown:
         with judgement.of("the pictures"):
-            originals = next(batches(dataset, len(shown[0][1]), "cpu"))
+            originals = next(dataset.batches(len(shown[0][1])))
             pictures = [("original", originals)]
             for row, images in shown:
                 pictures.append((row["name"], images))

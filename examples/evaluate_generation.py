@@ -10,12 +10,12 @@ their nearest training images in the features' space, since a small set is soon 
 """
 
 import hashlib
+import math
 import statistics
 import time
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm.auto import tqdm
@@ -31,6 +31,7 @@ from diffusers_lasers.training import (
     model_fingerprint,
 )
 from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
+from diffusers_lasers.visualization import image_grid
 
 
 def parse_args(input_args=None):
@@ -92,9 +93,8 @@ def distances(features, reference, args):
 
 
 def picture(rows):
-    """Rows of uint8 images `(n, 3, H, W)` as one picture."""
-    canvas = torch.cat([torch.cat(list(row), dim=2) for row in rows], dim=1)
-    return Image.fromarray(canvas.permute(1, 2, 0).contiguous().numpy())
+    """Rows of uint8 images `(n, 3, H, W)` as one picture, pixel by pixel."""
+    return image_grid([("", row / 127.5 - 1) for row in rows], cell=1, margin=0)
 
 
 @torch.no_grad()
@@ -118,9 +118,9 @@ def real_images(path, resolution, args):
 
 
 def batches(dataset, args, label):
-    for start in tqdm(range(0, len(dataset), args.batch_size), desc=label, leave=False):
-        indices = list(range(start, min(start + args.batch_size, len(dataset))))
-        yield dataset.__getitems__(indices)["pixel_values"].to(args.device)
+    total = math.ceil(len(dataset) / args.batch_size)
+    for images in tqdm(dataset.batches(args.batch_size), total=total, desc=label, leave=False):
+        yield images.to(args.device)
 
 
 class Judge:
@@ -161,7 +161,7 @@ class Judge:
         label = name.replace("/", "-").replace(" ", "-").replace("γ=", "temperature-")
         whole = len(shown) - len(shown) % 8 or len(shown)
         save_image(self.folder / f"samples-{label}.png", picture(shown[:whole].split(min(8, whole))))
-        found = as_uint8(self.reference.__getitems__(neighbours)["pixel_values"])
+        found = as_uint8(self.reference.take(neighbours))
         save_image(self.folder / f"neighbours-{label}.png", picture([shown[:8], found]))
 
 
@@ -187,8 +187,10 @@ def main(args):
     check_output_folder(args.output_dir, overwrite=True)
     pipelines = {path: ModelBasedLatentDiffusionPipeline.from_pretrained(path) for path in args.pipelines}
     for path, pipeline in pipelines.items():
-        trained = pipeline.scheduler.config.num_train_timesteps
-        if args.num_inference_steps > trained:
+        trained = pipeline.scheduler.config.get(
+            "num_train_timesteps"
+        )  # diffusers' DiscreteDDIMScheduler has no such limit
+        if trained is not None and args.num_inference_steps > trained:
             raise ValueError(
                 f"--num_inference_steps must be at most the {trained} that {path} was trained with, got {args.num_inference_steps}."
             )

@@ -482,7 +482,7 @@ def main(args):
             [decode_latents(autoencoder, z.to(args.device, autoencoder.dtype)).float().cpu() for z in needed]
         )
         references = references[: args.image_metrics].clamp(-1, 1)
-        own = torch.cat([held_out.__getitems__([index])["pixel_values"] for index in range(len(references))])
+        own = held_out.take(range(len(references)))
         psnr = PSNR()
         psnr.update(references, own)
         autoencoder_psnr = float(psnr.compute())

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 import diffusers_lasers
 from diffusers_lasers import ModelBasedVQCodec
+from diffusers_lasers.functional.psnr import image_psnr
 from diffusers_lasers.training import (
     Judgement,
     add_data_flags,
@@ -39,6 +39,7 @@ from diffusers_lasers.utils import (
     write_json,
     write_model_card,
 )
+from diffusers_lasers.visualization import image_grid
 
 
 def parse_args(input_args=None):
@@ -80,32 +81,27 @@ def peak_memory_gib():
 
 
 def judge(codec, images):
-    """Mean PSNR and rate of images, and the first four beside their reconstructions as a picture."""
+    """Mean PSNR and rate of images, and a picture of the first four beside their reconstructions."""
     psnr, bits, entropies, shown = [], [], [], []
     for image in images:
         pixels = as_tensor(image)
         output = codec.encode(pixels)
         sample = codec.decode(output.codes, output.image_size).sample.float().clamp(-1, 1)
-        psnr.append(-10 * torch.log10(((sample - pixels) / 2).double().square().mean()).item())
+        psnr.append(image_psnr(sample.double(), pixels.double()).item())
         bits.append(codec.bits_per_pixel(*output.image_size))
         entropies.append(codec.entropy_bits_per_pixel(output.codes, output.image_size))
         if len(shown) < 4:
             height, width = (min(side, 384) for side in output.image_size)
             top, left = ((side - taken) // 2 for side, taken in zip(output.image_size, (height, width)))
             pair = [view[..., top : top + height, left : left + width] for view in (pixels, sample)]
-            shown.append(torch.cat(pair, dim=-2)[0])
-    height, width = (max(picture.shape[side] for picture in shown) for side in (1, 2))
-    canvas = torch.ones(3, height, width * len(shown))
-    for number, picture in enumerate(shown):
-        canvas[:, : picture.shape[1], number * width : number * width + picture.shape[2]] = picture
-    picture = canvas.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+            shown.append(("", torch.cat(pair)))
     figures = {
         "images": len(psnr),
         "psnr_db": float(np.mean(psnr)),
         "bits_per_pixel": float(np.mean(bits)),
         "entropy_bits_per_pixel": float(np.mean(entropies)),
     }
-    return figures, Image.fromarray(picture)
+    return figures, image_grid(shown, cell=1)
 
 
 def card_sections(settings):
@@ -123,7 +119,7 @@ def card_sections(settings):
         sections["Held-out images"] = (
             "| images | PSNR dB | bits a pixel | entropy, bits a pixel |\n| ---: | ---: | ---: | ---: |\n"
             f"| {figures['images']} | {figures['psnr_db']:.2f} | {figures['bits_per_pixel']:.3f} | {figures['entropy_bits_per_pixel']:.3f} |\n\n"
-            "![Originals above their reconstructions](reconstructions.png)"
+            "![Originals beside their reconstructions](reconstructions.png)"
         )
     sections["Command"] = f"```bash\n{settings['command']}\n```"
     return sections

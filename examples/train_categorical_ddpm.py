@@ -29,9 +29,8 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, set_seed
-from diffusers import DDPMScheduler, DiscreteDDIMScheduler
+from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
-from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -43,8 +42,8 @@ from diffusers_lasers import (
     CategoricalUNet2DModel,
     ModelBasedLatentDiffusionPipeline,
     ModelBasedVQCodec,
+    UniformD3PMScheduler,
 )
-from diffusers_lasers.functional import make_betas
 from diffusers_lasers.models.codecs import encode_indices, index_layout
 from diffusers_lasers.training import (
     ImageDataset,
@@ -77,6 +76,7 @@ from diffusers_lasers.utils import (
     write_json,
     write_model_card,
 )
+from diffusers_lasers.visualization import image_grid
 
 
 logger = get_logger(__name__)
@@ -218,9 +218,9 @@ def coded_dataset(codec, args, split, folder, device):
     grid = -(-args.resolution // side)
 
     def make():
-        for start in tqdm(range(0, len(images), 64), desc=f"Codes, {split}", file=sys.stderr):
-            indices = list(range(start, min(start + 64, len(images))))
-            pixels = images.__getitems__(indices)["pixel_values"].to(device)
+        total = math.ceil(len(images) / 64)
+        for pixels in tqdm(images.batches(64), total=total, desc=f"Codes, {split}", file=sys.stderr):
+            pixels = pixels.to(device)
             for view in (pixels, pixels.flip(-1))[:views]:
                 yield encode_indices(codec, view).cpu().numpy()
 
@@ -241,7 +241,7 @@ def collate(codes):
 
 
 def make_scheduler(args, codewords):
-    """What samples with a denoiser of this parameterization."""
+    """What adds the noise in training and samples with a denoiser of this parameterization."""
     shared = {"num_train_timesteps": args.num_train_timesteps, "beta_schedule": args.beta_schedule}
     if args.parameterization == "categorical":
         return CategoricalDDPMScheduler(num_codewords=codewords, temperature=args.temperature, **shared)
@@ -249,7 +249,7 @@ def make_scheduler(args, codewords):
         return DDPMScheduler(prediction_type="epsilon", clip_sample=True, **shared)
     if args.parameterization == "absorbing":
         return AbsorbingD3PMScheduler(num_codewords=codewords, temperature=args.temperature)
-    return DiscreteDDIMScheduler()
+    return UniformD3PMScheduler(num_codewords=codewords)
 
 
 def prepare(args):
@@ -285,7 +285,7 @@ def prepare(args):
     run.objective = IndexDiffusionObjective(
         args.parameterization,
         codewords,
-        (1 - make_betas(args.beta_schedule, args.num_train_timesteps)).cumprod(dim=0).float(),
+        make_scheduler(args, codewords),
         run.codec if isinstance(run.codec, ModelBasedVQCodec) else None,
         args.image_weight,
         args.code_loss,
@@ -342,9 +342,7 @@ def register_hooks(run):
 
 
 def make_pipeline(run, args):
-    pipeline = ModelBasedLatentDiffusionPipeline(
-        run.codec, run.model, make_scheduler(args, run.model.config.num_codewords)
-    )
+    pipeline = ModelBasedLatentDiffusionPipeline(run.codec, run.model, run.objective.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -354,7 +352,7 @@ def held_out_loss(run, args):
     """Mean loss of held-out codes, each at the middles of eight equal spans of time, with noise of a seed of its own."""
     if run.held_out is None:
         return {}
-    steps, losses = len(run.objective.alphas_cumprod), []
+    steps, losses = len(run.objective.scheduler), []
     with torch.random.fork_rng():
         torch.manual_seed(1)
         for start in range(0, len(run.held_out), args.train_batch_size):
@@ -382,13 +380,8 @@ def validate(run, args, step):
             ).images
         finally:
             run.model.train()
-    columns = math.ceil(math.sqrt(len(images)))
-    canvas = torch.ones(3, -(-len(images) // columns) * images.shape[-2], columns * images.shape[-1])
-    for index, image in enumerate(images.cpu()):
-        row, column = divmod(index, columns)
-        top, left = row * image.shape[-2], column * image.shape[-1]
-        canvas[:, top : top + image.shape[-2], left : left + image.shape[-1]] = image
-    picture = Image.fromarray(canvas.mul(255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    rows = images.mul(2).sub(1).split(math.ceil(math.sqrt(len(images))))  # [0, 1] as [-1, 1]
+    picture = image_grid([("", row) for row in rows], cell=1, margin=0)
     path = Path(args.output_dir) / "validation" / f"step-{step:07d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(path, picture)

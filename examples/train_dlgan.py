@@ -49,6 +49,7 @@ from diffusers_lasers import (
     PatchDiscriminator,
     PerceptualSimilarity,
 )
+from diffusers_lasers.functional.psnr import image_psnr
 from diffusers_lasers.models.autoencoders import AutoencoderDLOutput
 from diffusers_lasers.training import (
     AdversarialObjective,
@@ -94,6 +95,7 @@ from diffusers_lasers.utils import (
     write_model_card,
 )
 from diffusers_lasers.utils.image_sources import to_rgb
+from diffusers_lasers.visualization import image_grid
 
 
 logger = get_logger(__name__)
@@ -522,8 +524,7 @@ def first_batches(run: argparse.Namespace, args: argparse.Namespace, count: int)
         yield from (batch["pixel_values"] for batch in image_stream(run, args, 0, count))
         return
     keys = list(StreamSampler(len(run.dataset), count * args.train_batch_size, seed=args.seed))
-    for start in range(0, len(keys), args.train_batch_size):
-        yield run.dataset.__getitems__(keys[start : start + args.train_batch_size])["pixel_values"]
+    yield from run.dataset.batches(args.train_batch_size, keys)
 
 
 def training_loss(
@@ -561,12 +562,9 @@ def clip_gradients(run: argparse.Namespace, args: argparse.Namespace) -> dict[st
     return norms
 
 
-def image_psnr(sample: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """PSNR in dB of each image, range [-1, 1] (peak 2), after clipping the reconstruction; with a mask, of the pixels where it is 1."""
-    errors = (sample.float().clamp(-1, 1) - target.float()).square().mean(dim=1)
-    weights = torch.ones_like(errors) if mask is None else mask[:, 0].float()
-    mse = (errors * weights).flatten(1).sum(dim=1) / weights.flatten(1).sum(dim=1)
-    return 10 * torch.log10(4 / mse.clamp_min(1e-10))
+def clipped_psnr(sample: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """PSNR of each image after clipping the reconstruction; at most 100 dB, so that a white image leaves a mean finite."""
+    return image_psnr(sample.float().clamp(-1, 1), target, mask).clamp_max(100.0)
 
 
 @torch.no_grad()
@@ -577,13 +575,13 @@ def validate(model: AutoencoderDL, run: argparse.Namespace, args: argparse.Names
     try:
         for start in starts[run.accelerator.process_index :: run.accelerator.num_processes]:
             indices = range(start, min(start + args.train_batch_size, len(run.held_out)))
-            images = run.held_out.__getitems__(indices)["pixel_values"].to(run.accelerator.device)
+            images = run.held_out.take(indices).to(run.accelerator.device)
             inputs, mask = run.degrade(images, torch.Generator().manual_seed(start))
             with run.accelerator.autocast():
                 output = model(inputs)
-            sums = {"psnr": image_psnr(output.sample, images).double().sum()}
+            sums = {"psnr": clipped_psnr(output.sample, images).double().sum()}
             if mask is not None:
-                sums["masked_psnr"] = image_psnr(output.sample, images, mask).double().sum()
+                sums["masked_psnr"] = clipped_psnr(output.sample, images, mask).double().sum()
             if perceptual is not None:
                 sums["lpips"] = perceptual(output.sample.float().clamp(-1, 1), images).distances.double().sum()
             total = {name: total.get(name, 0) + value for name, value in sums.items()}
@@ -608,7 +606,7 @@ def draw(model: AutoencoderDL, run: argparse.Namespace, args: argparse.Namespace
     if run.held_out is not None or not args.streaming:
         shown = run.held_out or run.dataset
         indices = np.linspace(0, len(shown) - 1, min(len(shown), count)).astype(int).tolist()
-        images = shown.__getitems__(indices)["pixel_values"]
+        images = shown.take(indices)
     else:
         batches = first_batches(run, args, -(-count // args.train_batch_size))
         images = torch.cat(list(batches))[:count]
@@ -617,9 +615,7 @@ def draw(model: AutoencoderDL, run: argparse.Namespace, args: argparse.Namespace
     given = [] if args.task == "reconstruction" else [inputs]
     with run.accelerator.autocast():
         sample = model(inputs).sample
-    rows = torch.cat([images, *given, sample.float()], dim=2)  # (n, 3, 2 H or 3 H, W)
-    pixels = torch.cat(list(rows), dim=2).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+    return image_grid([("", row) for row in (images, *given, sample)], cell=1, margin=0)
 
 
 def describe(args: argparse.Namespace, run: argparse.Namespace) -> dict[str, Any]:
@@ -643,6 +639,7 @@ def describe(args: argparse.Namespace, run: argparse.Namespace) -> dict[str, Any
         "bits_per_pixel": model.bits_per_pixel(side, side),
         "model": dict(model.config),
         "discriminator": None if discriminator is None else dict(discriminator.config),
+        "discriminator_patch": None if discriminator is None else discriminator.receptive_field,
         "versions": {
             "diffusers_lasers": diffusers_lasers.__version__,
             "diffusers": diffusers.__version__,
@@ -666,7 +663,8 @@ def card_sections(settings: dict, results: dict, picture: str, failures: list[st
         lines.append(f"- Task: {arguments['task']} ({detail}); `pipeline/` is a `DLRestorationPipeline`")
     if settings["discriminator"] is not None:
         lines.append(
-            f"- Discriminator: {arguments['adversarial_loss']} loss, from step {arguments['discriminator_start']} on; in `discriminator/`"
+            f"- Discriminator: {arguments['adversarial_loss']} loss, from step {arguments['discriminator_start']} on, "
+            f"patches of {settings['discriminator_patch']} pixels; in `discriminator/`"
         )
     if arguments["use_ema"]:
         lines.append(f"- Weights: exponential moving average, decay {arguments['ema_decay']}")
@@ -1026,7 +1024,7 @@ def set_up(run: argparse.Namespace, args: argparse.Namespace) -> tuple[Any, Any,
         network.train()
     if run.folder.checkpoint is None and args.data_initialization and not args.pretrained_model_name_or_path:
         initialize_from_data(model, run, args)
-    if args.mask == "random":
+    if args.task == "inpainting" and args.mask == "random":
         set_seed(args.seed, device_specific=True)  # each rank hides rectangles of its own
     settings, state = describe(args, run), TrainingState()
     if args.use_ema:
@@ -1110,7 +1108,7 @@ def train(
                 upkeep.before_step()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        parts["psnr"] = image_psnr(output.sample.detach(), pixel_values).mean()
+        parts["psnr"] = clipped_psnr(output.sample.detach(), pixel_values).mean()
         totals = {"unreadable_images": batch["unreadable"]} if "unreadable" in batch else {}
         window.add(parts, output.code, pixel_values.shape[0], totals)
         if not accelerator.sync_gradients:

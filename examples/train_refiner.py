@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 
 from diffusers_lasers import LatentRefiner, ModelBasedLatentDiffusionPipeline, ModelBasedVQCodec
 from diffusers_lasers.functional import index_to_number, number_to_index
+from diffusers_lasers.functional.psnr import image_psnr
 from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
 from diffusers_lasers.training import (
     ImageDataset,
@@ -131,13 +132,11 @@ def validate(codec, refiner, dataset, args):
     generator, values = torch.Generator().manual_seed(args.seed), {"psnr_before": [], "psnr_after": []}
     device = next(refiner.parameters()).device
     refiner.eval()
-    for start in range(0, len(dataset), args.train_batch_size):
-        indices = list(range(start, min(start + args.train_batch_size, len(dataset))))
-        images = dataset.__getitems__(indices)["pixel_values"].to(device)
+    for images in dataset.batches(args.train_batch_size):
+        images = images.to(device)
         broken = corrupted(codec, images, args.noise, generator)
         for name, sample in (("psnr_before", broken), ("psnr_after", refiner(broken).sample.float().clamp(-1, 1))):
-            errors = ((sample - images) / 2).double().square().mean(dim=(1, 2, 3))
-            values[name] += (-10 * errors.log10()).tolist()
+            values[name] += image_psnr(sample.double(), images.double()).tolist()
     return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
 
 

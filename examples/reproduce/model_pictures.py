@@ -10,6 +10,7 @@ The latter is close to K whatever the code is: softmax of K - S zeros and S mode
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -86,10 +87,11 @@ def look(model, dataset, args):
     psnr, rate = PSNR().to(args.device), CodeRate(model.bottleneck).to(args.device)
     nmse = LatentNMSE(model.config.latent_channels).to(args.device)
     usage, printed, error, count, shown, counts = None, [], 0.0, 0, None, 0
-    for start in tqdm(range(0, len(dataset), args.batch_size), leave=False):
-        indices = list(range(start, min(start + args.batch_size, len(dataset))))
-        images = dataset.__getitems__(indices)["pixel_values"].to(args.device)
-        latents, code = model.encode(images).latents, model.encode_to_code(images)
+    total = math.ceil(len(dataset) / args.batch_size)
+    for images in tqdm(dataset.batches(args.batch_size), total=total, leave=False):
+        images = images.to(args.device)
+        latents = model.encode(images).latents
+        code = replace(model.bottleneck.encode(latents), image_size=tuple(images.shape[-2:]))
         decoded = model.bottleneck.decode(code)
         psnr.update(model.decode_from_code(code).sample.float().clamp(-1, 1), images)
         rate.update(code)

@@ -48,6 +48,7 @@ _import_structure = {
         "AbsorbingD3PMSchedulerOutput",
         "CategoricalDDPMScheduler",
         "CategoricalDDPMSchedulerOutput",
+        "UniformD3PMScheduler",
     ],
     "training": [],
     "utils": [],
@@ -93,6 +94,7 @@ if TYPE_CHECKING:
         AbsorbingD3PMSchedulerOutput,
         CategoricalDDPMScheduler,
         CategoricalDDPMSchedulerOutput,
+        UniformD3PMScheduler,
     )
     from .utils.bases import DiffusionPipeline, ModelMixin, SchedulerMixin
 else:

@@ -266,3 +266,14 @@ def test_a_degradation_that_does_not_fit_is_refused_at_once(folder, script, tmp_
     ]
     with pytest.raises(SystemExit, match=sentence):
         script.cli(arguments)
+
+
+def test_the_encoder_reads_each_batch_once(folder, script, tmp_path):
+    words = [folder / "dictionary", "--data", folder / "images", "--batch_size", "4", "--device", "cpu"]
+    args = script.parse_args([str(word) for word in words])
+    dataset, _ = script.load_data(args, 32)
+    for name in ("dictionary", "vq"):
+        model, read = AutoencoderDL.from_pretrained(folder / name).eval(), []
+        model.encoder.register_forward_hook(lambda module, inputs, output: read.append(len(inputs[0])))
+        script.evaluate(name, model, dataset, {}, {}, args)
+        assert read[:2] == [4, 2] and read[2:] == [4] * 7  # all images; then the speed of one batch

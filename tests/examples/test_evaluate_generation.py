@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DiscreteDDIMScheduler
 from PIL import Image
 
 from diffusers_lasers import (
@@ -14,6 +15,7 @@ from diffusers_lasers import (
     CategoricalUNet2DModel,
     ModelBasedLatentDiffusionPipeline,
     ModelBasedVQCodec,
+    UniformD3PMScheduler,
 )
 
 
@@ -97,3 +99,19 @@ def test_what_it_refuses_is_one_sentence(script, folder, tmp_path, more, sentenc
         script.cli([str(folder / "pipeline"), *fixed, "--output_dir", str(tmp_path / "out"), *more])
     assert sentence in str(stopped.value) + capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("scheduler", [UniformD3PMScheduler(num_codewords=16), DiscreteDDIMScheduler()])
+def test_uniform_pipelines_are_judged_too(script, folder, tmp_path, scheduler):
+    """diffusers' own scheduler does not know how many steps it was trained with."""
+    torch.manual_seed(0)
+    unet = CategoricalUNet2DModel(
+        4, 16, "discrete", sample_size=4, block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=8
+    )
+    codec = ModelBasedVQCodec.from_pretrained(folder / "pipeline", subfolder="codec")
+    ModelBasedLatentDiffusionPipeline(codec, unet, scheduler).save_pretrained(tmp_path / "uniform")
+    words = ["--data", folder / "train", "--features", folder / "features.pt", "--feature_resize", "0"]
+    words += ["--num_images", "9", "--num_inference_steps", "2", "--kid_subset_size", "8"]
+    script.cli([str(word) for word in (tmp_path / "uniform", *words, "--output_dir", tmp_path / "out")])
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["codec floor", "uniform"]

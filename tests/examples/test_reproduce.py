@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffusers_lasers import AutoencoderDL, SparseCode
 from diffusers_lasers.metrics import PSNR
+from diffusers_lasers.training import ImageDataset
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -282,3 +283,13 @@ def test_a_script_finds_its_folder_as_it_left_it(house):
     assert sorted(path.name for path in (out / "runs").iterdir()) == [
         *("first", "first.json", "first.log", "second", "second.json", "second.log")
     ]
+
+
+def test_pictures_run_the_encoder_once(pictures):
+    torch.manual_seed(0)
+    model, read = AutoencoderDL(block_out_channels=(8, 8), latent_channels=4, sample_size=16).eval(), []
+    model.encoder.register_forward_hook(lambda module, inputs, output: read.append(len(inputs[0])))
+    images = [Image.new("RGB", (16, 16), (40 * n, 9, 80)) for n in range(3)]
+    args = pictures.parse_args(["x", "--data", "x", "--resolution", "16", "--batch_size", "2", "--device", "cpu"])
+    pictures.look(model, ImageDataset(images, 16), args)
+    assert read == [2, 1]

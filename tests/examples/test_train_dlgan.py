@@ -782,3 +782,13 @@ def test_wrong_arguments_of_tasks(script, words, capsys, flags, sentence):
     with pytest.raises(SystemExit):
         script.parse_args(words(output_dir="x", resolution=32, **flags))
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task, wanted", [("reconstruction", False), ("inpainting", True)])
+def test_ranks_get_seeds_of_their_own_only_where_they_hide_rectangles(run, script, monkeypatch, task, wanted):
+    seeded, set_seed = [], script.set_seed
+    monkeypatch.setattr(
+        script, "set_seed", lambda seed, device_specific=False: (seeded.append(device_specific), set_seed(seed))[1]
+    )
+    run(steps=1, task=task, mask="random", validation_steps=0)
+    assert any(seeded) is wanted

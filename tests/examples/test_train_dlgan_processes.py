@@ -145,7 +145,7 @@ def test_the_card_the_settings_and_the_log_say_what_was_done(trained, data):
         assert text in card
     assert f"| PSNR | {held_out[-1]['validation_psnr']:.2f} dB |" in card and "5 held-out" in card
     assert f"| bits per pixel, nominal | {bits:.4g} |" in card and "(validation/step-0000006.png)" in card
-    assert "hinge loss, from step 2 on" in card and "moving average, decay 0.9" in card
+    assert "hinge loss, from step 2 on, patches of 70 pixels" in card and "moving average, decay 0.9" in card
 
 
 def test_the_discriminator_starts_when_it_should_and_is_saved(trained):
@@ -298,10 +298,10 @@ def judge_on_two_ranks(rank, port, folder):
         def __len__(self):
             return 2
 
-        def __getitems__(self, indices):
+        def take(self, indices):
             if self.broken:
                 raise ValueError("one of mine is broken")
-            return {"pixel_values": torch.zeros(1, 3, 32, 32)}
+            return torch.zeros(1, 3, 32, 32)
 
     accelerator, held_out, said = script.Accelerator(cpu=True), HeldOut(), []
     run = argparse.Namespace(accelerator=accelerator, held_out=held_out, degrade=lambda images, _: (images, None))

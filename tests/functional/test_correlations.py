@@ -113,3 +113,13 @@ def test_row_maximum_stays_in_range_beside_what_is_not_finite():
     _, slot = row_maximum(values.clone())
     assert ((slot >= 0) & (slot < 2 * RUN)).all()
     assert torch.equal(slot[4:], values[4:].argmax(dim=1))
+
+
+def test_one_name_does_not_stand_for_two_thresholds():
+    """The features from which the kernel takes its Gram form, and those from which tensor operations do, differ."""
+    from diffusers_lasers.functional.kernels import operators as kernels
+    from diffusers_lasers.functional.pursuit import correlations
+
+    shared = {"_GRAM_FROM", "_GRAM_FEATURES"}
+    assert {name for name in shared if hasattr(kernels, name)} == {"_GRAM_FROM"}
+    assert {name for name in shared if hasattr(correlations, name)} == {"_GRAM_FEATURES"}

@@ -367,3 +367,20 @@ def test_arrays_are_learned_like_tensors(tmp_path):
     assert learner.objective(mapped) == expected.objective(SIGNALS)
     assert learner.objective([mapped[:100], mapped[100:]]) == pytest.approx(expected.objective(SIGNALS), rel=1e-5)
     assert_same(learner.partial_fit(mapped[:50]), expected.partial_fit(SIGNALS[:50]))
+
+
+def test_training_and_the_learner_revive_in_the_same_way():
+    """One function draws: unused atoms become the signals that the others code worst."""
+    from diffusers_lasers.learning import online_dictionary, revival
+    from diffusers_lasers.training import dictionary_maintenance as upkeep
+
+    assert upkeep.revive_unused is online_dictionary.revive_unused is revival.revive_unused
+    dictionary = torch.eye(4)[:, :3]
+    signals = torch.eye(4)[[0, 1, 3, 3]] * torch.tensor([[5.0], [5.0], [1.0], [1.0]])
+    indices, coefficients = torch.tensor([[0], [1], [0], [0]]), torch.tensor([[5.0], [5.0], [0.0], [0.0]])
+    counts = torch.tensor([1, 1, 0])
+    new, drawn = revival.revive_unused(
+        dictionary, counts, signals, indices, coefficients, 1, 0.0, torch.Generator().manual_seed(0)
+    )
+    assert drawn.tolist() == [False, False, True] and torch.equal(new[:, :2], dictionary[:, :2])
+    assert torch.equal(new[:, 2], torch.eye(4)[:, 3])  # not the signals that are coded exactly

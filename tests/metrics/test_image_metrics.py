@@ -1,4 +1,7 @@
 import json
+import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +9,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from diffusers_lasers import PerceptualSimilarity
+from diffusers_lasers.functional.psnr import image_psnr
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, SSIM
 
 
@@ -135,3 +139,32 @@ def test_half_precision_images_are_accepted():
     expected = value(PSNR(), reconstructions, references)
     halves = (floats(reconstructions).half(), floats(references).half())
     assert value(PSNR(), *halves) == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_psnr_of_a_part_is_that_of_its_pixels(dtype):
+    """With a mask against scikit-image on the pixels inside; without one, the metric is the mean of the function's values."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.rand(3, 3, 20, 16, generator=generator).to(dtype) * 2 - 1 for _ in range(2))
+    mask = torch.zeros(3, 1, 20, 16)
+    mask[..., 4:9, 2:14] = 1
+    expected = [
+        peak_signal_noise_ratio(y[:, 4:9, 2:14].numpy(), x[:, 4:9, 2:14].numpy(), data_range=2)
+        for x, y in zip(first, second)
+    ]
+    torch.testing.assert_close(image_psnr(first, second, mask), torch.tensor(expected, dtype=dtype), rtol=1e-5, atol=0)
+    metric = PSNR()
+    metric.update(first, second)
+    assert float(metric.compute()) == pytest.approx(
+        float(image_psnr(first.double(), second.double()).mean()), rel=1e-12
+    )
+    assert image_psnr(first.half(), first.half()).tolist() == [math.inf] * 3
+
+
+def test_there_is_one_psnr():
+    """No script and no other module writes the formula again."""
+    root = Path(__file__).resolve().parents[2]
+    paths = [path for part in ("benchmarks", "examples", "src", "utils") for path in (root / part).rglob("*.py")]
+    formula = r"log10\((4|errors|\(\(sample)|\.log10\(\)"
+    found = {path.name for path in paths if re.search(formula, path.read_text(encoding="utf-8"))}
+    assert found == {"psnr.py"}

@@ -30,6 +30,7 @@ from diffusers_lasers import (
     PerceptualSimilarity,
     ResidualVQBottleneck,
     ScalarQuantizerBottleneck,
+    UniformD3PMScheduler,
     VectorQuantizerBottleneck,
 )
 from diffusers_lasers.utils import config_checks
@@ -55,6 +56,7 @@ SMALL = {
     IdentityBottleneck: {},
     AbsorbingD3PMScheduler: {},
     CategoricalDDPMScheduler: {},
+    UniformD3PMScheduler: {},
 }
 HOSTILE = [
     *(None, True, False, "", "8", "omp", "NaN", b"8", 0, -1, -(2**63), 2**31, 2**63, 10**30, 10**5000, 0.0, -0.5, 0.5, 1.5, 8.0),
@@ -189,3 +191,12 @@ def test_a_configuration_file_that_holds_no_object_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match="must hold a JSON object"):
         AutoencoderDL.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [0, 2**31, True, 1.0])
+def test_a_number_out_of_range_is_refused_with_the_range(value):
+    from diffusers_lasers.models.bottlenecks.base import check_positive
+
+    check_positive(steps=1, batch_size=2**31 - 1)
+    with pytest.raises(ValueError, match=r"`steps` must be an integer from 1 to 2³¹ − 1, got"):
+        check_positive(steps=value)

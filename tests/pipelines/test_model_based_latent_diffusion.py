@@ -17,6 +17,7 @@ from diffusers_lasers import (
     ModelBasedLatentDiffusionOutput,
     ModelBasedLatentDiffusionPipeline,
     ModelBasedVQCodec,
+    UniformD3PMScheduler,
 )
 
 
@@ -25,7 +26,8 @@ SCHEDULERS = {
     "continuous": DDPMScheduler,
     "ddim": DDIMScheduler,
     "absorbing": lambda: AbsorbingD3PMScheduler(num_codewords=16),
-    "uniform": DiscreteDDIMScheduler,
+    "uniform": lambda: UniformD3PMScheduler(num_codewords=16),
+    "diffusers' uniform": DiscreteDDIMScheduler,
 }
 
 
@@ -34,7 +36,12 @@ def make(kind="categorical", refiner=False, self_conditioning=True):
     codec = ModelBasedVQCodec.from_notation("PQ-{8-4-4}", patch_size=4, codebook_bits=4)
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     codec.fit(images, max_patches=500, iterations=5, progress=False)
-    network = {"uniform": "discrete", "absorbing": "discrete", "ddim": "continuous"}.get(kind, kind)
+    network = {
+        "uniform": "discrete",
+        "diffusers' uniform": "discrete",
+        "absorbing": "discrete",
+        "ddim": "continuous",
+    }.get(kind, kind)
     unet = CategoricalUNet2DModel(
         4, 16, network, self_conditioning, 4, (8, 16), norm_num_groups=4, attention_head_dim=8
     ).eval()

@@ -103,6 +103,11 @@ def test_card_says_how_to_install_and_load(pushed, repository):
     assert "bits per pixel" in card.text
 
 
+def test_card_says_that_there_is_no_release_yet(pushed):
+    text = ModelCard.load(pushed[1] / "model/README.md").text
+    assert "It is not released yet: `pip install .` in a clone" in text and "```bash\npip install" not in text
+
+
 def test_card_of_a_person_is_kept(pushed):
     card = ModelCard.load(pushed[1] / "with-card/README.md")
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "my_library"

@@ -61,3 +61,12 @@ def test_import_in_a_fresh_process(fresh, tmp_path):
         f"diffusers_lasers.{name}" for name in ("functional", "coding", "models", "training", "metrics")
     ]
     assert result["bases"] == [True, True, True]
+
+
+def test_the_models_package_has_every_model_of_the_root():
+    import diffusers_lasers
+    from diffusers_lasers import _import_structure, models
+
+    offered = {name for module, names in _import_structure.items() if module.startswith("models.") for name in names}
+    assert offered and offered == set(models.__all__)
+    assert all(getattr(models, name) is getattr(diffusers_lasers, name) for name in offered)

@@ -1,5 +1,8 @@
 """Images as tensors in [-1, 1], the same in every process and epoch order."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -210,3 +213,25 @@ def test_sources_of_any_mode_come_out_as_rgb(mode):
     wide = Image.fromarray(np.full((8, 8), 70000, dtype=np.int32))
     dataset = ImageDataset([image, wide], 8, skip_unreadable=True)
     assert dataset.__getitems__([0, 1])["unreadable"] == 1
+
+
+def test_batches_are_all_images_in_their_order(source):
+    dataset = ImageDataset(source, 8, seed=5)
+    whole = dataset.take(range(len(dataset)))
+    for size in (1, 4, 6, 100):
+        batches = list(dataset.batches(size))
+        assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+        assert torch.equal(torch.cat(batches), whole)
+    keys = [(3, index) for index in (4, 0, 1)]
+    assert torch.equal(torch.cat(list(dataset.batches(2, keys))), dataset.__getitems__(keys)["pixel_values"])
+    for wrong in (0, -1, 1.5, True, None):
+        with pytest.raises(ValueError, match="`batch_size` must be a positive integer, got"):
+            dataset.batches(wrong)
+
+
+def test_nobody_calls_the_data_loaders_protocol_by_name():
+    root = Path(__file__).resolve().parents[2]
+    texts = {path: path.read_text(encoding="utf-8") for part in ("src", "examples", "docs") for path in
+             (root / part).rglob("*") if path.suffix in (".py", ".md")}  # fmt: skip
+    callers = [path.name for path, text in texts.items() if re.search(r"(?<!self)\.__getitems__", text)]
+    assert len(texts) > 100 and callers == []

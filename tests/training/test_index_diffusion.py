@@ -1,15 +1,36 @@
 """Losses of diffusion on indices: their parts by other computations, gradients, and a tiny model that learns."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from diffusers_lasers import AutoencoderDL, CategoricalUNet2DModel, CategoricalUNet2DOutput, ModelBasedVQCodec
+from diffusers_lasers import (
+    AbsorbingD3PMScheduler,
+    AutoencoderDL,
+    CategoricalDDPMScheduler,
+    CategoricalUNet2DModel,
+    CategoricalUNet2DOutput,
+    ModelBasedVQCodec,
+    UniformD3PMScheduler,
+)
 from diffusers_lasers.functional import index_to_number, make_betas
+from diffusers_lasers.functional.diffusion import add_gaussian_noise
+from diffusers_lasers.functional.diffusion.categorical import absorb, scramble
 from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
 from diffusers_lasers.training import IndexDiffusionObjective
 
 
 ALPHAS = (1 - make_betas("linear", 100, 1e-3, 0.1)).cumprod(dim=0).float()
+GAUSSIAN = {"num_train_timesteps": 100, "beta_start": 1e-3, "beta_end": 0.1}
+SCHEDULERS = {
+    "categorical": CategoricalDDPMScheduler(num_codewords=16, **GAUSSIAN),
+    "continuous": DDPMScheduler(**GAUSSIAN),
+    "uniform": UniformD3PMScheduler(100, 16),
+    "absorbing": AbsorbingD3PMScheduler(100, 16),
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +57,7 @@ def right_logits(codes, scale=100.0):
 @pytest.mark.parametrize("gamma", [None, 5.0])
 def test_the_right_answer_costs_nothing(codec, gamma):
     codes = torch.randint(0, 16, (2, 4, 3, 3))
-    objective = IndexDiffusionObjective("categorical", 16, ALPHAS, codec, tau=0.1, snr_gamma=gamma)
+    objective = IndexDiffusionObjective("categorical", 16, SCHEDULERS["categorical"], codec, tau=0.1, snr_gamma=gamma)
     loss, parts = objective(Oracle(right_logits(codes)), codes)
     assert float(loss) < 1e-6 and parts["accuracy"] == 1
     assert set(parts) == {"loss", "image_error", "epsilon_error", "accuracy"}
@@ -49,7 +70,9 @@ def test_the_weights_of_both_terms(codec, gamma):
     codes, wrong = torch.randint(0, 16, (2, 3, 4, 3, 3), generator=generator)
     timesteps = torch.tensor([0, 40, 99])
     alphas = ALPHAS[timesteps]
-    objective = IndexDiffusionObjective("categorical", 16, ALPHAS, codec, image_weight=0.5, tau=0.1, snr_gamma=gamma)
+    objective = IndexDiffusionObjective(
+        "categorical", 16, SCHEDULERS["categorical"], codec, image_weight=0.5, tau=0.1, snr_gamma=gamma
+    )
     loss, _ = objective(Oracle(right_logits(wrong)), codes, timesteps)
     image = (codec.decode(wrong).sample - codec.decode(codes).sample).square().mean(dim=(1, 2, 3))
     snr = alphas / (1 - alphas)
@@ -61,13 +84,13 @@ def test_the_weights_of_both_terms(codec, gamma):
 
 def test_continuous_and_discrete_losses():
     codes = torch.randint(0, 16, (2, 4, 3, 3))
-    noise = IndexDiffusionObjective("continuous", 16, ALPHAS)
+    noise = IndexDiffusionObjective("continuous", 16, SCHEDULERS["continuous"])
     torch.manual_seed(0)
     loss, _ = noise(Oracle(torch.zeros(2, 4, 3, 3)), codes, torch.tensor([3, 90]))
     torch.manual_seed(0)
     torch.testing.assert_close(loss, torch.randn(2, 4, 3, 3).square().mean())
     for kind in ("uniform", "absorbing"):
-        objective = IndexDiffusionObjective(kind, 16, ALPHAS)
+        objective = IndexDiffusionObjective(kind, 16, SCHEDULERS[kind])
         flat, _ = objective(Oracle(torch.zeros(2, 4, 16, 3, 3)), codes, torch.tensor([99, 99]))  # all hidden or mixed
         torch.testing.assert_close(flat, torch.tensor(16.0).log())
         assert float(objective(Oracle(right_logits(codes)), codes)[0]) < 1e-6
@@ -77,7 +100,7 @@ def test_continuous_and_discrete_losses():
 
 def test_cross_entropy_and_self_conditioning(codec):
     codes = torch.randint(0, 16, (2, 4, 3, 3))
-    plain = IndexDiffusionObjective("categorical", 16, ALPHAS, None, 0.0, "cross_entropy")
+    plain = IndexDiffusionObjective("categorical", 16, SCHEDULERS["categorical"], None, 0.0, "cross_entropy")
     loss, parts = plain(Oracle(torch.zeros(2, 4, 16, 3, 3)), codes)
     torch.testing.assert_close(loss, torch.tensor(16.0).log())
     assert "cross_entropy" in parts
@@ -87,7 +110,9 @@ def test_cross_entropy_and_self_conditioning(codec):
         seen.append(self_condition)
         return CategoricalUNet2DOutput(sample=right_logits(codes))
 
-    IndexDiffusionObjective("categorical", 16, ALPHAS, codec, self_conditioning=1.0)(denoiser, codes)
+    IndexDiffusionObjective("categorical", 16, SCHEDULERS["categorical"], codec, self_conditioning=1.0)(
+        denoiser, codes
+    )
     assert seen[0] is None
     torch.testing.assert_close(seen[1], index_to_number(codes, 16))
     noisy = torch.tensor([[[[0.5]]]])
@@ -103,7 +128,7 @@ def test_a_small_denoiser_learns_two_codes(codec, kind):
         4, 16, network, True, block_out_channels=(16, 32), norm_num_groups=8, attention_head_dim=16
     )
     data = torch.randint(0, 16, (2, 4, 2, 2))
-    objective = IndexDiffusionObjective(kind, 16, ALPHAS, codec, snr_gamma=5.0, self_conditioning=0.5)
+    objective = IndexDiffusionObjective(kind, 16, SCHEDULERS[kind], codec, snr_gamma=5.0, self_conditioning=0.5)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     losses = []
     for _ in range(120):
@@ -158,8 +183,56 @@ def test_autoencoders_with_indices_serve_too(kind, slots):
         ({"kind": "continuous", "code_loss": "x"}, "code_loss"),
         ({"kind": "continuous", "tau": 0.0}, "tau"),
         ({"kind": "continuous", "self_conditioning": 2.0}, "self_conditioning"),
+        ({"kind": "continuous", "scheduler": AbsorbingD3PMScheduler()}, "`scheduler` must be a DDPMScheduler"),
+        ({"kind": "uniform", "scheduler": UniformD3PMScheduler(100, 8)}, "`scheduler` must have 16 codewords.*got 8"),
     ],
 )
 def test_bad_objectives_are_named(arguments, word):
     with pytest.raises(ValueError, match=word):
-        IndexDiffusionObjective(num_codewords=16, alphas_cumprod=ALPHAS, **arguments)
+        IndexDiffusionObjective(**{"num_codewords": 16, "scheduler": SCHEDULERS.get(arguments["kind"]), **arguments})
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_the_noise_is_the_schedulers(kind, monkeypatch):
+    """What the denoiser sees is what `add_noise` gave, drawn as before schedulers did it."""
+    codes, timesteps = torch.randint(0, 16, (3, 4, 5, 5)), torch.tensor([0, 40, 99])
+    scheduler, given, seen = SCHEDULERS[kind], [], []
+    own = scheduler.add_noise
+
+    def add_noise(*arguments):
+        given.append(own(*arguments))
+        return given[-1]
+
+    def denoiser(sample, timesteps):
+        seen.append(sample)
+        return CategoricalUNet2DOutput(
+            sample=torch.zeros_like(sample) if kind == "continuous" else right_logits(codes)
+        )
+
+    monkeypatch.setattr(scheduler, "add_noise", add_noise)
+    objective = IndexDiffusionObjective(kind, 16, scheduler, image_weight=0.0)
+    torch.manual_seed(0)
+    objective(denoiser, codes, timesteps)
+    assert len(given) == 1 and seen[0] is given[0]
+    torch.manual_seed(0)
+    alphas = ALPHAS[timesteps] if kind in ("categorical", "continuous") else 1 - (timesteps + 1) / 100
+    if kind == "uniform":
+        expected = scramble(codes, alphas, 16)
+    elif kind == "absorbing":
+        expected = absorb(codes, alphas, 16)
+    else:
+        expected = add_gaussian_noise(index_to_number(codes, 16), torch.randn(codes.shape), alphas)
+    if kind == "continuous":  # diffusers keeps its betas in single precision
+        torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=0)
+    else:
+        assert torch.equal(seen[0], expected)
+
+
+def test_nothing_but_the_schedulers_knows_the_schedule():
+    root = Path(__file__).resolve().parents[2]
+    for path in (
+        root / "src/diffusers_lasers/training/index_diffusion.py",
+        root / "examples/train_categorical_ddpm.py",
+    ):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"make_betas|cumprod\(|arange|absorb\(|scramble\(|add_gaussian_noise", text), path.name

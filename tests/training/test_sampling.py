@@ -1,13 +1,19 @@
 """The stream of samples: every epoch whole, every resume exact, every process its share."""
 
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 
 from diffusers_lasers.training import StreamSampler
-from diffusers_lasers.training.sampling import epoch_seed
+from diffusers_lasers.utils.seeding import mixed_seed, seeded_generator
+
+
+SOURCE = Path(__file__).resolve().parents[2] / "src/diffusers_lasers"
 
 
 def test_each_epoch_visits_everything_once_in_an_order_of_its_own():
@@ -43,5 +49,16 @@ def test_an_empty_data_set_is_refused():
 
 
 def test_seeds_differ_in_every_argument():
-    seeds = {epoch_seed(*arguments) for arguments in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1))}
+    seeds = {mixed_seed(*arguments) for arguments in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1))}
     assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_there_is_one_seeding():
+    """The orders and crops of earlier versions, and one generator for whatever is drawn, wherever it is drawn."""
+    state = np.random.SeedSequence([3, 1, 2]).generate_state(1, np.uint64)[0]
+    assert mixed_seed(3, 1, 2) == int(state >> np.uint64(1))
+    first = torch.rand(4, generator=seeded_generator(3, 1, 2))
+    assert torch.equal(first, torch.rand(4, generator=torch.Generator().manual_seed(mixed_seed(3, 1, 2))))
+    for path in (SOURCE / "training").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "SeedSequence" not in text and "manual_seed" not in text, path.name

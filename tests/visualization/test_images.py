@@ -63,3 +63,13 @@ def test_large_images_keep_their_size_and_labels_have_their_place():
 def test_what_is_no_grid_is_refused(rows, cell, sentence):
     with pytest.raises(ValueError, match=sentence):
         image_grid(rows, cell)
+
+
+def test_without_margin_images_stand_side_by_side_pixel_by_pixel():
+    levels = torch.arange(256.0).view(2, 1, 8, 16).expand(2, 3, 8, 16) / 127.5 - 1
+    picture = np.asarray(image_grid([("", levels), ("", levels[:1])], cell=1, margin=0))
+    assert picture.shape == (16, 32, 3)
+    assert np.array_equal(picture[:8, :, 0], np.arange(256).reshape(2, 8, 16).transpose(1, 0, 2).reshape(8, 32))
+    assert np.array_equal(picture[8:, :16], picture[:8, :16]) and (picture[8:, 16:] == 255).all()
+    with pytest.raises(ValueError, match="`margin` must not be negative, got -1"):
+        image_grid([("", levels)], margin=-1)

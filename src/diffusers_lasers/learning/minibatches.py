@@ -20,6 +20,7 @@ import torch
 
 from ..functional.operands import as_tensor
 from ..utils.distributed import all_reduce_max
+from ..utils.seeding import seeded_generator
 
 
 _ORDER = 0  # first counter of the generators that order signals; whoever draws for another purpose takes another
@@ -39,21 +40,6 @@ class Position:
     passes: int = 0
     item: int = 0
     batch: int = 0
-
-
-def seeded_generator(seed: int, *counters: int) -> torch.Generator:
-    """
-    A generator on the CPU for one draw; the global one is not touched.
-
-    Args:
-        seed (`int`): Seed of the run, at least 0.
-        counters (`int`): What the draw is for and where it happens; each at least 0.
-
-    Returns:
-        `torch.Generator`: Seeded by all of them, well mixed.
-    """
-    state = np.random.SeedSequence([seed, *counters]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def as_signals(signals: torch.Tensor | np.ndarray, features: int | None = None) -> torch.Tensor:

@@ -33,22 +33,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..functional.dictionary import (
-    draw_signals,
-    draw_subset,
-    normalize_atoms,
-    random_dictionary,
-    revive_atoms,
-)
+from ..functional.dictionary import normalize_atoms, random_dictionary
 from ..functional.dictionary.online_learning import block_coordinate_update
 from ..functional.operands import as_tensor
 from ..functional.pursuit.by_name import PURSUITS
 from ..functional.pursuit.synthesis import synthesize
 from ..utils.distributed import broadcast, rank_and_world_size
 from ..utils.import_utils import requires
+from ..utils.seeding import seeded_generator
 from .initialisation import first_dictionary
 from .learner_config import LearnerConfig, check_init
-from .minibatches import Position, as_signals, leading_signals, minibatches, seeded_generator
+from .minibatches import Position, as_signals, leading_signals, minibatches
+from .revival import revive_unused
 from .state_checks import check_state
 from .state_files import read_state, write_state
 from .statistics import ScaledStatistics
@@ -357,10 +353,9 @@ class OnlineDictionaryLearner:
         """Replaces atoms that the window did not use by badly coded signals of the minibatch; nothing is decided on the host."""
         limit = math.ceil(self.config.revive_fraction * self.config.num_atoms)
         generator = seeded_generator(self.config.seed, _REVIVAL, self.step)
-        dead = draw_subset(self.counts == 0, limit, generator)
-        energy = (signals - synthesize(indices, coefficients, self.dictionary)).square().sum(dim=1)
-        candidates = draw_signals(signals, energy, limit, generator)
-        self.dictionary = broadcast(revive_atoms(self.dictionary, dead, candidates, _JITTER, generator).contiguous())
+        self.dictionary, dead = revive_unused(
+            self.dictionary, self.counts, signals, indices, coefficients, limit, _JITTER, generator
+        )
         self._statistics.forget(dead)
         self.revived += dead.sum()
         self.counts.zero_()

@@ -1,4 +1,4 @@
-"""Models: bottlenecks, autoencoders, codecs and the perceptual network."""
+"""Models: autoencoders, bottlenecks, codecs, denoisers, the refiner, the discriminator and the perceptual network."""
 
 from .autoencoders import AutoencoderDL, AutoencoderDLEncoderOutput, AutoencoderDLOutput
 from .bottlenecks import (
@@ -8,11 +8,14 @@ from .bottlenecks import (
     FSQBottleneck,
     IdentityBottleneck,
     ResidualVQBottleneck,
+    ScalarQuantizerBottleneck,
     VectorQuantizerBottleneck,
 )
 from .categorical_unet import CategoricalUNet2DModel, CategoricalUNet2DOutput
 from .codecs import ModelBasedVQCodec, ModelBasedVQCodecOutput
 from .latent_refiner import LatentRefiner
+from .patch_discriminator import PatchDiscriminator, PatchDiscriminatorOutput
+from .perceptual import PerceptualSimilarity, PerceptualSimilarityOutput
 
 
 __all__ = [
@@ -29,6 +32,11 @@ __all__ = [
     "LatentRefiner",
     "ModelBasedVQCodec",
     "ModelBasedVQCodecOutput",
+    "PatchDiscriminator",
+    "PatchDiscriminatorOutput",
+    "PerceptualSimilarity",
+    "PerceptualSimilarityOutput",
     "ResidualVQBottleneck",
+    "ScalarQuantizerBottleneck",
     "VectorQuantizerBottleneck",
 ]

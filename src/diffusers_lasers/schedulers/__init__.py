@@ -2,6 +2,7 @@
 
 from .scheduling_absorbing import AbsorbingD3PMScheduler, AbsorbingD3PMSchedulerOutput
 from .scheduling_categorical_ddpm import CategoricalDDPMScheduler, CategoricalDDPMSchedulerOutput
+from .scheduling_uniform import UniformD3PMScheduler
 
 
 __all__ = [
@@ -9,4 +10,5 @@ __all__ = [
     "AbsorbingD3PMSchedulerOutput",
     "CategoricalDDPMScheduler",
     "CategoricalDDPMSchedulerOutput",
+    "UniformD3PMScheduler",
 ]

@@ -5,7 +5,7 @@ are, and shows a hidden one, as drawn from the network's distribution of the cle
 
     P(shown by s | hidden at t) = (ᾱ_s − ᾱ_t) / (1 − ᾱ_t).
 
-A baseline beside [`CategoricalDDPMScheduler`]; the uniform one is diffusers' `DiscreteDDIMScheduler`.
+A baseline beside [`CategoricalDDPMScheduler`]; the uniform one is [`UniformD3PMScheduler`].
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from diffusers.utils import BaseOutput
 from ..functional.diffusion.categorical import absorb, sample_categorical, uniform_noise
 from ..utils import config_checks as checks
 from ..utils.hub import LasersHubMixin
-from .timesteps import check_step_numbers, check_timesteps, count_of_steps, timestep_of
+from .timesteps import check_step_numbers, check_timesteps, count_of_steps, linear_survival, timestep_of
 
 
 __all__ = ["AbsorbingD3PMScheduler", "AbsorbingD3PMSchedulerOutput"]
@@ -115,7 +115,7 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         Returns:
             `torch.Tensor` of the same shape: ᾱ = 1 − (t + 1) / T.
         """
-        return 1 - (timesteps.float() + 1) / self.config.num_train_timesteps
+        return linear_survival(timesteps, self.config.num_train_timesteps)
 
     def add_noise(
         self,
@@ -172,7 +172,7 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         check_step_numbers(temperature=temperature)
         timestep = timestep_of(timestep, self.config.num_train_timesteps)
         following = self._following.get(timestep, timestep - 1)
-        now, then = (1 - (t + 1) / self.config.num_train_timesteps for t in (timestep, following))
+        now, then = (linear_survival(t, self.config.num_train_timesteps) for t in (timestep, following))
         codes = sample_categorical(
             model_output, self.config.temperature if temperature is None else temperature, generator
         )

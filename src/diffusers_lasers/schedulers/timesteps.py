@@ -81,6 +81,22 @@ def check_timesteps(timesteps: Any, batch: int, total: int) -> None:
             raise ValueError(f"`timesteps` must be from 0 to {total - 1}, got {int(low)} to {int(high)}.")
 
 
+def linear_survival(timesteps: torch.Tensor | int, total: int) -> torch.Tensor | float:
+    """
+    ᾱ of the discrete processes, whose time is t + 1 of T.
+
+    Args:
+        timesteps (`torch.Tensor` or `int`): t, -1 to T − 1; -1 is clean.
+        total (`int`): Steps T of the training.
+
+    Returns:
+        `torch.Tensor` of the same shape, float32, or `float`: ᾱ = 1 − (t + 1) / T.
+    """
+    if torch.is_tensor(timesteps):
+        timesteps = timesteps.float()
+    return 1 - (timesteps + 1) / total
+
+
 def check_step_numbers(**values: Any) -> None:
     """
     Refuses a temperature or an eta that is none.

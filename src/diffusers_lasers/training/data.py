@@ -8,7 +8,7 @@ same in every process, in every worker and after a resume.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..utils.image_decoding import UnreadableImageError, to_rgb
-from .sampling import epoch_seed
+from ..utils.seeding import seeded_generator
 
 
 __all__ = ["ImageDataset", "take_batch"]
@@ -188,7 +188,7 @@ class ImageDataset(Dataset):
     def _draws(self, epoch: int) -> torch.Tensor:
         """The uniforms `(len(self), 3)` of an epoch: top, left and flip of each index."""
         if self._table is None or self._table[0] != epoch:
-            generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch, stream=1))
+            generator = seeded_generator(self.seed, epoch, 1)
             self._table = (epoch, torch.rand(len(self), 3, generator=generator))
         return self._table[1]
 
@@ -214,7 +214,46 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         """One sample: `{"pixel_values": (3, resolution, resolution)}` in [-1, 1]."""
-        return {"pixel_values": self.__getitems__([key])["pixel_values"][0]}
+        return {"pixel_values": self.take([key])[0]}
+
+    def take(self, keys: Sequence[int | tuple[int, int]]) -> torch.Tensor:
+        """
+        Images by their keys.
+
+        Args:
+            keys (`Sequence[int]` or `Sequence[tuple[int, int]]`): Indices of epoch 0, or pairs (epoch, index).
+
+        Returns:
+            `torch.Tensor` of shape `(len(keys), 3, resolution, resolution)`: Floats in [-1, 1].
+        """
+        return self.__getitems__(keys)["pixel_values"]
+
+    def batches(self, batch_size: int, keys: Sequence[int | tuple[int, int]] | None = None) -> Iterator[torch.Tensor]:
+        """
+        All images in their order, a batch at a time.
+
+        Args:
+            batch_size (`int`): Images a batch; the last one may have fewer.
+            keys (`Sequence`, *optional*): What to take in the place of all indices of epoch 0.
+
+        Returns:
+            `Iterator[torch.Tensor]`: Batches `(B, 3, resolution, resolution)`, floats in [-1, 1], on the CPU.
+
+        Raises:
+            ValueError: If `batch_size` is no positive integer.
+
+        Example:
+            ```py
+            from diffusers_lasers.training import ImageDataset, bundled_photos
+
+            for images in ImageDataset(bundled_photos("validation"), 64).batches(4):
+                images.mean()
+            ```
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"`batch_size` must be a positive integer, got {batch_size!r}.")
+        keys = range(len(self)) if keys is None else keys
+        return (self.take(keys[start : start + batch_size]) for start in range(0, len(keys), batch_size))
 
 
 def take_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -27,9 +27,10 @@ import torch
 from torch import nn
 
 from ..coding.codes import SparseCode
-from ..functional.dictionary import draw_signals, draw_subset, normalize_atoms, project_to_tangent, revive_atoms
-from ..functional.pursuit.synthesis import synthesize
-from ..utils.distributed import all_reduce_sum, broadcast
+from ..functional.dictionary import normalize_atoms, project_to_tangent
+from ..learning.revival import revive_unused
+from ..utils.distributed import all_reduce_sum
+from ..utils.seeding import seeded_generator
 from .block_coordinate import BlockCoordinateUpdate
 
 
@@ -59,14 +60,14 @@ class DictionaryUpkeep:
         tangent_projection (`bool`, defaults to `True`): Whether `before_step` projects the gradient.
         block_coordinate ([`BlockCoordinateUpdate`], *optional*): Moves the atoms instead of the optimiser, in `after_step`.
         on_revival (`Callable[[torch.Tensor], Any]`, *optional*): Receives the mask of the atoms of each event after it, e.g. to reset an average.
-        seed (`int`, defaults to 0): Seed of the events' randomness.
+        seed (`int`, defaults to 0): Seed of the events' randomness, not negative.
 
     Attributes:
         counts (`torch.Tensor` of shape `(atoms,)`): Support slots that each atom filled in the window, over all ranks; int64.
         revived (`torch.Tensor`): Atoms replaced so far, 0-dim; int64.
 
     Raises:
-        ValueError: If `revive_every` is negative or `revive_fraction` is outside [0, 1]; in an event, if the
+        ValueError: If `revive_every` or `seed` is negative or `revive_fraction` is outside [0, 1]; in an event, if the
             dictionary's moments are no floats.
 
     Example:
@@ -98,6 +99,8 @@ class DictionaryUpkeep:
             raise ValueError(f"`revive_every` must be 0 (never) or a number of steps, got {revive_every!r}.")
         if not 0.0 <= revive_fraction <= 1.0:
             raise ValueError(f"`revive_fraction` must lie in [0, 1], got {revive_fraction!r}.")
+        if seed < 0:
+            raise ValueError(f"`seed` must not be negative, got {seed!r}.")
         self.bottleneck = bottleneck
         self.optimizer = optimizer
         self.tangent_projection = tangent_projection
@@ -170,11 +173,13 @@ class DictionaryUpkeep:
     def _revive(self, code: SparseCode, latents: torch.Tensor) -> None:
         """Replaces dead atoms on rank 0, sends the dictionary to all ranks and zeroes the moments of the replaced columns."""
         dictionary = self.dictionary
-        generator = torch.Generator(dictionary.device).manual_seed(self.seed * 1_000_003 + self.step)
-        dead = draw_subset(self.counts == 0, self._limit, generator)
-        candidates = self._candidates(code, latents, generator)
-        revived = revive_atoms(dictionary.detach(), dead, candidates, jitter=self.jitter, generator=generator)
-        dictionary.copy_(broadcast(torch.where(dead, revived, dictionary)))
+        generator = seeded_generator(self.seed, self.step, device=dictionary.device)
+        signals = self.bottleneck.signals(latents.detach()).float()  # (N, features)
+        stride = -(-signals.shape[0] // _MAX_CANDIDATES)
+        indices, coefficients = code.indices.flatten(0, 2), code.coefficients.flatten(0, 2).float()  # (N, S)
+        batch = (part[::stride] for part in (signals, indices, coefficients))
+        revived, dead = revive_unused(dictionary.detach(), self.counts, *batch, self._limit, self.jitter, generator)
+        dictionary.copy_(revived)
         for moment in self.optimizer.state.get(dictionary, {}).values():
             if torch.is_tensor(moment) and moment.shape == dictionary.shape:
                 if not moment.is_floating_point():  # numbers of a code book, of which 0 is the lowest and not zero
@@ -186,15 +191,6 @@ class DictionaryUpkeep:
             self.on_revival(dead)
         self.revived = self.revived.to(dead.device) + dead.sum()
         self.counts.zero_()
-
-    def _candidates(self, code: SparseCode, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """`(M, features)` signals drawn without replacement in proportion to their residual energy (Efraimidis–Spirakis)."""
-        signals = self.bottleneck.signals(latents.detach()).float()  # (N, features)
-        indices, coefficients = code.indices.flatten(0, 2), code.coefficients.flatten(0, 2).float()  # (N, S)
-        stride = -(-signals.shape[0] // _MAX_CANDIDATES)
-        signals, indices, coefficients = signals[::stride], indices[::stride], coefficients[::stride]
-        energy = (signals - synthesize(indices, coefficients, self.dictionary.float())).square().sum(dim=1)
-        return draw_signals(signals, energy, self._limit, generator)
 
     def state_dict(self) -> dict[str, Any]:
         """The step, the window's counts and the state of `block_coordinate`; the rest follows from the arguments."""

@@ -11,6 +11,8 @@ which the soft decoding can reach.
 *continuous* (eq 4): w_ε ‖ε − ε_θ‖².    *uniform*: cross-entropy of the clean indices at all sites.
 
 *absorbing*: cross-entropy of hidden indices over their expected share 1 − ᾱ_t, which is the variational bound up to a constant.
+
+z_t and ᾱ_t are the scheduler's, which also samples: what is trained on is what is met in sampling.
 """
 
 from __future__ import annotations
@@ -19,15 +21,23 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMScheduler, SchedulerMixin
 
-from ..functional.diffusion import add_gaussian_noise, implied_noise, min_snr_weights, signal_to_noise
-from ..functional.diffusion.categorical import absorb, expected_number, gumbel_softmax, index_to_number, scramble
+from ..functional.diffusion import implied_noise, min_snr_weights, signal_to_noise
+from ..functional.diffusion.categorical import expected_number, gumbel_softmax, index_to_number
 from ..models.codecs import ModelBasedVQCodec
+from ..schedulers import AbsorbingD3PMScheduler, CategoricalDDPMScheduler, UniformD3PMScheduler
 
 
 __all__ = ["IndexDiffusionObjective"]
 
-_KINDS = ("categorical", "continuous", "uniform", "absorbing")
+#: What a kind is trained with: the scheduler that adds the noise, and that samples later.
+_SCHEDULERS = {
+    "categorical": CategoricalDDPMScheduler,
+    "continuous": DDPMScheduler,
+    "uniform": UniformD3PMScheduler,
+    "absorbing": AbsorbingD3PMScheduler,
+}
 _CODE_LOSSES = ("epsilon", "cross_entropy", "none")
 
 
@@ -38,7 +48,8 @@ class IndexDiffusionObjective:
     Args:
         kind (`str`): `"categorical"`, `"continuous"`, `"uniform"` or `"absorbing"`.
         num_codewords (`int`): Codewords |C| of each slot.
-        alphas_cumprod (`torch.Tensor` of shape `(T,)`): ᾱ of the Gaussian kinds; the discrete ones use 1 − (t + 1) / T.
+        scheduler ([`CategoricalDDPMScheduler`], `diffusers.DDPMScheduler`, [`UniformD3PMScheduler`] or [`AbsorbingD3PMScheduler`]): The forward
+            process, its `add_noise` and ᾱ, of `kind`, in this order: `categorical`, `continuous`, `uniform`, `absorbing`.
         codec ([`ModelBasedVQCodec`], *optional*): Decodes for the image term.
         image_weight (`float`, defaults to 1.0): Weight of the image term of the categorical loss; 0 leaves it out, and needs no codec.
         code_loss (`str`, defaults to `"epsilon"`): Second term of the categorical loss: `"epsilon"` (eq 24), `"cross_entropy"` of the indices, or `"none"`.
@@ -54,7 +65,7 @@ class IndexDiffusionObjective:
         self,
         kind: str,
         num_codewords: int,
-        alphas_cumprod: torch.Tensor,
+        scheduler: SchedulerMixin,
         codec: ModelBasedVQCodec | None = None,
         image_weight: float = 1.0,
         code_loss: str = "epsilon",
@@ -62,8 +73,18 @@ class IndexDiffusionObjective:
         snr_gamma: float | None = None,
         self_conditioning: float = 0.0,
     ):
-        if kind not in _KINDS:
-            raise ValueError(f"`kind` must be one of {_KINDS}, got {kind!r}.")
+        if kind not in _SCHEDULERS:
+            raise ValueError(f"`kind` must be one of {tuple(_SCHEDULERS)}, got {kind!r}.")
+        needed = _SCHEDULERS[kind]
+        if not isinstance(scheduler, needed):
+            raise ValueError(
+                f"`scheduler` must be a {needed.__name__} for the kind {kind!r}, got {type(scheduler).__name__}."
+            )
+        if scheduler.config.get("num_codewords", num_codewords) != num_codewords:
+            raise ValueError(
+                f"`scheduler` must have {num_codewords} codewords, as `num_codewords` says, "
+                f"got {scheduler.config.num_codewords}."
+            )
         if code_loss not in _CODE_LOSSES:
             raise ValueError(f"`code_loss` must be one of {_CODE_LOSSES}, got {code_loss!r}.")
         if not image_weight >= 0 or not tau > 0 or (snr_gamma is not None and not snr_gamma > 0):
@@ -78,13 +99,9 @@ class IndexDiffusionObjective:
             )
         if not 0 <= self_conditioning <= 1:
             raise ValueError(f"`self_conditioning` must be a probability, got {self_conditioning!r}.")
-        self.kind, self.num_codewords, self.codec = kind, num_codewords, codec
+        self.kind, self.num_codewords, self.scheduler, self.codec = kind, num_codewords, scheduler, codec
         self.image_weight, self.code_loss, self.tau = image_weight, code_loss, tau
         self.snr_gamma, self.self_conditioning = snr_gamma, self_conditioning
-        if kind in ("uniform", "absorbing"):
-            steps = len(alphas_cumprod)
-            alphas_cumprod = 1 - torch.arange(1, steps + 1, dtype=torch.float32) / steps
-        self.alphas_cumprod = alphas_cumprod
 
     def __call__(
         self, denoiser: Callable, codes: torch.Tensor, timesteps: torch.Tensor | None = None
@@ -102,17 +119,8 @@ class IndexDiffusionObjective:
             indices that the largest logit names.
         """
         if timesteps is None:
-            timesteps = torch.randint(0, len(self.alphas_cumprod), (len(codes),), device=codes.device)
-        alphas = self.alphas_cumprod.to(codes.device)[timesteps]
-        original = index_to_number(codes, self.num_codewords)
-        noise = None
-        if self.kind == "uniform":
-            noisy = scramble(codes, alphas, self.num_codewords)
-        elif self.kind == "absorbing":
-            noisy = absorb(codes, alphas, self.num_codewords)
-        else:
-            noise = torch.randn_like(original)
-            noisy = add_gaussian_noise(original, noise, alphas)
+            timesteps = torch.randint(0, len(self.scheduler), (len(codes),), device=codes.device)
+        noisy, noise, alphas = self._add_noise(codes, timesteps)
         condition = {}
         if self.self_conditioning and float(torch.rand(())) < self.self_conditioning:
             with torch.no_grad():
@@ -126,6 +134,15 @@ class IndexDiffusionObjective:
             loss, parts = self._discrete(output, codes, noisy, alphas)
         parts["accuracy"] = (output.argmax(dim=2) == codes).float().mean()
         return loss, {name: value.detach() for name, value in {"loss": loss, **parts}.items()}
+
+    def _add_noise(self, codes, timesteps):
+        """The scheduler's z_t, the Gaussian noise in it (None in indices), and ᾱ_t `(B,)`."""
+        if self.kind in ("uniform", "absorbing"):
+            return self.scheduler.add_noise(codes, timesteps), None, self.scheduler.survival(timesteps)
+        original = index_to_number(codes, self.num_codewords)
+        noise = torch.randn_like(original)
+        alphas = self.scheduler.alphas_cumprod.to(codes.device)[timesteps]
+        return self.scheduler.add_noise(original, noise, timesteps), noise, alphas
 
     @staticmethod
     def estimate(output: torch.Tensor, noisy: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:

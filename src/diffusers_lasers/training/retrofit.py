@@ -28,12 +28,7 @@ def _batches(images: Any, batch_size: int) -> tuple[Iterable[torch.Tensor], int 
     if isinstance(images, torch.Tensor):
         return images.split(batch_size), math.ceil(len(images) / batch_size)
     if isinstance(images, ImageDataset):
-        starts = range(0, len(images), batch_size)
-        batches = (
-            images.__getitems__(list(range(start, min(start + batch_size, len(images)))))["pixel_values"]
-            for start in starts
-        )
-        return batches, len(starts)
+        return images.batches(batch_size), math.ceil(len(images) / batch_size)
     return images, len(images) if isinstance(images, Sequence) else None
 
 

@@ -10,27 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from ..utils.seeding import seeded_generator
 
-__all__ = ["StreamSampler", "epoch_seed"]
 
-
-def epoch_seed(seed: int, epoch: int, stream: int) -> int:
-    """
-    A seed of its own for each (seed, epoch, stream), well mixed.
-
-    Args:
-        seed (`int`): Seed of the run, at least 0.
-        epoch (`int`): The epoch, from 0.
-        stream (`int`): What the numbers are for: 0 orders, 1 crops.
-
-    Returns:
-        `int`: A seed for `torch.Generator.manual_seed`, from 0 to 2⁶³ − 1.
-    """
-    return int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+__all__ = ["StreamSampler"]
 
 
 class StreamSampler(Sampler):
@@ -66,8 +52,7 @@ class StreamSampler(Sampler):
             epoch, offset = divmod(position, self.length)
             order = range(self.length)
             if self.shuffle:
-                generator = torch.Generator().manual_seed(epoch_seed(self.seed, epoch, stream=0))
-                order = torch.randperm(self.length, generator=generator).tolist()
+                order = torch.randperm(self.length, generator=seeded_generator(self.seed, epoch, 0)).tolist()
             for index in order[offset : offset + self.total - position]:
                 yield epoch, index
             position += self.length - offset

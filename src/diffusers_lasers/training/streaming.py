@@ -20,8 +20,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..utils.image_sources import UnreadableImageError, to_rgb, undecoded
 from ..utils.import_utils import requires
+from ..utils.seeding import mixed_seed
 from .data import crop_pixels, fit_pixels, to_batch
-from .sampling import epoch_seed
 
 
 __all__ = ["ImageStream"]
@@ -109,7 +109,7 @@ class ImageStream(IterableDataset):
         for epoch in count():
             table = self.table
             if self.shuffle_buffer:
-                seed = epoch_seed(self.seed, epoch, stream=0) % 2**32
+                seed = mixed_seed(self.seed, epoch, 0) % 2**32
                 table = table.shuffle(seed=seed, buffer_size=self.shuffle_buffer)
             table = split(table, rank=shard, world_size=shards)
             place = -1

@@ -73,7 +73,8 @@ def usage_section(class_name: str, repository: str = PLACEHOLDER_REPOSITORY, sub
     return (
         f"{USAGE_START}\n## Usage\n\n"
         f"The weights belong to `{class_name}` of the diffusers plug-in `{LIBRARY_NAME}`:\n\n"
-        f"```bash\npip install {LIBRARY_NAME}\n```\n\n"
+        "It is not released yet: `pip install .` in a clone of its repository installs it;\n"
+        f"`pip install {LIBRARY_NAME}` will once it is.\n\n"
         f"```python\n{imports}\n\nmodel = {class_name}.from_pretrained({arguments})\n{example}```\n{USAGE_END}"
     )
 

@@ -45,7 +45,7 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def image_grid(rows: Sequence[tuple[str, torch.Tensor]], cell: int = 96) -> Image.Image:
+def image_grid(rows: Sequence[tuple[str, torch.Tensor]], cell: int = 96, margin: int = 4) -> Image.Image:
     """
     Labelled rows of images on white.
 
@@ -55,17 +55,20 @@ def image_grid(rows: Sequence[tuple[str, torch.Tensor]], cell: int = 96) -> Imag
     Args:
         rows (`Sequence[tuple[str, torch.Tensor]]`): Label and images `(n, 3, H, W)` or `(n, 1, H, W)` in [-1, 1] of each row. Rows may differ in number
             and size of images.
-        cell (`int`, defaults to 96): Least side of an image in the picture, in pixels.
+        cell (`int`, defaults to 96): Least side of an image in the picture, in pixels; 1 shows them pixel by pixel.
+        margin (`int`, defaults to 4): White pixels between images; 0 joins them.
 
     Returns:
         `PIL.Image.Image`: The picture, RGB.
 
     Raises:
-        ValueError: If there is no image, `cell` is below 1, or a row's images are not floating point of such a shape.
+        ValueError: If there is no image, `cell` is below 1, `margin` is negative, or a row's images are not floating point of such a shape.
     """
     rows = list(rows)
     if cell < 1:
         raise ValueError(f"`cell` must be at least 1, got {cell}.")
+    if margin < 0:
+        raise ValueError(f"`margin` must not be negative, got {margin}.")
     for label, images in rows:
         if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
             raise ValueError(
@@ -82,16 +85,16 @@ def image_grid(rows: Sequence[tuple[str, torch.Tensor]], cell: int = 96) -> Imag
     labels = ["\n".join(textwrap.wrap(label, _LABEL_CHARACTERS)) for label, _ in rows]
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     boxes = [measure.multiline_textbbox((0, 0), label, font=font) for label in labels]
-    left = _MARGIN // 2 + (_MARGIN + math.ceil(max(box[2] for box in boxes)) if any(labels) else 0)
-    size = (left + columns * (width + _MARGIN) - _MARGIN // 2, len(rows) * (height + _MARGIN))
+    left = margin // 2 + (_MARGIN + math.ceil(max(box[2] for box in boxes)) if any(labels) else 0)
+    size = (left + columns * (width + margin) - margin // 2, len(rows) * (height + margin))
     grid = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(grid)
     for row, ((_, images), label, box) in enumerate(zip(rows, labels, boxes)):
-        top = row * (height + _MARGIN) + _MARGIN // 2
+        top = row * (height + margin) + margin // 2
         draw.multiline_text((_MARGIN, top + (height - box[3]) // 2), label, fill="black", font=font)
         factor = min(height / images.shape[2], width / images.shape[3])
         enlarged = (round(factor * images.shape[3]), round(factor * images.shape[2]))
         for column, pixels in enumerate(images):
             picture = to_image(pixels).resize(enlarged, Image.Resampling.NEAREST)
-            grid.paste(picture, (left + column * (width + _MARGIN), top))
+            grid.paste(picture, (left + column * (width + margin), top))
     return grid

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 BLOCK_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
 RUN = 64  # atoms are padded to a multiple; see `row_maximum`
 # The Gram form is the faster from so many features, and so many for each atom of a code.
-_GRAM_FROM = 128
-_GRAM_FROM_AN_ATOM = 8
+_GRAM_FEATURES = 128
+_GRAM_FEATURES_AN_ATOM = 8
 _MAX_GRAM_ATOMS = 8192  # whose Gram matrix takes 256 MiB
 _FEW_FEATURES = 32  # below it torch's BLAS is the faster
 _WORST_ROUNDING = 32.0  # (‖y‖ + Σ |γ_j|) / ‖r‖, and Σ |W_j|, which the Gram form may reach
@@ -42,7 +42,7 @@ def faster_form(atoms: torch.Tensor, signals: int, sparsity: int) -> type[Residu
 
 
 def _gram_is_faster(features: int, atoms: int, signals: int, sparsity: int) -> bool:
-    many_features = features >= max(_GRAM_FROM, _GRAM_FROM_AN_ATOM * sparsity) and sparsity > 1
+    many_features = features >= max(_GRAM_FEATURES, _GRAM_FEATURES_AN_ATOM * sparsity) and sparsity > 1
     return many_features and signals >= atoms // 2 and atoms <= _MAX_GRAM_ATOMS
 
 

@@ -177,10 +177,10 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
 
 
 def check_positive(**arguments: int) -> None:
-    """Raises a `ValueError` naming the first argument that is not an integer of at most 2³¹ and at least 1."""
+    """Raises a `ValueError` naming the first argument that is not an integer from 1 to 2³¹ − 1."""
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-            raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+            raise ValueError(f"`{name}` must be an integer from 1 to 2³¹ − 1, got {value!r}.")
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ The denoiser's `parameterization` says which loop runs, and the scheduler must f
 
 * categorical: [`CategoricalDDPMScheduler`] draws clean indices at each step (Alg. 2, with the loop over slots and z_t that it omits);
 * continuous: a Gaussian scheduler of diffusers (`DDPMScheduler`, `DDIMScheduler`, …) denoises numbers, which are rounded to indices at the end;
-* discrete: diffusers' `DiscreteDDIMScheduler` (uniform) or [`AbsorbingD3PMScheduler`] (masked) changes indices themselves.
+* discrete: [`UniformD3PMScheduler`] (or diffusers' `DiscreteDDIMScheduler`) or [`AbsorbingD3PMScheduler`] changes indices themselves.
 
 Codec decoding is exact and cheap; the optional refiner repairs what it shows.
 """
@@ -69,7 +69,7 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
             )
         if kind == "discrete" and not isinstance(scheduler, (AbsorbingD3PMScheduler, DiscreteDDIMScheduler)):
             raise ValueError(
-                f"`scheduler` must be an AbsorbingD3PMScheduler or a DiscreteDDIMScheduler for a discrete denoiser, got {type(scheduler).__name__}."
+                f"`scheduler` must be an AbsorbingD3PMScheduler, a UniformD3PMScheduler or a DiscreteDDIMScheduler for a discrete denoiser, got {type(scheduler).__name__}."
             )
         ours = isinstance(scheduler, (AbsorbingD3PMScheduler, CategoricalDDPMScheduler))
         if kind == "continuous" and (ours or not hasattr(scheduler, "init_noise_sigma")):
@@ -245,7 +245,8 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
     def _uniform_step(self, latents, timestep, condition, temperature, generator):
         """A step of diffusers' scheduler, whose step index counts up, on sites and slots in one row. It takes one generator only."""
         total = self.scheduler.num_inference_steps
-        time = 1000 * (1 - int(timestep) / total) - 1  # the timestep of training at its ᾱ = index / total
+        trained = self.scheduler.config.get("num_train_timesteps", 1000)  # diffusers' own class does not say
+        time = trained * (1 - int(timestep) / total) - 1  # the timestep of training at its ᾱ = index / total
         logits = self.unet(latents, time, **condition).sample
         estimate = expected_number(logits.float().softmax(dim=2)) if self.unet.config.self_conditioning else None
         rows = logits.movedim(2, -1).flatten(1, 3)  # (B, c̄ h w, |C|)
