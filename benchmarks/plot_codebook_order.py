@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.functional import ORDERS, score_order
-from diffusers_lasers.functional.psnr import image_psnr
+from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.utils import CommandParser, save_image
 from diffusers_lasers.utils.image_sources import to_rgb
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from diffusers_lasers import AutoencoderDL, DictionaryBottleneck, ModelBasedVQCodec
 from diffusers_lasers.coding import Code
-from diffusers_lasers.functional.psnr import image_psnr
+from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.metrics import CodeRate, flip_map
 from diffusers_lasers.utils.image_sources import UnreadableImageError, to_rgb
 from diffusers_lasers.visualization import atom_tiles, support_map

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 import diffusers_lasers
 from diffusers_lasers import AutoencoderDL, PerceptualSimilarity
 from diffusers_lasers.functional.dictionary import mutual_coherence
-from diffusers_lasers.functional.psnr import image_psnr
+from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, RFID, SSIM, AtomUsage, CodeRate, LatentNMSE, flip_map
 from diffusers_lasers.training import (
     Degradation,

@@ -20,7 +20,7 @@ import torch
 
 import diffusers_lasers
 from diffusers_lasers import ModelBasedVQCodec
-from diffusers_lasers.functional.psnr import image_psnr
+from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.training import (
     Judgement,
     add_data_flags,

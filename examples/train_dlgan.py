@@ -49,7 +49,7 @@ from diffusers_lasers import (
     PatchDiscriminator,
     PerceptualSimilarity,
 )
-from diffusers_lasers.functional.psnr import image_psnr
+from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.models.autoencoders import AutoencoderDLOutput
 from diffusers_lasers.training import (
     AdversarialObjective,

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from diffusers_lasers import LatentRefiner, ModelBasedLatentDiffusionPipeline, ModelBasedVQCodec
 from diffusers_lasers.functional import index_to_number, number_to_index
-from diffusers_lasers.functional.psnr import image_psnr
+from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
 from diffusers_lasers.training import (
     ImageDataset,

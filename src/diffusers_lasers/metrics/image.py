@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..functional.psnr import image_psnr, mean_squared_errors
+from ..functional.images.psnr import image_psnr, mean_squared_errors
 from ..models.perceptual import PerceptualSimilarity
 from ..utils.import_utils import requires
 from .states import keep_apart
