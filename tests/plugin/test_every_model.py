@@ -20,6 +20,7 @@ from diffusers_lasers import (
     DLRestorationPipeline,
     FSQBottleneck,
     IdentityBottleneck,
+    IndexBottleneck,
     LatentRefiner,
     ModelBasedVQCodec,
     PatchDiscriminator,
@@ -95,7 +96,8 @@ def test_all_models_are_here():
     kinds = {type(make()) for make, _ in MODELS.values()}
     from diffusers_lasers.utils.model_loading import LasersModelMixin
 
-    ours = {cls for cls in LasersModelMixin.__subclasses__() + Bottleneck.__subclasses__() if cls is not Bottleneck}
+    bases = (LasersModelMixin, Bottleneck, IndexBottleneck)
+    ours = {cls for base in bases for cls in base.__subclasses__() if cls not in bases}
     ours |= {VectorQuantizerBottleneck, ResidualVQBottleneck}
     assert kinds == {cls for cls in ours if not cls.__name__.startswith("_")}
     assert all(isinstance(cls._no_split_modules, list) for cls in kinds)
