@@ -50,7 +50,7 @@ test_cuda: $(STAMP)
 	DIFFUSERS_LASERS_TEST_CUDA=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) tests/*/test_on_cuda.py $(PYTEST_ARGS)
 
 # The kernels once more, in a folder of their own, with gcc's sanitizers: a read beyond an array ends the run with its line. Left out are tests that
-# build or start other processes, and pursuits without a kernel. libstdc++ is loaded early, since the sanitizer looks for its exceptions at the start.
+# build, fork or start other processes (a fork can find the sanitizer's locks taken, and then waits for ever), and pursuits without a kernel. libstdc++ is loaded early, since the sanitizer looks for its exceptions at the start.
 SANITIZED := build/sanitized
 sanitize := -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 
@@ -60,7 +60,7 @@ test_sanitized: $(STAMP)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so.6)" ASAN_OPTIONS=detect_leaks=0 \
 		$(BIN)/python -m pytest --capture=sys -p no:cacheprovider -o pythonpath=$(SANITIZED)/lib \
 		tests/functional/test_kernels.py tests/functional/test_operands.py \
-		-k "not wheels and not optional and not after_a_fork and not iht and not fista" $(PYTEST_ARGS)
+		-k "not wheels and not optional and not after_a_fork and not in_workers and not iht and not fista" $(PYTEST_ARGS)
 
 # Damaged files for every decoder of codes and every reader of images, by the hundred thousand; `make test` runs a few thousand.
 fuzz: $(STAMP)
