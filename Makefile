@@ -15,7 +15,7 @@ help:
 	@echo "make test     run the tests (PYTEST_ARGS='-m slow' for the slow ones)"
 	@echo "make test_cuda   run the tests that need a GPU, and no others"
 	@echo "make test_sanitized   run the kernels' tests with address and undefined-behaviour sanitizers (gcc)"
-	@echo "make fuzz     attack every decoder of codes and every reader of images with damaged files (a quarter of an hour)"
+	@echo "make fuzz     attack every decoder of codes and every reader of images with damaged files (five to ten minutes)"
 	@echo "make quality  lint, format, and the repository's own checks"
 	@echo "make style    fix what lint and format can fix"
 	@echo "make docs     build the documentation into build/docs"
@@ -50,7 +50,8 @@ test_cuda: $(STAMP)
 	DIFFUSERS_LASERS_TEST_CUDA=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) tests/*/test_on_cuda.py $(PYTEST_ARGS)
 
 # The kernels once more, in a folder of their own, with gcc's sanitizers: a read beyond an array ends the run with its line. Left out are tests that
-# build, fork or start other processes (a fork can find the sanitizer's locks taken, and then waits for ever), and pursuits without a kernel. libstdc++ is loaded early, since the sanitizer looks for its exceptions at the start.
+# build, fork or start other processes (a fork can find the sanitizer's locks taken, and then waits for ever), and pursuits without a kernel.
+# libstdc++ is loaded early, since the sanitizer looks for its exceptions at the start.
 SANITIZED := build/sanitized
 sanitize := -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 

@@ -230,3 +230,21 @@ def test_one_file_of_weights_takes_the_place_of_several(tmp_path):
     assert torch.equal(DictionaryBottleneck.from_pretrained(tmp_path).dictionary, model.dictionary)
     model.save_pretrained(tmp_path, max_shard_size=100)
     assert torch.equal(DictionaryBottleneck.from_pretrained(tmp_path).dictionary, model.dictionary)
+
+
+def test_a_saved_model_keeps_modes_and_refuses_what_is_no_file(tmp_path):
+    model = DictionaryBottleneck(latent_channels=4, num_atoms=8, sparsity=1)
+    model.save_pretrained(tmp_path)
+    for path in tmp_path.iterdir():
+        path.chmod(0o600)
+    model.save_pretrained(tmp_path)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+    weights = (tmp_path / "diffusion_pytorch_model.safetensors").read_bytes()
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    with torch.no_grad():
+        model.dictionary.neg_()
+    with pytest.raises(ValueError, match="must be a regular file or new"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]

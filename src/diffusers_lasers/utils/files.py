@@ -57,13 +57,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         ValueError: If `path` is a folder, pipe, device or anything else that is no regular file.
         OSError: If it cannot be written, as on a full disk; the error names `path`.
     """
-    target = os.path.realpath(path)
-    try:
-        found = os.lstat(target)
-    except FileNotFoundError:
-        found = None
-    if found is not None and not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"`path` must be a regular file or new, got {os.fspath(path)!r}.")
+    target, found = _regular(path)
     folder, name = os.path.split(target)
     scratch = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(8)}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -185,7 +179,7 @@ def fill_folder(folder: str | os.PathLike, write: Callable[[str], Any]) -> None:
         write (`Callable[[str], Any]`): Writes all files below the path that it is given.
 
     Raises:
-        OSError: If something cannot be written, as on a full disk; the folder is then as it was.
+        ValueError: If one of the files is there and no regular file. OSError: If something cannot be written, as on a full disk; the folder is then as it was.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -199,6 +193,7 @@ def fill_folder(folder: str | os.PathLike, write: Callable[[str], Any]) -> None:
             raise OSError(f"{folder} could not be written: {one_line(error)}") from error
         files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
         files.sort(key=lambda path: (_CONFIGS.index(path.name) if path.name in _CONFIGS else -1, path))
+        targets = {name: _regular(folder / name) for name in files}  # all are looked at before one is replaced
         for name in files:
             if name.name in _CONFIGS and (folder / name).exists() and not _same(folder / name, scratch / name):
                 (folder / name).unlink()
@@ -206,11 +201,26 @@ def fill_folder(folder: str | os.PathLike, write: Callable[[str], Any]) -> None:
             if name.suffix == ".safetensors":  # the table of an older model's several files would be read first
                 (folder / name).with_name(f"{name.name}.index.json").unlink(missing_ok=True)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            target, found = targets[name]
             with (scratch / name).open("rb") as file:
                 os.fsync(file.fileno())
-            os.replace(scratch / name, os.path.realpath(folder / name))
+            if found is not None:
+                os.chmod(scratch / name, stat.S_IMODE(found.st_mode))
+            os.replace(scratch / name, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _regular(path: str | os.PathLike) -> tuple[str, os.stat_result | None]:
+    """What a path leads to, and its status, `None` where it is new; a `ValueError` where it is no regular file."""
+    target = os.path.realpath(path)
+    try:
+        found = os.lstat(target)
+    except FileNotFoundError:
+        return target, None
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"`path` must be a regular file or new, got {os.fspath(path)!r}.")
+    return target, found
 
 
 @contextmanager
