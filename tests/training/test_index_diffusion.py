@@ -231,7 +231,7 @@ def test_the_noise_is_the_schedulers(kind, monkeypatch):
 def test_nothing_but_the_schedulers_knows_the_schedule():
     root = Path(__file__).resolve().parents[2]
     for path in (
-        root / "src/diffusers_lasers/training/index_diffusion.py",
+        root / "src/diffusers_lasers/training/objectives/index_diffusion.py",
         root / "examples/train_categorical_ddpm.py",
     ):
         text = path.read_text(encoding="utf-8")

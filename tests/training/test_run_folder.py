@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
 from diffusers_lasers.training import RunFolder, TrainingLog, TrainingState, list_checkpoints, run_identity
-from diffusers_lasers.training.checkpoints import _write_manifest
+from diffusers_lasers.training.run.checkpoints import _write_manifest
 from diffusers_lasers.utils import write_json
 
 
@@ -242,7 +242,7 @@ def check(folder, ended):
 @pytest.mark.parametrize("name", KILLED)
 def test_a_kill_at_any_system_call_loses_no_line_and_no_checkpoint(killed_everywhere, tmp_path, name):
     imports = (
-        "import json\nfrom diffusers_lasers.training.records import TrainingLog\n"
-        "from diffusers_lasers.training.checkpoints import list_checkpoints, save_checkpoint, verify_checkpoint"
+        "import json\nfrom diffusers_lasers.training.run.records import TrainingLog\n"
+        "from diffusers_lasers.training.run.checkpoints import list_checkpoints, save_checkpoint, verify_checkpoint"
     )
     assert killed_everywhere(imports, KILLED[name], tmp_path, 1 if name == "log" else 3) > 10

@@ -7,29 +7,10 @@ from ..utils.image_sources import (
     load_image_dataset,
     open_image_stream,
 )
-from .adversarial import (
-    AdversarialObjective,
-    LeCamRegularizer,
-    adaptive_weight,
-    adversarial_factor,
-    discriminator_loss,
-    generator_loss,
-)
-from .block_coordinate import BlockCoordinateUpdate
-from .checkpoints import TrainingState, latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
-from .code_cache import cached_codes, images_fingerprint, model_fingerprint
-from .data import ImageDataset, take_batch
-from .degraded_inputs import Degradation
-from .dictionary_maintenance import DictionaryUpkeep
-from .ema import ModelAverage
-from .index_diffusion import IndexDiffusionObjective
-from .judgement import Judgement
-from .losses import ReconstructionLoss, ReconstructionTerms
-from .records import TrainingLog, Window
-from .retrofit import collect_latents, fit_bottleneck, fit_to_latents
-from .run_folder import RunFolder, check_output_folder, run_identity
-from .sampling import StreamSampler
-from .script_flags import (
+from .data.code_cache import cached_codes, images_fingerprint, model_fingerprint
+from .data.degraded_inputs import Degradation
+from .data.image_dataset import ImageDataset, take_batch
+from .data.image_flags import (
     adam_optimizer,
     add_data_flags,
     add_hub_flags,
@@ -38,8 +19,27 @@ from .script_flags import (
     open_images,
     scaled_learning_rate,
 )
-from .sharding import FullySharded, gradient_norm, local_part, save_optimizer_whole, whole_tensor, write_whole
-from .streaming import ImageStream
+from .data.sampling import StreamSampler
+from .data.streaming import ImageStream
+from .dictionary.block_coordinate import BlockCoordinateUpdate
+from .dictionary.maintenance import DictionaryUpkeep
+from .dictionary.retrofit import collect_latents, fit_bottleneck, fit_to_latents
+from .objectives.adversarial import (
+    AdversarialObjective,
+    LeCamRegularizer,
+    adaptive_weight,
+    adversarial_factor,
+    discriminator_loss,
+    generator_loss,
+)
+from .objectives.index_diffusion import IndexDiffusionObjective
+from .objectives.reconstruction import ReconstructionLoss, ReconstructionTerms
+from .run.checkpoints import TrainingState, latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
+from .run.judgement import Judgement
+from .run.records import TrainingLog, Window
+from .run.run_folder import RunFolder, check_output_folder, run_identity
+from .weights.averaging import ModelAverage
+from .weights.sharding import FullySharded, gradient_norm, local_part, save_optimizer_whole, whole_tensor, write_whole
 
 
 __all__ = [

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..utils.command_line import hide_token, one_line
+from ...utils.command_line import hide_token, one_line
 
 
 __all__ = ["Judgement"]

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..utils.distributed import all_reduce_sum, broadcast, rank_and_world_size
+from ...utils.distributed import all_reduce_sum, broadcast, rank_and_world_size
 
 
 if dist.is_available():

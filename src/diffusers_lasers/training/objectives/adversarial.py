@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..models.patch_discriminator import PatchDiscriminatorOutput
-from ..utils.distributed import all_reduce_sum, rank_and_world_size
-from .sharding import whole_tensor
+from ...models.patch_discriminator import PatchDiscriminatorOutput
+from ...utils.distributed import all_reduce_sum, rank_and_world_size
+from ..weights.sharding import whole_tensor
 
 
 __all__ = [

@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
-from ..utils.image_sources import UnreadableImageError, load_image_dataset
-from ..utils.import_utils import requires
+from ...utils.image_sources import UnreadableImageError, load_image_dataset
+from ...utils.import_utils import requires
 
 
 __all__ = [

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from ..coding.codes import SparseCode
-from ..functional.dictionary.online_learning import block_coordinate_update
-from ..learning.statistics import ScaledStatistics
-from ..utils.distributed import broadcast, rank_and_world_size
+from ...coding.codes import SparseCode
+from ...functional.dictionary.online_learning import block_coordinate_update
+from ...learning.statistics import ScaledStatistics
+from ...utils.distributed import broadcast, rank_and_world_size
 
 
 __all__ = ["BlockCoordinateUpdate"]

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..utils.image_decoding import UnreadableImageError, to_rgb
-from ..utils.seeding import seeded_generator
+from ...utils.image_decoding import UnreadableImageError, to_rgb
+from ...utils.seeding import seeded_generator
 
 
 __all__ = ["ImageDataset", "take_batch"]

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..utils.image_sources import UnreadableImageError, to_rgb, undecoded
-from ..utils.import_utils import requires
-from ..utils.seeding import mixed_seed
-from .data import crop_pixels, fit_pixels, to_batch
+from ...utils.image_sources import UnreadableImageError, to_rgb, undecoded
+from ...utils.import_utils import requires
+from ...utils.seeding import mixed_seed
+from .image_dataset import crop_pixels, fit_pixels, to_batch
 
 
 __all__ = ["ImageStream"]

@@ -22,9 +22,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, load
 from filelock import FileLock, Timeout
 
-from ..learning.state_files import read_state, write_state
-from ..utils.command_line import one_line, recorded_arguments
-from ..utils.files import write_json
+from ...learning.state_files import read_state, write_state
+from ...utils.command_line import one_line, recorded_arguments
+from ...utils.files import write_json
 from .checkpoints import latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
 
 

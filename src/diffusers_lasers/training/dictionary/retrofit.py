@@ -15,9 +15,9 @@ import torch
 from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
-from ..models.autoencoders.diffusers_latents import encode_latents
-from ..models.bottlenecks import Bottleneck
-from .data import ImageDataset
+from ...models.autoencoders.diffusers_latents import encode_latents
+from ...models.bottlenecks import Bottleneck
+from ..data.image_dataset import ImageDataset
 
 
 __all__ = ["collect_latents", "fit_bottleneck", "fit_to_latents"]

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..coding.codes import SparseCode
-from ..functional.dictionary import normalize_atoms, project_to_tangent
-from ..learning.revival import revive_unused
-from ..utils.distributed import all_reduce_sum
-from ..utils.seeding import seeded_generator
+from ...coding.codes import SparseCode
+from ...functional.dictionary import normalize_atoms, project_to_tangent
+from ...learning.revival import revive_unused
+from ...utils.distributed import all_reduce_sum
+from ...utils.seeding import seeded_generator
 from .block_coordinate import BlockCoordinateUpdate
 
 

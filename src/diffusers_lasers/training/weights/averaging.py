@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..functional.dictionary import normalize_atoms
+from ...functional.dictionary import normalize_atoms
 from .sharding import local_part, whole_tensor, write_whole
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..functional.images.degradations import center_mask, hide, random_masks, reduce_bicubic, upscale_bicubic
+from ...functional.images.degradations import center_mask, hide, random_masks, reduce_bicubic, upscale_bicubic
 
 
 __all__ = ["Degradation"]

@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, SchedulerMixin
 
-from ..functional.diffusion import implied_noise, min_snr_weights, signal_to_noise
-from ..functional.diffusion.categorical import expected_number, gumbel_softmax, index_to_number
-from ..models.codecs import ModelBasedVQCodec
-from ..schedulers import AbsorbingD3PMScheduler, CategoricalDDPMScheduler, UniformD3PMScheduler
+from ...functional.diffusion import implied_noise, min_snr_weights, signal_to_noise
+from ...functional.diffusion.categorical import expected_number, gumbel_softmax, index_to_number
+from ...models.codecs import ModelBasedVQCodec
+from ...schedulers import AbsorbingD3PMScheduler, CategoricalDDPMScheduler, UniformD3PMScheduler
 
 
 __all__ = ["IndexDiffusionObjective"]

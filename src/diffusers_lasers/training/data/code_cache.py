@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from ..utils.files import atomic_file
+from ...utils.files import atomic_file
 
 
 __all__ = ["cached_codes", "images_fingerprint", "model_fingerprint"]

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from ..coding import Code
-from ..functional.rates import entropy
-from ..utils.distributed import all_reduce_sum
-from ..utils.files import write_text
+from ...coding import Code
+from ...functional.rates import entropy
+from ...utils.distributed import all_reduce_sum
+from ...utils.files import write_text
 
 
 __all__ = ["TrainingLog", "Window"]

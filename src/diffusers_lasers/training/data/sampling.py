@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from ..utils.seeding import seeded_generator
+from ...utils.seeding import seeded_generator
 
 
 __all__ = ["StreamSampler"]

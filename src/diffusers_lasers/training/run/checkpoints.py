@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..utils.files import write_json
+from ...utils.files import write_json
 
 
 __all__ = ["TrainingState", "latest_checkpoint", "list_checkpoints", "save_checkpoint", "verify_checkpoint"]
