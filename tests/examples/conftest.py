@@ -7,6 +7,7 @@ launch the script as a user does.
 """
 
 import importlib.util
+import json
 import os
 import socket
 from pathlib import Path
@@ -40,10 +41,13 @@ def data(tmp_path_factory):
 
 
 def command_line(**flags):
-    """The flags as a command line."""
+    """The flags as a command line; a dictionary is one of NAME=VALUE."""
     line = []
     for name, value in flags.items():
-        line += [f"--{name}"] + ([] if value is None else [str(value)])
+        words = [] if value is None else [value]
+        if isinstance(value, dict):
+            words = [f"{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in value.items()]
+        line += [f"--{name}", *map(str, words)]
     return line
 
 
@@ -74,7 +78,7 @@ def run(script, data, tmp_path):
         forget_the_last_run()
         base = {"resolution": 32, "train_batch_size": 4, "log_steps": 1, "checkpointing_steps": 0, "report_to": "none"}
         if not {"model_config_name_or_path", "pretrained_model_name_or_path", "bottleneck"} & set(flags):
-            base.update(num_atoms=16, sparsity=2)
+            base["bottleneck_config"] = {"num_atoms": 16, "sparsity": 2}
         if "resume_from_checkpoint" not in flags:
             base["overwrite_output_dir"] = None  # many tests train twice
         arguments = {**data, **base, "max_train_steps": steps, "output_dir": tmp_path / "out", **flags}

@@ -1,8 +1,9 @@
 """The options of examples/train_dlgan.py, in this process, on small pictures; test_train_dlgan_processes.py launches it."""
 
-import argparse
+import inspect
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_lasers import AutoencoderDL, DLRestorationPipeline, PatchDiscriminator, PerceptualSimilarity
 from diffusers_lasers.functional import center_mask, hide, reduce_bicubic, upscale_bicubic
+from diffusers_lasers.models.autoencoders.autoencoder_dl import BOTTLENECKS
 from diffusers_lasers.training import TrainingLog
+from diffusers_lasers.training.autoencoder.autoencoder_flags import REPLACED
+from diffusers_lasers.training.run.launch import launched_fsdp
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,25 +48,32 @@ def test_the_launch_configurations_are_accelerates(name, processes, machines):
 @pytest.mark.parametrize(
     "flags",
     [
-        {"bottleneck": "vq", "num_atoms": 16},
-        {"bottleneck": "fsq", "fsq_levels": 5},
-        {"bottleneck": "residual_vq", "depth": 2, "num_atoms": 8, "patch_size": 2},
+        {"bottleneck": "vq", "bottleneck_config": {"num_codewords": 16}},
+        {"bottleneck": "fsq", "bottleneck_config": {"levels": 5}},
+        {"bottleneck": "residual_vq", "bottleneck_config": {"depth": 2, "num_codewords": 8, "patch_size": 2}},
         {"bottleneck": "none", "channels_last": None},
-        {"preset": "paper", "gradient": "projection", "pursuit": "ols", "patch_size": 2, "latent_channels": 4},
+        {
+            **{"preset": "paper", "latent_channels": 4},
+            "bottleneck_config": {
+                **{"num_atoms": 16, "sparsity": 2, "gradient": "projection", "pursuit": "ols", "patch_size": 2}
+            },
+        },
         {"mixed_precision": "bf16", "adam_weight_decay": 0.1, "max_grad_norm": 0},
         {"dataloader_num_workers": 1, "cache_in_memory": None, "center_crop": None, "crops_per_image": 2},
         {"dictionary_update": "bcd", "use_ema": None, "revive_every": 1, "revive_fraction": 0.5},
-        {"adversarial_loss": "vanilla", "discriminator_channels": 8, "preset": "paper", "discriminator_start": 0},
         {
-            "discriminator_norm": "none",
-            "discriminator_channels": 8,
+            **{"adversarial_loss": "vanilla", "preset": "paper", "discriminator_start": 0},
+            "discriminator_config": {"base_channels": 8},
+        },
+        {
             "adversarial_loss": "hinge",
+            "discriminator_config": {"norm_type": "none", "base_channels": 8},
             "channels_last": None,
         },
         {
             "no_adaptive_weight": None,
             "adversarial_loss": "hinge",
-            "discriminator_channels": 8,
+            "discriminator_config": {"base_channels": 8},
             "mixed_precision": "bf16",
         },
     ],
@@ -76,13 +87,15 @@ def test_variants_train_and_load(run, flags):
 
 def test_flags_reach_the_model(run):
     folder = run(
-        preset="paper", latent_channels=4, num_atoms=8, sparsity=3, patch_size=2, coefficient_bits=6, pursuit="ols"
+        preset="paper",
+        latent_channels=4,
+        bottleneck_config={"num_atoms": 8, "sparsity": 3, "patch_size": 2, "coefficient_bits": 6, "pursuit": "ols"},
     )
     model = AutoencoderDL.from_pretrained(folder)
     config = model.config.bottleneck_config
     assert model.config.latent_channels == 4 and model.bottleneck.dictionary.shape == (16, 8)
     assert (config["sparsity"], config["coefficient_bits"], config["pursuit"]) == (3, 6, "ols")
-    floats = AutoencoderDL.from_pretrained(run(coefficient_bits=0))
+    floats = AutoencoderDL.from_pretrained(run(bottleneck_config={"coefficient_bits": None}))
     assert floats.bottleneck.config.coefficient_bits is None
 
 
@@ -195,7 +208,7 @@ def test_the_hub_gets_the_model_without_checkpoints_or_token(run, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(sys, "argv", ["train_dlgan.py", "--hub_token", "hf_secret", "--hub_token=hf_secret"])
-    flags = {"adversarial_loss": "hinge", "discriminator_channels": 8, "use_ema": None}
+    flags = {"adversarial_loss": "hinge", "discriminator_config": {"base_channels": 8}, "use_ema": None}
     folder = run(push_to_hub=None, hub_token="hf_secret", **flags)
     assert (calls["token"], calls["repo_id"], Path(calls["folder_path"])) == ("hf_secret", "me/out", folder)
     assert "checkpoint-*" in calls["ignore_patterns"]
@@ -224,7 +237,11 @@ def test_a_held_out_image_that_breaks_during_the_run_costs_no_model(run, script,
         train(*arguments)
 
     monkeypatch.setattr(script, "train", break_and_train)
-    flags = {"validation_data_dir": held_out, "adversarial_loss": "hinge", "discriminator_channels": 8}
+    flags = {
+        "validation_data_dir": held_out,
+        "adversarial_loss": "hinge",
+        "discriminator_config": {"base_channels": 8},
+    }
     stopped(run, **flags, task="super_resolution", scale=2, checkpointing_steps=2)
     folder = tmp_path / "out"
     assert AutoencoderDL.from_pretrained(folder).decoder is not None
@@ -238,7 +255,7 @@ def test_a_held_out_image_that_breaks_during_the_run_costs_no_model(run, script,
 
 def test_a_validation_that_fails_on_the_way_changes_nothing_but_the_exit_code(run, script, tmp_path, monkeypatch):
     flags = {"steps": 3, "checkpointing_steps": 1, "validation_steps": 1, "use_ema": None}
-    whole, validate, calls = load_file(run(**flags) / WEIGHTS), script.validate, []
+    whole, validate, calls = load_file(run(**flags) / WEIGHTS), script.held_out_figures, []
 
     def fail_twice(*arguments):
         calls.append(1)
@@ -246,7 +263,7 @@ def test_a_validation_that_fails_on_the_way_changes_nothing_but_the_exit_code(ru
             raise RuntimeError("no room on the device")
         return validate(*arguments)
 
-    monkeypatch.setattr(script, "validate", fail_twice)
+    monkeypatch.setattr(script, "held_out_figures", fail_twice)
     stopped(run, **flags)
     weights, card = load_file(tmp_path / "out" / WEIGHTS), (tmp_path / "out" / "README.md").read_text()
     assert all(torch.equal(whole[name], weights[name]) for name in whole)  # it is back in training mode
@@ -257,17 +274,17 @@ def test_a_validation_that_fails_on_the_way_changes_nothing_but_the_exit_code(ru
 
 def test_the_checkpoint_comes_before_the_validation_and_resumes_bitwise(run, script, tmp_path, monkeypatch):
     flags = {"steps": 4, "checkpointing_steps": 2, "validation_steps": 2}
-    whole, validate = load_file(run(**flags) / WEIGHTS), script.validate
+    whole, validate = load_file(run(**flags) / WEIGHTS), script.held_out_figures
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "validate", interrupt)
+    monkeypatch.setattr(script, "held_out_figures", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(**flags)
     assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-2"]
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")]
-    monkeypatch.setattr(script, "validate", validate)
+    monkeypatch.setattr(script, "held_out_figures", validate)
     resumed = load_file(run(**flags, resume_from_checkpoint="latest") / WEIGHTS)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -320,9 +337,12 @@ def contents(folder):
 
 
 def test_a_folder_with_a_run_is_kept_unless_overwriting_is_asked_for(run):
-    folder = run(adversarial_loss="hinge", discriminator_channels=8, checkpointing_steps=1)
+    folder = run(adversarial_loss="hinge", discriminator_config={"base_channels": 8}, checkpointing_steps=1)
     before = contents(folder)
-    for flags in ({"overwrite_output_dir": False}, {"resume_from_checkpoint": "latest", "num_atoms": 8}):
+    for flags in (
+        {"overwrite_output_dir": False},
+        {"resume_from_checkpoint": "latest", "bottleneck_config": {"num_atoms": 8}},
+    ):
         with pytest.raises(SystemExit, match="error: .*(is not empty: give another one|belongs to another run)"):
             run(**flags)
         assert contents(folder) == before
@@ -346,7 +366,10 @@ def test_only_damaged_checkpoints_end_latest_with_a_sentence(run):
 @pytest.mark.parametrize(
     "flags, sentence",
     [
-        ({"num_atoms": 8}, "--num_atoms 16 and not 8"),
+        (
+            {"bottleneck_config": {"num_atoms": 8}},
+            "--bottleneck_config {'num_atoms': 16, 'sparsity': 2} and not {'num_atoms': 8}",
+        ),
         ({"latent_channels": 4}, "--latent_channels None and not 4"),
         ({"use_ema": None}, "--use_ema False and not True"),
         ({"train_batch_size": 2}, "--total_batch_size 4 and not 2"),
@@ -403,13 +426,78 @@ def test_an_output_folder_that_cannot_be_one_is_one_sentence(run, tmp_path, kind
     assert (tmp_path / "mine").read_text() == "mine" and not list((tmp_path / "closed").iterdir())
 
 
+# Configurations as NAME=VALUE, and the flags that they replace
+
+
+def test_assignments_are_json_or_text_and_the_last_one_counts(script, words):
+    line = words(bottleneck_config={"num_atoms": 8, "pursuit": "ols", "coefficient_bits": None})
+    args = script.parse_args([*line, "--bottleneck_config", "num_atoms=16", "tolerance=0.5"])
+    assert args.bottleneck_config == {"num_atoms": 16, "pursuit": "ols", "coefficient_bits": None, "tolerance": 0.5}
+    args = script.parse_args(words(bottleneck="fsq", bottleneck_config={"levels": [8, 8, 5]}))
+    assert list(script.build_model(args).bottleneck.config.levels) == [8, 8, 5]
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_a_flag_that_is_replaced_says_by_what(script, capsys, name):
+    for line in ([f"--{name}", "8"], [f"--{name}=8"], [f"--{name}", "8", "8"]):
+        with pytest.raises(SystemExit) as stop:
+            script.parse_args(line)
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert stop.value.code == 2 and f"error: --{name} is replaced by --" in said
+    flag, assignment = REPLACED[name].split()[:2]
+    kinds = [PatchDiscriminator] if flag == "--discriminator_config" else BOTTLENECKS.values()
+    assert any(assignment.split("=")[0] in inspect.signature(kind.__init__).parameters for kind in kinds)
+
+
+def test_help_and_the_training_page_have_an_example_for_each_bottleneck(script, capsys):
+    with pytest.raises(SystemExit):
+        script.parse_args(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    page = (ROOT / "docs/source/en/training.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `--bottleneck (\w+)` \| `--bottleneck_config ([^`]*)` \|", page, re.MULTILINE))
+    for kind in set(BOTTLENECKS) - {"none"}:
+        example = re.search(rf"{kind}: ([^;]*)[;.]", said)[1]
+        for words in (example.split(" or ")[0].split(), rows[kind].split()):
+            script.parse_args(["--bottleneck", kind, "--bottleneck_config", *words])
+
+
+def test_the_page_has_the_defaults_of_the_bottlenecks(script):
+    page = (ROOT / "docs/source/en/training.md").read_text(encoding="utf-8")
+    table = re.search(r"^\| argument \| bottleneck \| paper \| corrected \|.*\n\|.*((?:\n\|.*)+)", page, re.MULTILINE)[
+        1
+    ]
+    compared = set()
+    for line in table.strip().splitlines():
+        name, kind, *cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")][:4]
+        for preset, cell in zip(("paper", "corrected"), cells):
+            config = script.build_model(
+                script.parse_args(["--preset", preset, "--bottleneck", kind])
+            ).bottleneck.config
+            value = config[name][0] if name == "levels" else config[name]
+            assert cell == ("floats" if value is None else str(value)), (name, preset)
+        compared.add((name, kind))
+    assert len(compared) >= 11
+
+
+def test_a_checkpoint_with_the_flags_of_before_is_refused_and_its_weights_are_a_start(run, tmp_path):
+    """The checkpoint was written by commit 0ddabd6, with 8 atoms of 4 channels."""
+    old = Path(__file__).parent / "checkpoint_of_0ddabd6"
+    with pytest.raises(SystemExit, match="other flags .--num_atoms, --sparsity, --depth, ….*--pretrained_model_name"):
+        run(resume_from_checkpoint=old)
+    assert not (tmp_path / "out").exists()
+    folder = run(steps=1, pretrained_model_name_or_path=old, learning_rate=0)
+    ours, theirs = load_file(folder / WEIGHTS), load_file(old / "autoencoder" / WEIGHTS)
+    for name in set(theirs) - {"bottleneck.coefficient_scale", "bottleneck.scale_steps"}:  # moved by every batch
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-6)
+
+
 # Trained weights to start from, and the optimiser
 
 
 @pytest.mark.parametrize("place", ["model", "checkpoint"])
 def test_training_starts_from_trained_weights(run, tmp_path, place):
     flags = {"adversarial_loss": "hinge", "discriminator_start": 0, "revive_every": 0}
-    folder = run(steps=2, checkpointing_steps=2, discriminator_channels=8, **flags)
+    folder = run(steps=2, checkpointing_steps=2, discriminator_config={"base_channels": 8}, **flags)
     source = shutil.copytree(folder if place == "model" else folder / "checkpoint-2", tmp_path / "source")
     folder = run(
         steps=1, pretrained_model_name_or_path=source, learning_rate=0, discriminator_lr_scheduler="constant", **flags
@@ -422,7 +510,7 @@ def test_training_starts_from_trained_weights(run, tmp_path, place):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert AutoencoderDL.from_pretrained(folder).bottleneck.dictionary.shape == (16, 16)
     # another discriminator is asked for, or none comes with the model
-    other = run(steps=1, pretrained_model_name_or_path=source, discriminator_channels=16, **flags)
+    other = run(steps=1, pretrained_model_name_or_path=source, discriminator_config={"base_channels": 16}, **flags)
     assert PatchDiscriminator.from_pretrained(other / "discriminator").config.base_channels == 16
     shutil.rmtree(source / "discriminator")
     other = run(steps=1, pretrained_model_name_or_path=source, **flags)
@@ -430,7 +518,7 @@ def test_training_starts_from_trained_weights(run, tmp_path, place):
 
 
 def test_learning_rates_are_scaled_by_the_images_of_a_step(run):
-    flags = {"learning_rate": 1e-4, "adversarial_loss": "hinge", "discriminator_channels": 8}
+    flags = {"learning_rate": 1e-4, "adversarial_loss": "hinge", "discriminator_config": {"base_channels": 8}}
     folder = run(steps=1, scale_lr=None, gradient_accumulation_steps=2, discriminator_learning_rate=2e-4, **flags)
     line = TrainingLog.read(folder / "training_log.jsonl")[0]
     assert line["lr"] == pytest.approx(8e-4) and line["discriminator_lr"] == pytest.approx(16e-4)
@@ -446,7 +534,12 @@ def test_8_bit_adam_needs_its_extra(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize("update", ["gradient", "bcd"])
 def test_8_bit_adam_trains_and_resumes_with_the_dictionarys_moments_as_floats(run, update):
     pytest.importorskip("bitsandbytes")
-    flags = {"use_8bit_adam": None, "num_atoms": 512, "revive_every": 1, "dictionary_update": update}
+    flags = {
+        "use_8bit_adam": None,
+        "bottleneck_config": {"num_atoms": 512, "sparsity": 2},
+        "revive_every": 1,
+        "dictionary_update": update,
+    }
     folder = run(steps=4, checkpointing_steps=2, **flags)
     state = torch.load(folder / "checkpoint-4" / "optimizer.bin")["state"]
 
@@ -511,19 +604,31 @@ def test_the_token_is_nowhere(run, monkeypatch, capfd, caplog, tmp_path):
         ({"eta": 0.5}, "--eta 0.5 needs a perceptual network: give --perceptual squeeze, alex or vgg."),
         ({"eta": 2}, r"--eta must lie in [0, 1], got 2.0."),
         ({"perceptual_weights": "x"}, "--perceptual_weights needs --perceptual squeeze, alex or vgg."),
-        ({"bottleneck": "vq", "sparsity": 2}, "--sparsity has no meaning for --bottleneck vq."),
-        ({"depth": 2}, "--depth has no meaning for --bottleneck dictionary."),
         (
-            {"pretrained_model_name_or_path": "x", "num_atoms": 8},
-            "--num_atoms cannot be given together with --pretrained",
+            {"bottleneck": "vq", "bottleneck_config": {"sparsity": 2}},
+            "--bottleneck_config of --bottleneck vq takes num_codewords, patch_size, decay, commitment_weight, "
+            "revive_threshold, got sparsity.",
+        ),
+        (
+            {"bottleneck_config": {"depth": 2}},
+            "--bottleneck_config of --bottleneck dictionary takes num_atoms, sparsity,",
+        ),
+        ({"bottleneck": "none", "bottleneck_config": {"depth": 2}}, "of --bottleneck none takes no names, got depth."),
+        ({"bottleneck_config": "sparsity"}, "argument --bottleneck_config: must be NAME=VALUE, got 'sparsity'."),
+        (
+            {"pretrained_model_name_or_path": "x", "bottleneck_config": {"num_atoms": 8}},
+            "--bottleneck_config cannot be given together with --pretrained",
         ),
         (
             {"pretrained_model_name_or_path": "x", "model_config_name_or_path": "y"},
             "--model_config_name_or_path cannot be given together with --pretrained_model_name_or_path.",
         ),
         (
-            {"discriminator_config_name_or_path": "x", "discriminator_layers": 2, "adversarial_loss": "hinge"},
-            "--discriminator_layers cannot be given together with --discriminator_config_name_or_path.",
+            {
+                **{"discriminator_config_name_or_path": "x", "adversarial_loss": "hinge"},
+                "discriminator_config": {"num_layers": 2},
+            },
+            "--discriminator_config cannot be given together with --discriminator_config_name_or_path.",
         ),
         (
             {"model_config_name_or_path": "x", "preset": "paper"},
@@ -558,10 +663,11 @@ def test_bad_arguments(script, words, capsys, tmp_path, flags, sentence):
     [
         ({"train_data_dir": "nowhere"}, "found at 'nowhere'"),
         ({"validation_data_dir": "nowhere"}, "found at 'nowhere'"),
-        ({"sparsity": 20}, "`sparsity`"),
+        ({"bottleneck_config": {"num_atoms": 16, "sparsity": 20}}, "`sparsity`"),
+        ({"bottleneck_config": {"sparsity": "many"}}, "`sparsity`"),
         ({"resize": 8}, "`resize`"),
         ({"revive_fraction": 2}, "`revive_fraction`"),
-        ({"latent_channels": 4, "bottleneck": "fsq", "fsq_levels": 1}, "`levels`"),
+        ({"latent_channels": 4, "bottleneck": "fsq", "bottleneck_config": {"levels": 1}}, "`levels`"),
         (
             {"resume_from_checkpoint": "checkpoint-9"},
             "--resume_from_checkpoint must be `latest`, a folder, or the name",
@@ -571,7 +677,7 @@ def test_bad_arguments(script, words, capsys, tmp_path, flags, sentence):
         ({"push_to_hub": None, "hub_model_id": "no such/name"}, "Repo id must"),
         ({"push_to_hub": None, "hub_token": "hf_secret"}, "The repository 'out' cannot be made on the Hub"),
         ({"model_config_name_or_path": "./nowhere.json"}, "nowhere"),
-        ({"adversarial_loss": "hinge", "discriminator_layers": 4}, "--resolution must be at least 48"),
+        ({"adversarial_loss": "hinge", "discriminator_config": {"num_layers": 4}}, "--resolution must be at least 48"),
         ({"adversarial_loss": "hinge", "discriminator_config_name_or_path": "./gone.json"}, "gone"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
@@ -606,20 +712,25 @@ def test_what_cannot_be_sharded(run, monkeypatch, tmp_path, environment, flags, 
 
 
 @pytest.mark.parametrize("name, reshard", [("fsdp", True), ("zero2", False)])
-def test_the_configuration_says_whether_weights_are_given_up_between_the_passes(script, monkeypatch, name, reshard):
+def test_the_configuration_says_whether_weights_are_given_up_between_the_passes(
+    run, script, monkeypatch, name, reshard
+):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(SCRIPT.parent / "accelerate_configs" / f"{name}.yaml")).fsdp_config
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     for key, value in config.items():  # as `accelerate launch` hands it over
         monkeypatch.setenv(key.upper(), str(value).lower())
-    assert script.launched_fsdp() is reshard
+    assert launched_fsdp() is reshard
     given = []
-    monkeypatch.setattr(script, "FullySharded", lambda network, keep, reshard: given.append(reshard))
-    network = AutoencoderDL(bottleneck_config={"num_atoms": 16, "sparsity": 2})
-    accelerator = argparse.Namespace(device=torch.device("cpu"))
-    run = argparse.Namespace(model=network, discriminator=None, accelerator=accelerator, sharded={})
-    script.shard(run, reshard_after_forward=reshard)
+
+    def shards(network, keep, reshard_after_forward):
+        given.append(reshard_after_forward)
+        raise ValueError("it was seen")
+
+    monkeypatch.setattr(script, "FullySharded", shards)
+    with pytest.raises(SystemExit, match="it was seen"):
+        run()
     assert given == [reshard]
 
 
@@ -699,7 +810,13 @@ def test_trackers_get_figures_and_pictures(run, monkeypatch):
     tracker = accelerate.tracking.TensorBoardTracker
     monkeypatch.setattr(tracker, "log", lambda self, values, step, **_: calls["figures"].append((step, values)))
     monkeypatch.setattr(tracker, "log_images", lambda self, v, step, **_: calls["pictures"].append((step, v)))
-    run(steps=2, report_to="tensorboard", adversarial_loss="hinge", discriminator_channels=8, discriminator_start=0)
+    run(
+        steps=2,
+        report_to="tensorboard",
+        adversarial_loss="hinge",
+        discriminator_config={"base_channels": 8},
+        discriminator_start=0,
+    )
     figures = {name for _, values in calls["figures"] for name in values}
     assert figures >= {
         *("loss", "mse", "psnr", "perplexity", "dead_atoms", "bits_per_pixel", "images_per_second", "gradient_norm"),

@@ -5,8 +5,6 @@ and with that of FSDP, and `torchrun`. Every other process is forked (see confte
 one run share it.
 """
 
-import argparse
-import importlib.util
 import json
 import os
 import shutil
@@ -19,12 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_lasers import AutoencoderDL, PatchDiscriminator, SparseCode
-from diffusers_lasers.training import TrainingLog
+from diffusers_lasers.training import Degradation, TrainingLog
+from diffusers_lasers.training.autoencoder.figures import held_out_figures
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,8 +38,7 @@ FLAGS = {
     "train_batch_size": 2,
     "gradient_accumulation_steps": 2,
     "random_flip": None,
-    "num_atoms": 32,
-    "sparsity": 2,
+    "bottleneck_config": {"num_atoms": 32, "sparsity": 2},
     "learning_rate": 1e-3,
     "dictionary_learning_rate": 5e-3,
     "lr_scheduler": "cosine",
@@ -54,7 +53,7 @@ FLAGS = {
     "num_validation_images": 3,
     "report_to": "none",
     "adversarial_loss": "hinge",
-    "discriminator_channels": 8,
+    "discriminator_config": {"base_channels": 8},
     "discriminator_start": 2,
     "discriminator_warmup_steps": 3,
     "discriminator_learning_rate": 1e-3,
@@ -246,7 +245,13 @@ def test_a_resumed_run_passes_over_a_damaged_checkpoint_and_equals_an_uninterrup
 
 def test_vq_is_trained_by_the_same_command_and_with_the_configuration_of_one_gpu(launch, data, tmp_path):
     launcher = ("accelerate.commands.launch", "--config_file", CONFIGURATIONS / "single_gpu.yaml", "--cpu")
-    small = {"bottleneck": "vq", "num_atoms": 16, "resolution": 32, "train_batch_size": 4, "max_train_steps": 2}
+    small = {
+        "bottleneck": "vq",
+        "bottleneck_config": {"num_codewords": 16},
+        "resolution": 32,
+        "train_batch_size": 4,
+        "max_train_steps": 2,
+    }
     launch(*launcher, **data, **small, output_dir=tmp_path / "m")
     model = AutoencoderDL.from_pretrained(tmp_path / "m").eval()
     assert model.config.bottleneck_type == "vq" and model.bits_per_pixel(32, 32) == pytest.approx(4 / 16)
@@ -288,9 +293,6 @@ def judge_on_two_ranks(rank, port, folder):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    specification = importlib.util.spec_from_file_location("train_dlgan", SCRIPT)
-    script = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(script)
 
     class HeldOut:
         broken = rank == 1
@@ -303,17 +305,14 @@ def judge_on_two_ranks(rank, port, folder):
                 raise ValueError("one of mine is broken")
             return torch.zeros(1, 3, 32, 32)
 
-    accelerator, held_out, said = script.Accelerator(cpu=True), HeldOut(), []
-    run = argparse.Namespace(accelerator=accelerator, held_out=held_out, degrade=lambda images, _: (images, None))
-    run.criterion = argparse.Namespace(perceptual=None)
+    accelerator, held_out, said = Accelerator(cpu=True), HeldOut(), []
     model = AutoencoderDL(bottleneck_config={"num_atoms": 16, "sparsity": 2}).eval()
-    args = argparse.Namespace(train_batch_size=1, task="reconstruction")
     try:
-        script.validate(model, run, args)
+        held_out_figures(model, accelerator, held_out, 1, Degradation())
     except ValueError as error:
         said.append(str(error))
     held_out.broken = False
-    figures = script.validate(model, run, args)
+    figures = held_out_figures(model, accelerator, held_out, 1, Degradation())
     torch.save({"said": said, "psnr": figures["validation_psnr"]}, f"{folder}/{rank}.pt")
     accelerator.wait_for_everyone()
 
@@ -342,7 +341,8 @@ def assert_alike(first, second, folders=(".",)):
 
 # Adam divides by the gradient's size: a larger ε keeps it from blowing up the rounding of vanishing gradients. Revival draws from rank 0's
 # signals, and a coefficient on the border of two cells of the quantiser may fall into either.
-COMPARABLE = {"revive_every": 0, "coefficient_bits": 0, "adam_epsilon": 1e-3}
+FLOATS = {"num_atoms": 32, "sparsity": 2, "coefficient_bits": None}
+COMPARABLE = {"revive_every": 0, "bottleneck_config": FLOATS, "adam_epsilon": 1e-3}
 # The flags of two processes that train as one with the whole batch.
 HALVES = {name: value for name, value in {**FLAGS, **COMPARABLE}.items() if name != "gradient_accumulation_steps"}
 TORCHRUN = "torch.distributed.run --standalone --nproc_per_node 2".split()
@@ -410,7 +410,8 @@ def test_two_processes_resume_bitwise(train, data, tmp_path):
 
 
 def test_two_processes_share_a_stream(train, data, tmp_path):
-    flags = {**data, "resolution": 32, "num_atoms": 16, "sparsity": 2, "train_batch_size": 1, "report_to": "none"}
+    flags = {**data, "resolution": 32, "train_batch_size": 1, "report_to": "none"}
+    flags["bottleneck_config"] = {"num_atoms": 16, "sparsity": 2}
     train(2, **flags, streaming=None, max_train_steps=3, output_dir=tmp_path / "m")
     AutoencoderDL.from_pretrained(tmp_path / "m")
 

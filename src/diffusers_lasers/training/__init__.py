@@ -10,15 +10,7 @@ from ..utils.image_sources import (
 from .data.code_cache import cached_codes, images_fingerprint, model_fingerprint
 from .data.degraded_inputs import Degradation
 from .data.image_dataset import ImageDataset, take_batch
-from .data.image_flags import (
-    adam_optimizer,
-    add_data_flags,
-    add_hub_flags,
-    check_data_flags,
-    check_held_out_images,
-    open_images,
-    scaled_learning_rate,
-)
+from .data.image_flags import add_data_flags, check_data_flags, check_held_out_images, open_images
 from .data.sampling import StreamSampler
 from .data.streaming import ImageStream
 from .dictionary.block_coordinate import BlockCoordinateUpdate
@@ -36,7 +28,9 @@ from .objectives.index_diffusion import IndexDiffusionObjective
 from .objectives.reconstruction import ReconstructionLoss, ReconstructionTerms
 from .run.checkpoints import TrainingState, latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
 from .run.judgement import Judgement
+from .run.optimizers import adam_optimizer, scaled_learning_rate
 from .run.records import TrainingLog, Window
+from .run.run_flags import add_hub_flags
 from .run.run_folder import RunFolder, check_output_folder, run_identity
 from .weights.averaging import ModelAverage
 from .weights.sharding import FullySharded, gradient_norm, local_part, save_optimizer_whole, whole_tensor, write_whole

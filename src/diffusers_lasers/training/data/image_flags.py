@@ -1,33 +1,21 @@
-"""Flags that all scripts that train or fit share, each with one name, one default and one meaning, and what the flags
-stand for.
+"""The flags that say where images come from and how they are cropped, and the images that they name.
 
-The names are those of diffusers' own examples.
+Every script that trains, fits or evaluates has these flags, each with one name, one default and one meaning. The names
+are those of diffusers' own examples.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from ...utils.image_sources import UnreadableImageError, load_image_dataset
-from ...utils.import_utils import requires
 
-
-__all__ = [
-    "add_data_flags",
-    "add_hub_flags",
-    "adam_optimizer",
-    "check_data_flags",
-    "check_held_out_images",
-    "open_images",
-    "scaled_learning_rate",
-]
 
 _logger = logging.getLogger(__name__)
 
@@ -56,26 +44,35 @@ def add_data_flags(parser: argparse.ArgumentParser | Any, max_validation_samples
     add("--max_validation_samples", type=int, default=max_validation_samples, help="Held-out images at most.")
 
 
-def add_hub_flags(parser: argparse.ArgumentParser | Any) -> None:
+def add_crop_flags(parser: argparse.ArgumentParser | Any) -> None:
     """
-    Adds the flags of the output folder that say whether it may be overwritten and whether it goes to the Hub.
+    Adds the flags that say how images become batches, for scripts that read them by [`TrainingImages`].
 
     Args:
         parser (`argparse.ArgumentParser` or a group of one): Gets the flags.
     """
     add = parser.add_argument
-    add("--overwrite_output_dir", action="store_true", help="Delete the run that is in --output_dir.")
-    add("--push_to_hub", action="store_true", help="Upload the result; the repository is made before the work begins.")
-    add("--hub_model_id", help="Default: the name of --output_dir.")
-    add("--hub_token", help="Default: the one that is logged in. It is in no file that is written.")
+    add("--cache_in_memory", action="store_true", help="Decode all images once (uint8) before training.")
+    add("--resolution", type=int, default=64, help="Side of the training crops in pixels.")
+    add(
+        "--resize",
+        type=int,
+        help="Short side before cropping; 0: unchanged. Default: resolution, 0 for bundled photos.",
+    )
+    add("--center_crop", action="store_true", help="Crop at the centre instead of at random.")
+    add("--random_flip", action="store_true", help="Mirror half of the crops.")
+    add("--crops_per_image", type=int, help="Crops an epoch. Default: 1, 256 for the bundled photographs.")
+    add("--dataloader_num_workers", type=int, default=0)
+    add("--streaming", action="store_true", help="Read the data as a stream; nothing is prepared or held.")
+    add("--shuffle_buffer_size", type=int, default=1000, help="Rows that a stream is shuffled among.")
 
 
 def check_data_flags(args: argparse.Namespace) -> None:
     """
-    That the flags of [`add_data_flags`] do not contradict each other.
+    That the flags of [`add_data_flags`] and [`add_crop_flags`] do not contradict each other.
 
     Args:
-        args (`argparse.Namespace`): With these flags.
+        args (`argparse.Namespace`): With the flags of the first, or of both.
 
     Raises:
         ValueError: If they do.
@@ -86,6 +83,14 @@ def check_data_flags(args: argparse.Namespace) -> None:
         raise ValueError("--validation_split names a split of --dataset_name, which is not given.")
     if args.validation_split and args.validation_data_dir:
         raise ValueError("Give --validation_split or --validation_data_dir, not both.")
+    if getattr(args, "streaming", False):
+        if not (args.dataset_name or args.train_data_dir):
+            raise ValueError("--streaming needs --dataset_name or --train_data_dir.")
+        if not args.max_train_steps:
+            raise ValueError("--streaming needs --max_train_steps, since the length of a stream is not known.")
+        for name in ("cache_in_memory", "crops_per_image"):
+            if getattr(args, name):
+                raise ValueError(f"--{name} has no meaning with --streaming.")
 
 
 def open_images(args: argparse.Namespace, split: str = "train") -> Sequence | None:
@@ -152,59 +157,3 @@ def check_held_out_images(
     if not readable:
         raise UnreadableImageError("None of the images can be read.")
     return images if len(readable) == len(images) else Subset(images, readable)
-
-
-def scaled_learning_rate(args: argparse.Namespace, num_processes: int, rate: float | None = None) -> float:
-    """
-    A learning rate, with `--scale_lr` times the images of a step.
-
-    Args:
-        args (`argparse.Namespace`): With `learning_rate`, `scale_lr`, `train_batch_size` and, where there is one,
-            `gradient_accumulation_steps`.
-        num_processes (`int`): Processes that train together.
-        rate (`float`, *optional*): Instead of `learning_rate`.
-
-    Returns:
-        `float`: The learning rate.
-    """
-    accumulation = getattr(args, "gradient_accumulation_steps", 1)
-    rate = args.learning_rate if rate is None else rate
-    return rate * (args.train_batch_size * accumulation * num_processes if args.scale_lr else 1)
-
-
-def adam_optimizer(
-    groups: Iterable[Any],
-    args: argparse.Namespace,
-    learning_rate: float | None = None,
-    full_precision: Sequence[torch.nn.Parameter] = (),
-) -> torch.optim.Optimizer:
-    """
-    AdamW, with `--use_8bit_adam` that of bitsandbytes, whose moments have 8 bits.
-
-    Args:
-        groups (iterable of parameters or of groups): What it steps.
-        args (`argparse.Namespace`): With `learning_rate`, `adam_beta1`, `adam_beta2`, `adam_epsilon`,
-            `adam_weight_decay` and `use_8bit_adam`.
-        learning_rate (`float`, *optional*): Instead of that of `args`.
-        full_precision (`Sequence[torch.nn.Parameter]`, *optional*): Parameters whose moments stay floats: those that
-            [`DictionaryUpkeep`] writes to.
-
-    Returns:
-        `torch.optim.Optimizer`: The optimiser.
-
-    Raises:
-        ImportError: If bitsandbytes is missing (`pip install diffusers_lasers[8bit]`).
-    """
-    kind = torch.optim.AdamW
-    if args.use_8bit_adam:
-        eight = requires("bitsandbytes", "8bit").optim
-        kind = eight.AdamW8bit
-        if full_precision:
-            eight.GlobalOptimManager.get_instance().override_config(list(full_precision), "optim_bits", 32)
-    return kind(
-        groups,
-        lr=args.learning_rate if learning_rate is None else learning_rate,
-        betas=(args.adam_beta1, args.adam_beta2),
-        eps=args.adam_epsilon,
-        weight_decay=args.adam_weight_decay,
-    )

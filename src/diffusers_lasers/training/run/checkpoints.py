@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -169,6 +170,7 @@ def save_checkpoint(
     return target
 
 
+@dataclass
 class TrainingState:
     """
     Creates the counters of a run, a part of what [`RunFolder`] saves.
@@ -179,12 +181,13 @@ class TrainingState:
         unreadable (`int`, defaults to 0): Images among them that could not be read and were skipped.
     """
 
-    def __init__(self, step: int = 0, samples_seen: int = 0, unreadable: int = 0):
-        self.step, self.samples_seen, self.unreadable = step, samples_seen, unreadable
+    step: int = 0
+    samples_seen: int = 0
+    unreadable: int = 0
 
     def state_dict(self) -> dict[str, int]:
         """The counters."""
-        return dict(vars(self))
+        return asdict(self)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """
@@ -193,5 +196,5 @@ class TrainingState:
         Args:
             state (`dict[str, int]`): What `state_dict` gave.
         """
-        for name in vars(self):
-            setattr(self, name, int(state[name]))
+        self.step, self.samples_seen = int(state["step"]), int(state["samples_seen"])
+        self.unreadable = int(state["unreadable"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import pickle
 import shutil
@@ -30,6 +31,7 @@ from .checkpoints import latest_checkpoint, list_checkpoints, save_checkpoint, v
 
 __all__ = ["RunFolder", "check_output_folder", "run_identity"]
 
+_logger = logging.getLogger(__name__)
 _RUN = "run.json"
 _STATE = "run_state.safetensors"
 _LOCK = ".run.lock"
@@ -176,12 +178,19 @@ class RunFolder:
     def _compare(self, place: Path) -> None:
         try:
             saved = json.loads((place / _RUN).read_text(encoding="utf-8"))["identity"]
+            gone = [f"--{name}" for name in saved if name not in self.identity]
             names = [name for name in self.identity if name in saved and saved[name] != self.identity[name]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{str(place)!r} has no readable {_RUN}: it was not written by this version of this script. "
                 "--pretrained_model_name_or_path starts a new run from its weights."
             ) from error
+        if gone:
+            said = ", ".join([*gone[:3], *["…"] * (len(gone) > 3)])
+            raise ValueError(
+                f"{str(place)!r} was written by a version of this script with other flags ({said}), and cannot be "
+                "resumed: --pretrained_model_name_or_path starts a new run from its weights."
+            )
         if names:
             said = ", ".join(f"--{name} {saved[name]!r} and not {self.identity[name]!r}" for name in names[:3])
             raise ValueError(
@@ -292,6 +301,32 @@ class RunFolder:
                 part.load_state_dict(states[name])
         except _UNFIT as error:
             raise ValueError(f"{str(self.checkpoint)!r} cannot be resumed from: {one_line(error)[:300]}") from error
+
+
+def open_run_folder(accelerator: Accelerator, args: argparse.Namespace, **identity: Any) -> RunFolder:
+    """
+    The folder that the flags name, with a warning for each damaged checkpoint. Nothing is written.
+
+    Args:
+        accelerator (`accelerate.Accelerator`): That of the run.
+        args (`argparse.Namespace`): With the flags of [`add_run_flags`] and [`add_hub_flags`], before anything of the
+            run is computed from them.
+        **identity: What else has to be the same when the run goes on, e.g. `total_batch_size`.
+
+    Returns:
+        [`RunFolder`]: The folder.
+
+    Raises:
+        ValueError: If the folder, or a checkpoint in it, cannot be used.
+    """
+    identity = run_identity(args, **identity)
+    folder = RunFolder(accelerator, args.output_dir, identity, args.resume_from_checkpoint, args.overwrite_output_dir)
+    if accelerator.is_main_process:
+        for sentence in folder.passed_over:
+            _logger.warning(f"{sentence} It is passed over.")
+        if folder.checkpoint is None and args.resume_from_checkpoint:
+            _logger.warning(f"There is no checkpoint in {args.output_dir}: starting from scratch.")
+    return folder
 
 
 def _check_place(path: Path) -> None:

@@ -1,0 +1,104 @@
+"""How well an autoencoder in training reconstructs: figures over held-out images, and a picture."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from ...functional.images.psnr import image_psnr
+from ...models.autoencoders.autoencoder_dl import AutoencoderDL
+from ...visualization import image_grid
+from ..data.degraded_inputs import Degradation
+from ..data.image_dataset import ImageDataset
+from ..run.records import Window
+from ..run.shared_validation import shared_means
+
+
+def clipped_psnr(sample: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    PSNR of each image after clipping; at most 100 dB, so that a reconstruction without error leaves a mean finite.
+
+    Args:
+        sample (`torch.Tensor` of shape `(B, C, H, W)`): Reconstructions.
+        target (`torch.Tensor` of shape `(B, C, H, W)`): Images in [−1, 1].
+        mask (`torch.Tensor` of shape `(B, 1, H, W)`, *optional*): 1 where pixels count.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: PSNR in dB.
+    """
+    return image_psnr(sample.float().clamp(-1, 1), target, mask).clamp_max(100.0)
+
+
+@torch.no_grad()
+def held_out_figures(
+    model: AutoencoderDL,
+    accelerator: Accelerator,
+    held_out: ImageDataset,
+    batch_size: int,
+    degrade: Degradation,
+    perceptual: torch.nn.Module | None = None,
+) -> dict[str, float]:
+    """
+    Figures over held-out images, which the processes share. All processes have to call it.
+
+    Args:
+        model ([`AutoencoderDL`]): The model, whole and in evaluation mode.
+        accelerator (`accelerate.Accelerator`): That of the run.
+        held_out ([`ImageDataset`]): The images.
+        batch_size (`int`): Images of a batch.
+        degrade ([`Degradation`]): What the encoder is given in place of them.
+        perceptual (`nn.Module`, *optional*): Network of LPIPS, see [`PerceptualSimilarity`].
+
+    Returns:
+        `dict[str, float]`: `validation_psnr`; with masks `validation_masked_psnr`; with a network `validation_lpips`;
+        and, if each process had a code, `validation_perplexity` and `validation_dead_atoms`.
+
+    Raises:
+        ValueError: If another process could not judge its share; the process itself raises its own error.
+    """
+    window = Window(accelerator.num_processes)
+
+    def sums(indices: range) -> dict[str, torch.Tensor]:
+        images = held_out.take(indices).to(accelerator.device)
+        inputs, mask = degrade(images, torch.Generator().manual_seed(indices.start))
+        with accelerator.autocast():
+            output = model(inputs)
+        window.add({}, output.code, len(indices))
+        found = {"psnr": clipped_psnr(output.sample, images)}
+        if mask is not None:
+            found["masked_psnr"] = clipped_psnr(output.sample, images, mask)
+        if perceptual is not None:
+            found["lpips"] = perceptual(output.sample.float().clamp(-1, 1), images).distances
+        return {name: values.double().sum() for name, values in found.items()}
+
+    names = ["psnr"] + ["masked_psnr"] * (degrade.task == "inpainting") + ["lpips"] * (perceptual is not None)
+    figures = shared_means(accelerator, len(held_out), batch_size, sums, names)
+    if len(held_out) > batch_size * (accelerator.num_processes - 1):  # each process has a code
+        usage = window.summary()
+        figures.update({name: usage[name] for name in ("perplexity", "dead_atoms") if name in usage})
+    return {f"validation_{name}": value for name, value in figures.items()}
+
+
+@torch.no_grad()
+def reconstruction_picture(
+    model: AutoencoderDL, accelerator: Accelerator, images: torch.Tensor, degrade: Degradation
+) -> Image.Image:
+    """
+    A picture: originals, with a task what the encoder is given, and reconstructions, one above the other.
+
+    Args:
+        model ([`AutoencoderDL`]): The model, whole and in evaluation mode.
+        accelerator (`accelerate.Accelerator`): That of the run.
+        images (`torch.Tensor` of shape `(N, 3, H, W)`): The originals in [−1, 1].
+        degrade ([`Degradation`]): The degradation.
+
+    Returns:
+        `PIL.Image.Image`: N images wide, and two or three high.
+    """
+    images = images.to(accelerator.device)
+    inputs, _ = degrade(images, torch.Generator().manual_seed(0))
+    given = [] if degrade.task == "reconstruction" else [inputs]
+    with accelerator.autocast():
+        sample = model(inputs).sample
+    return image_grid([("", row) for row in (images, *given, sample)], cell=1, margin=0)

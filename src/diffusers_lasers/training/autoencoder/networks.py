@@ -1,0 +1,150 @@
+"""The networks that the flags of an autoencoder describe, their first dictionary, and the optimiser of both."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable
+
+import torch
+
+from ...models.autoencoders.autoencoder_dl import AutoencoderDL
+from ...models.patch_discriminator import PatchDiscriminator
+from ..run.optimizers import adam_optimizer, scaled_learning_rate
+
+
+_logger = logging.getLogger(__name__)
+
+
+def build_model(args: argparse.Namespace) -> AutoencoderDL:
+    """
+    The model that the arguments describe, untrained unless they name a trained one.
+
+    Args:
+        args (`argparse.Namespace`): With the flags of [`add_model_flags`], `preset` and `resolution`.
+
+    Returns:
+        [`AutoencoderDL`]: The model.
+
+    Raises:
+        ValueError: If the model refuses an argument.
+        OSError: If what they name cannot be loaded.
+    """
+    place = args.pretrained_model_name_or_path
+    if place:  # a model, or a checkpoint
+        subfolder = "autoencoder" if os.path.isdir(os.path.join(place, "autoencoder")) else None
+        return AutoencoderDL.from_pretrained(place, subfolder=subfolder)
+    if args.model_config_name_or_path:
+        return AutoencoderDL.from_config(AutoencoderDL.load_config(args.model_config_name_or_path))
+    kind, channels, config = args.bottleneck or "dictionary", args.latent_channels or 16, args.bottleneck_config or {}
+    if kind == "fsq" and isinstance(config.get("levels", 7), int):  # one number for all channels
+        config = {**config, "levels": [config.get("levels", 7)] * channels}
+    return AutoencoderDL.from_preset(
+        args.preset or "corrected",
+        latent_channels=channels,
+        bottleneck_type=kind,
+        bottleneck_config=config,
+        sample_size=args.resolution,
+    )
+
+
+def build_discriminator(args: argparse.Namespace, norm_type: str = "group") -> PatchDiscriminator | None:
+    """
+    The discriminator, untrained unless it comes with a trained model and no other is described.
+
+    Args:
+        args (`argparse.Namespace`): With the flags of [`add_adversarial_flags`], `pretrained_model_name_or_path` and
+            `resolution`.
+        norm_type (`str`, defaults to `"group"`): Its normalisation where the arguments name none.
+
+    Returns:
+        [`PatchDiscriminator`] or `None`: `None` with `--adversarial_loss none`.
+
+    Raises:
+        ValueError: If it refuses an argument, or the images are too small for it.
+        OSError: If its configuration cannot be loaded.
+    """
+    if args.adversarial_loss == "none":
+        return None
+    place, file = args.pretrained_model_name_or_path, args.discriminator_config_name_or_path
+    discriminator = None
+    if place and not (file or args.discriminator_config):
+        try:
+            discriminator = PatchDiscriminator.from_pretrained(place, subfolder="discriminator")
+        except OSError:
+            _logger.info(f"{place} has no discriminator: it begins anew.")
+    if discriminator is None and file:
+        discriminator = PatchDiscriminator.from_config(PatchDiscriminator.load_config(file))
+    elif discriminator is None:
+        config = {"norm_type": norm_type, **(args.discriminator_config or {})}
+        channels = config.get("base_channels", 64)
+        if isinstance(channels, int):
+            config.setdefault("norm_num_groups", math.gcd(32, channels))
+        discriminator = PatchDiscriminator(**config)
+    if args.resolution < discriminator.smallest_size:
+        raise ValueError(
+            f"--resolution must be at least {discriminator.smallest_size} for a discriminator of "
+            f"{discriminator.config.num_layers} layers, got {args.resolution}."
+        )
+    return discriminator
+
+
+def autoencoder_optimizer(
+    model: AutoencoderDL, discriminator: PatchDiscriminator | None, args: argparse.Namespace, num_processes: int
+) -> torch.optim.Optimizer:
+    """
+    Adam with groups of their own for the dictionary, without weight decay, and last for the discriminator.
+
+    One optimiser and not two: they would share one gradient scaler, which each `step` of accelerate updates.
+
+    Args:
+        model ([`AutoencoderDL`]): The model.
+        discriminator ([`PatchDiscriminator`], *optional*): The discriminator.
+        args (`argparse.Namespace`): With the flags of [`add_optimizer_flags`] and [`add_adversarial_flags`], and
+            `dictionary_learning_rate`.
+        num_processes (`int`): Processes that train together.
+
+    Returns:
+        `torch.optim.Optimizer`: The optimiser.
+    """
+
+    def rate(own: float | None = None) -> float:
+        return scaled_learning_rate(args, num_processes, own)
+
+    dictionary = [p for name, p in model.named_parameters() if name == "bottleneck.dictionary" and p.requires_grad]
+    groups = [{"params": [p for name, p in model.named_parameters() if name != "bottleneck.dictionary"]}]
+    if dictionary:
+        groups.append({"params": dictionary, "lr": rate(args.dictionary_learning_rate), "weight_decay": 0.0})
+    if discriminator is not None:
+        betas = (args.discriminator_adam_beta1, args.discriminator_adam_beta2)
+        own = {"lr": rate(args.discriminator_learning_rate), "betas": betas}
+        groups.append({"params": list(discriminator.parameters()), **own})
+    return adam_optimizer(groups, args, rate(), full_precision=dictionary)
+
+
+@torch.no_grad()
+def initialize_bottleneck(
+    model: AutoencoderDL,
+    batches: Iterable[torch.Tensor],
+    degrade: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]],
+    seed: int = 0,
+) -> None:
+    """
+    Initialises a bottleneck with the latents of images, 16 sites a symbol.
+
+    Args:
+        model ([`AutoencoderDL`]): The model.
+        batches (`Iterable[torch.Tensor]`): Images of shape `(B, C, H, W)` in [−1, 1]; no more are read than are needed.
+        degrade (`Callable`): What the encoder is given in place of them, see [`Degradation`].
+        seed (`int`, defaults to 0): Seed of the draw.
+    """
+    latents, sites = [], 0
+    wanted = 16 * max(model.bottleneck.num_symbols, 1) * model.bottleneck.patch_size**2
+    for pixel_values in batches:
+        latents.append(model.encode(degrade(pixel_values.to(model.device))[0]).latents)
+        sites += latents[-1].shape[0] * latents[-1].shape[-2] * latents[-1].shape[-1]
+        if sites >= wanted:
+            break
+    model.bottleneck.initialize(torch.cat(latents), generator=torch.Generator().manual_seed(seed))
