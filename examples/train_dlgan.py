@@ -224,7 +224,8 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
         save_optimizer_whole(optimizer)
     schedule = optimizers.learning_rate_schedule(optimizer, args, steps, delayed, args.discriminator_start or 0)
     if folder.checkpoint is None and args.data_initialization and not args.pretrained_model_name_or_path:
-        initialize_bottleneck(model, images.first_batches(8), degrade, args.seed)
+        generator = torch.Generator().manual_seed(args.seed)
+        initialize_bottleneck(model, images.first_batches(8), degrade, generator)
     if args.task == "inpainting" and args.mask == "random":
         set_seed(args.seed, device_specific=True)  # each rank hides rectangles of its own
     average = ModelAverage(model, args.ema_decay) if args.use_ema else None

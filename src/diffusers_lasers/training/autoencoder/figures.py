@@ -8,6 +8,7 @@ from PIL import Image
 
 from ...functional.images.psnr import image_psnr
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
+from ...utils.seeding import seeded_generator
 from ...visualization import image_grid
 from ..data.degraded_inputs import Degradation
 from ..data.image_dataset import ImageDataset
@@ -61,7 +62,7 @@ def held_out_figures(
 
     def sums(indices: range) -> dict[str, torch.Tensor]:
         images = held_out.take(indices).to(accelerator.device)
-        inputs, mask = degrade(images, torch.Generator().manual_seed(indices.start))
+        inputs, mask = degrade(images, seeded_generator(indices.start))
         with accelerator.autocast():
             output = model(inputs)
         window.add({}, output.code, len(indices))
@@ -97,7 +98,7 @@ def reconstruction_picture(
         `PIL.Image.Image`: N images wide, and two or three high.
     """
     images = images.to(accelerator.device)
-    inputs, _ = degrade(images, torch.Generator().manual_seed(0))
+    inputs, _ = degrade(images, seeded_generator(0))
     given = [] if degrade.task == "reconstruction" else [inputs]
     with accelerator.autocast():
         sample = model(inputs).sample

@@ -129,7 +129,7 @@ def initialize_bottleneck(
     model: AutoencoderDL,
     batches: Iterable[torch.Tensor],
     degrade: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]],
-    seed: int = 0,
+    generator: torch.Generator | None = None,
 ) -> None:
     """
     Initialises a bottleneck with the latents of images, 16 sites a symbol.
@@ -138,7 +138,7 @@ def initialize_bottleneck(
         model ([`AutoencoderDL`]): The model.
         batches (`Iterable[torch.Tensor]`): Images of shape `(B, C, H, W)` in [−1, 1]; no more are read than are needed.
         degrade (`Callable`): What the encoder is given in place of them, see [`Degradation`].
-        seed (`int`, defaults to 0): Seed of the draw.
+        generator (`torch.Generator`, *optional*): Source of the draw, on the CPU. Defaults to the global one.
     """
     latents, sites = [], 0
     wanted = 16 * max(model.bottleneck.num_symbols, 1) * model.bottleneck.patch_size**2
@@ -147,4 +147,4 @@ def initialize_bottleneck(
         sites += latents[-1].shape[0] * latents[-1].shape[-2] * latents[-1].shape[-1]
         if sites >= wanted:
             break
-    model.bottleneck.initialize(torch.cat(latents), generator=torch.Generator().manual_seed(seed))
+    model.bottleneck.initialize(torch.cat(latents), generator=generator)

@@ -293,6 +293,9 @@ class RunFolder:
             return
         try:
             states = _nested(read_state(self.checkpoint / _STATE, _KIND))
+            missing = [name for name in parts if name not in states]
+            if missing:
+                raise ValueError(f"it was written by another version of this script, and has no {missing[0]}.")
             random = self.checkpoint / f"random_states_{self.accelerator.process_index}.pkl"
             if random.exists():
                 load(random)  # accelerate goes on with other random numbers where it cannot read them
