@@ -29,12 +29,7 @@ REPLACED = {
 
 
 def add_model_flags(parser: argparse.ArgumentParser | Any) -> None:
-    """
-    Adds the flags of [`AutoencoderDL`], and those that they replace, which end the program with a sentence.
-
-    Args:
-        parser (`argparse.ArgumentParser` or a group of one): Gets the flags.
-    """
+    """Adds the flags of [`AutoencoderDL`], and those that they replace, which end the program with a sentence."""
     add = parser.add_argument
     add("--pretrained_model_name_or_path", help="An AutoencoderDL to start from, instead of the other flags here.")
     add("--model_config_name_or_path", help="A config of AutoencoderDL, instead of the other flags of this group.")
@@ -50,12 +45,7 @@ def add_model_flags(parser: argparse.ArgumentParser | Any) -> None:
 
 
 def add_task_flags(parser: argparse.ArgumentParser | Any) -> None:
-    """
-    Adds the flags of [`Degradation`]: what the autoencoder is given in place of an image.
-
-    Args:
-        parser (`argparse.ArgumentParser` or a group of one): Gets the flags.
-    """
+    """Adds the flags of [`Degradation`]: what the autoencoder is given in place of an image."""
     add = parser.add_argument
     add("--task", choices=["reconstruction", "super_resolution", "inpainting"], default="reconstruction")
     add("--scale", type=int, default=4, help="Factor of super-resolution.")
@@ -64,12 +54,7 @@ def add_task_flags(parser: argparse.ArgumentParser | Any) -> None:
 
 
 def add_reconstruction_flags(parser: argparse.ArgumentParser | Any) -> None:
-    """
-    Adds the flags of [`ReconstructionLoss`].
-
-    Args:
-        parser (`argparse.ArgumentParser` or a group of one): Gets the flags.
-    """
+    """Adds the flags of [`ReconstructionLoss`]."""
     add = parser.add_argument
     add("--eta", type=float, help="Weight of MSE in eq 6. Default: 0.5 with a perceptual network, else 1.")
     add("--perceptual", choices=["squeeze", "alex", "vgg", "none"], default="none", help="Network of LPIPS.")
@@ -77,12 +62,7 @@ def add_reconstruction_flags(parser: argparse.ArgumentParser | Any) -> None:
 
 
 def add_adversarial_flags(parser: argparse.ArgumentParser | Any) -> None:
-    """
-    Adds the flags of [`AdversarialObjective`] and of the discriminator, its learning rate included.
-
-    Args:
-        parser (`argparse.ArgumentParser` or a group of one): Gets the flags.
-    """
+    """Adds the flags of [`AdversarialObjective`] and of the discriminator, its learning rate included."""
     add = parser.add_argument
     add("--adversarial_loss", choices=["hinge", "vanilla", "none"], default="none", help="DL-GAN, VQ-GAN: hinge.")
     add("--adversarial_weight", type=float, help="Beside the adaptive weight. Default: 0.75 (paper: 1).")
@@ -104,15 +84,7 @@ def add_adversarial_flags(parser: argparse.ArgumentParser | Any) -> None:
 
 
 def check_autoencoder_flags(args: argparse.Namespace) -> None:
-    """
-    That the flags of this module are in their ranges and do not contradict each other.
-
-    Args:
-        args (`argparse.Namespace`): With all of them, `preset` and `resolution`; defaults are set.
-
-    Raises:
-        ValueError: If they are not, or do.
-    """
+    """That the flags of this module are in their ranges and do not contradict each other."""
     check_at_least(args, 1, "scale")
     if args.task == "super_resolution" and args.resolution % args.scale:
         raise ValueError(f"--scale must divide --resolution {args.resolution}, got {args.scale}.")

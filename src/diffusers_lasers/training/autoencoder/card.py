@@ -12,17 +12,7 @@ from ..run.training_run import TrainingRun
 
 
 def autoencoder_settings(run: TrainingRun, args: argparse.Namespace, images: TrainingImages) -> dict[str, Any]:
-    """
-    What `settings.json` records of the training of an autoencoder.
-
-    Args:
-        run ([`TrainingRun`]): With the networks `autoencoder` and, if there is one, `discriminator`.
-        args (`argparse.Namespace`): The arguments.
-        images ([`TrainingImages`]): What it is trained on.
-
-    Returns:
-        `dict[str, Any]`: Those of [`run_settings`], the data's size, the steps, the networks and the nominal bits.
-    """
+    """What `settings.json` records of the training of an autoencoder."""
     discriminator = run.networks.get("discriminator")
     return run_settings(
         run.accelerator,
@@ -48,21 +38,7 @@ def autoencoder_card(
     picture: str,
     failures: Sequence[str] = (),
 ) -> dict[str, str]:
-    """
-    The sections of an autoencoder's card.
-
-    Args:
-        run ([`TrainingRun`]): The run.
-        args (`argparse.Namespace`): The arguments.
-        settings (`dict[str, Any]`): Those of [`autoencoder_settings`].
-        figures (`dict[str, float]`): Those of [`held_out_figures`], and `validation_images`, their number; empty before
-            they are known.
-        picture (`str`): Place of a picture of reconstructions in the folder; empty for none.
-        failures (`Sequence[str]`, *optional*): What could not be judged.
-
-    Returns:
-        `dict[str, str]`: Heading → Markdown.
-    """
+    """The sections of an autoencoder's card."""
     bits = f"{settings['bits_per_pixel']:.4g}"
     images = "a stream" if settings["images"] is None else f"{settings['images']} images"
     lines = [

@@ -17,17 +17,7 @@ from ..run.shared_validation import shared_means
 
 
 def clipped_psnr(sample: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """
-    PSNR of each image after clipping; at most 100 dB, so that a reconstruction without error leaves a mean finite.
-
-    Args:
-        sample (`torch.Tensor` of shape `(B, C, H, W)`): Reconstructions.
-        target (`torch.Tensor` of shape `(B, C, H, W)`): Images in [−1, 1].
-        mask (`torch.Tensor` of shape `(B, 1, H, W)`, *optional*): 1 where pixels count.
-
-    Returns:
-        `torch.Tensor` of shape `(B,)`: PSNR in dB.
-    """
+    """PSNR of each image after clipping; at most 100 dB, so that one without error leaves a mean finite."""
     return image_psnr(sample.float().clamp(-1, 1), target, mask).clamp_max(100.0)
 
 
@@ -41,22 +31,8 @@ def held_out_figures(
     perceptual: torch.nn.Module | None = None,
 ) -> dict[str, float]:
     """
-    Figures over held-out images, which the processes share. All processes have to call it.
-
-    Args:
-        model ([`AutoencoderDL`]): The model, whole and in evaluation mode.
-        accelerator (`accelerate.Accelerator`): That of the run.
-        held_out ([`ImageDataset`]): The images.
-        batch_size (`int`): Images of a batch.
-        degrade ([`Degradation`]): What the encoder is given in place of them.
-        perceptual (`nn.Module`, *optional*): Network of LPIPS, see [`PerceptualSimilarity`].
-
-    Returns:
-        `dict[str, float]`: `validation_psnr`; with masks `validation_masked_psnr`; with a network `validation_lpips`;
-        and, if each process had a code, `validation_perplexity` and `validation_dead_atoms`.
-
-    Raises:
-        ValueError: If another process could not judge its share; the process itself raises its own error.
+    Figures over held-out images, which the processes share: PSNR; with masks also inside them; with a network LPIPS;
+    and, if each process had a code, perplexity and unused symbols. All processes have to call it.
     """
     window = Window(accelerator.num_processes)
 
@@ -85,18 +61,7 @@ def held_out_figures(
 def reconstruction_picture(
     model: AutoencoderDL, accelerator: Accelerator, images: torch.Tensor, degrade: Degradation
 ) -> Image.Image:
-    """
-    A picture: originals, with a task what the encoder is given, and reconstructions, one above the other.
-
-    Args:
-        model ([`AutoencoderDL`]): The model, whole and in evaluation mode.
-        accelerator (`accelerate.Accelerator`): That of the run.
-        images (`torch.Tensor` of shape `(N, 3, H, W)`): The originals in [−1, 1].
-        degrade ([`Degradation`]): The degradation.
-
-    Returns:
-        `PIL.Image.Image`: N images wide, and two or three high.
-    """
+    """A picture: originals, with a task what the encoder is given, and reconstructions, one above the other."""
     images = images.to(accelerator.device)
     inputs, _ = degrade(images, seeded_generator(0))
     given = [] if degrade.task == "reconstruction" else [inputs]

@@ -19,19 +19,7 @@ _logger = logging.getLogger(__name__)
 
 
 def build_model(args: argparse.Namespace) -> AutoencoderDL:
-    """
-    The model that the arguments describe, untrained unless they name a trained one.
-
-    Args:
-        args (`argparse.Namespace`): With the flags of [`add_model_flags`], `preset` and `resolution`.
-
-    Returns:
-        [`AutoencoderDL`]: The model.
-
-    Raises:
-        ValueError: If the model refuses an argument.
-        OSError: If what they name cannot be loaded.
-    """
+    """The model that the arguments describe, untrained unless they name a trained one."""
     place = args.pretrained_model_name_or_path
     if place:  # a model, or a checkpoint
         subfolder = "autoencoder" if os.path.isdir(os.path.join(place, "autoencoder")) else None
@@ -51,21 +39,7 @@ def build_model(args: argparse.Namespace) -> AutoencoderDL:
 
 
 def build_discriminator(args: argparse.Namespace, norm_type: str = "group") -> PatchDiscriminator | None:
-    """
-    The discriminator, untrained unless it comes with a trained model and no other is described.
-
-    Args:
-        args (`argparse.Namespace`): With the flags of [`add_adversarial_flags`], `pretrained_model_name_or_path` and
-            `resolution`.
-        norm_type (`str`, defaults to `"group"`): Its normalisation where the arguments name none.
-
-    Returns:
-        [`PatchDiscriminator`] or `None`: `None` with `--adversarial_loss none`.
-
-    Raises:
-        ValueError: If it refuses an argument, or the images are too small for it.
-        OSError: If its configuration cannot be loaded.
-    """
+    """The discriminator, untrained unless it comes with a trained model and no other is described."""
     if args.adversarial_loss == "none":
         return None
     place, file = args.pretrained_model_name_or_path, args.discriminator_config_name_or_path
@@ -98,16 +72,6 @@ def autoencoder_optimizer(
     Adam with groups of their own for the dictionary, without weight decay, and last for the discriminator.
 
     One optimiser and not two: they would share one gradient scaler, which each `step` of accelerate updates.
-
-    Args:
-        model ([`AutoencoderDL`]): The model.
-        discriminator ([`PatchDiscriminator`], *optional*): The discriminator.
-        args (`argparse.Namespace`): With the flags of [`add_optimizer_flags`] and [`add_adversarial_flags`], and
-            `dictionary_learning_rate`.
-        num_processes (`int`): Processes that train together.
-
-    Returns:
-        `torch.optim.Optimizer`: The optimiser.
     """
 
     def rate(own: float | None = None) -> float:
@@ -131,15 +95,7 @@ def initialize_bottleneck(
     degrade: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]],
     generator: torch.Generator | None = None,
 ) -> None:
-    """
-    Initialises a bottleneck with the latents of images, 16 sites a symbol.
-
-    Args:
-        model ([`AutoencoderDL`]): The model.
-        batches (`Iterable[torch.Tensor]`): Images of shape `(B, C, H, W)` in [−1, 1]; no more are read than are needed.
-        degrade (`Callable`): What the encoder is given in place of them, see [`Degradation`].
-        generator (`torch.Generator`, *optional*): Source of the draw, on the CPU. Defaults to the global one.
-    """
+    """Initialises a bottleneck with the latents of images, 16 sites a symbol."""
     latents, sites = [], 0
     wanted = 16 * max(model.bottleneck.num_symbols, 1) * model.bottleneck.patch_size**2
     for pixel_values in batches:

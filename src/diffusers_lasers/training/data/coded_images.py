@@ -21,19 +21,7 @@ from .image_flags import open_images
 
 
 def load_codec(path: str | os.PathLike) -> ModelBasedVQCodec | AutoencoderDL:
-    """
-    A codec or an autoencoder, told apart by its configuration; frozen, in evaluation mode.
-
-    Args:
-        path (`str` or `os.PathLike`): Its folder or Hub name.
-
-    Returns:
-        [`ModelBasedVQCodec`] or [`AutoencoderDL`]: The model.
-
-    Raises:
-        ValueError: If there is another model.
-        OSError: If there is none.
-    """
+    """A codec or an autoencoder, told apart by its configuration; frozen, in evaluation mode."""
     kinds = {"ModelBasedVQCodec": ModelBasedVQCodec, "AutoencoderDL": AutoencoderDL}
     kind = AutoencoderDL.load_config(path).get("_class_name")
     if kind not in kinds:
@@ -109,14 +97,6 @@ class CodedImages(Dataset):
         return torch.from_numpy(np.stack(codes).astype(np.int64))
 
     def batches(self, batch_size: int) -> Iterator[torch.Tensor]:
-        """
-        All codes in order.
-
-        Args:
-            batch_size (`int`): Codes of a batch.
-
-        Returns:
-            `Iterator[torch.Tensor]`: Batches of shape `(B, slots, h, w)`, int64.
-        """
+        """All codes in order."""
         for start in range(0, len(self), batch_size):
             yield self.collate([self.table[i] for i in range(start, min(start + batch_size, len(self)))])

@@ -21,13 +21,7 @@ _logger = logging.getLogger(__name__)
 
 
 def add_data_flags(parser: argparse.ArgumentParser | Any, max_validation_samples: int | None = None) -> None:
-    """
-    Adds the flags that say where images come from.
-
-    Args:
-        parser (`argparse.ArgumentParser` or a group of one): Gets the flags.
-        max_validation_samples (`int`, *optional*): Default of that flag; `None` takes all held-out images.
-    """
+    """Adds the flags that say where images come from."""
     add = parser.add_argument
     add("--dataset_name", help="Data set on the Hub, or a folder that `datasets` reads.")
     add("--dataset_config_name", help="Its configuration.")
@@ -45,12 +39,7 @@ def add_data_flags(parser: argparse.ArgumentParser | Any, max_validation_samples
 
 
 def add_crop_flags(parser: argparse.ArgumentParser | Any) -> None:
-    """
-    Adds the flags that say how images become batches, for scripts that read them by [`TrainingImages`].
-
-    Args:
-        parser (`argparse.ArgumentParser` or a group of one): Gets the flags.
-    """
+    """Adds the flags that say how images become batches, for scripts that read them by [`TrainingImages`]."""
     add = parser.add_argument
     add("--cache_in_memory", action="store_true", help="Decode all images once (uint8) before training.")
     add("--resolution", type=int, default=64, help="Side of the training crops in pixels.")
@@ -68,15 +57,7 @@ def add_crop_flags(parser: argparse.ArgumentParser | Any) -> None:
 
 
 def check_data_flags(args: argparse.Namespace) -> None:
-    """
-    That the flags of [`add_data_flags`] and [`add_crop_flags`] do not contradict each other.
-
-    Args:
-        args (`argparse.Namespace`): With the flags of the first, or of both.
-
-    Raises:
-        ValueError: If they do.
-    """
+    """That the flags of [`add_data_flags`] and [`add_crop_flags`] do not contradict each other."""
     if args.dataset_name and args.train_data_dir:
         raise ValueError("Give --dataset_name or --train_data_dir, not both.")
     if args.validation_split and not args.dataset_name:

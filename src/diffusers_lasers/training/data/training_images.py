@@ -135,15 +135,8 @@ class TrainingImages:
 
     def batches(self, start: int, stop: int) -> Iterator[dict[str, torch.Tensor]]:
         """
-        This process's batches of a part of the training.
-
-        Args:
-            start (`int`): Samples that all processes together have had.
-            stop (`int`): Samples that they will have had at the end.
-
-        Returns:
-            `Iterator[dict[str, torch.Tensor]]`: `pixel_values` of shape `(B, 3, H, W)` in [-1, 1] on the accelerator's
-            device, and, with `--skip_unreadable`, the number of images left out as `unreadable`.
+        This process's batches from the sample `start` to `stop`, counted over all processes: `pixel_values` of shape
+        `(B, 3, H, W)` on the accelerator's device, and with `--skip_unreadable` how many images were left out.
         """
         args = self.args
         if args.streaming:
@@ -164,15 +157,7 @@ class TrainingImages:
         }
 
     def first_batches(self, count: int) -> Iterator[torch.Tensor]:
-        """
-        The first batches, without moving the training on.
-
-        Args:
-            count (`int`): Batches at most.
-
-        Returns:
-            `Iterator[torch.Tensor]`: Images of shape `(B, 3, H, W)` in [-1, 1], on the CPU.
-        """
+        """Up to `count` batches `(B, 3, H, W)` from the beginning, on the CPU, without moving the training on."""
         if self.args.streaming:
             yield from (batch["pixel_values"] for batch in self._stream(0, count))
             return
@@ -180,15 +165,7 @@ class TrainingImages:
         yield from self.dataset.batches(self.args.train_batch_size, keys)
 
     def some(self, count: int) -> torch.Tensor:
-        """
-        Images for a picture: held-out ones, evenly spaced, or training images where nothing is held out.
-
-        Args:
-            count (`int`): Images at most.
-
-        Returns:
-            `torch.Tensor` of shape `(N, 3, H, W)` in [-1, 1], on the CPU.
-        """
+        """Up to `count` images for a picture: held-out ones, evenly spaced, or of the training if there are none."""
         if self.held_out is None and self.args.streaming:
             return torch.cat(list(self.first_batches(-(-count // self.args.train_batch_size))))[:count]
         shown = self.dataset if self.held_out is None else self.held_out

@@ -19,18 +19,7 @@ PACKAGES = ("diffusers_lasers", "diffusers", "accelerate", "torch")
 
 
 def run_settings(accelerator: Accelerator, args: argparse.Namespace, batch_size: int, **more: Any) -> dict[str, Any]:
-    """
-    What `settings.json` records: everything that a repetition needs, but no secret.
-
-    Args:
-        accelerator (`accelerate.Accelerator`): That of the run.
-        args (`argparse.Namespace`): The arguments.
-        batch_size (`int`): Images of an optimiser step, all processes together.
-        **more: What else belongs to it; values that JSON can hold.
-
-    Returns:
-        `dict[str, Any]`: Command line, arguments, data, processes, precision, threads, versions, and `more`.
-    """
+    """What `settings.json` records: everything that a repetition needs, but no secret."""
     return {
         "command": "accelerate launch " + shlex.join(hide_token(sys.argv, args.hub_token)),
         "arguments": recorded_arguments(args),
@@ -45,27 +34,10 @@ def run_settings(accelerator: Accelerator, args: argparse.Namespace, batch_size:
 
 
 def training_section(settings: dict[str, Any], lines: Iterable[str]) -> str:
-    """
-    The account of a training in a card.
-
-    Args:
-        settings (`dict[str, Any]`): Those of [`run_settings`].
-        lines (`Iterable[str]`): What was trained, one fact each.
-
-    Returns:
-        `str`: Markdown: a list, and the command line.
-    """
+    """The account of a training in a card."""
     return "\n".join([*(f"- {line}" for line in lines), "", f"```bash\n{settings['command']}\n```"])
 
 
 def figures_table(rows: Iterable[tuple[str, str]]) -> str:
-    """
-    A table of figures.
-
-    Args:
-        rows (`Iterable[tuple[str, str]]`): Name and value of each.
-
-    Returns:
-        `str`: Markdown.
-    """
+    """A table of figures."""
     return "\n".join(["| figure | value |", "| --- | ---: |", *(f"| {title} | {value} |" for title, value in rows)])

@@ -39,24 +39,14 @@ class _Replaced(argparse.Action):
 
 
 def add_config_flag(parser: argparse.ArgumentParser | Any, name: str, help: str) -> None:
-    """
-    Adds a flag of assignments.
-
-    Args:
-        parser (`argparse.ArgumentParser` or a group of one): Gets the flag; its value is a `dict`, or `None`.
-        name (`str`): Its name, without dashes.
-        help (`str`): What it configures, with an example.
-    """
+    """Adds a flag of assignments, whose value is a dictionary, or `None` where it is not given."""
     parser.add_argument(f"--{name}", nargs="+", type=_assignment, action=_Collect, metavar="NAME=VALUE", help=help)
 
 
 def add_replaced_flags(parser: argparse.ArgumentParser | Any, replaced: Mapping[str, str]) -> None:
     """
-    Adds flags that `--help` does not show and that end the program with a sentence.
-
-    Args:
-        parser (`argparse.ArgumentParser` or a group of one): Gets the flags.
-        replaced (`Mapping[str, str]`): Name without dashes → what replaces it, e.g. `--discriminator_config num_layers=VALUE`.
+    Adds flags that `--help` does not show and that end the program with a sentence; `replaced` maps their names to what
+    replaces them, e.g. `--discriminator_config num_layers=VALUE`.
     """
     hidden = {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     for name, instead in replaced.items():
@@ -64,31 +54,12 @@ def add_replaced_flags(parser: argparse.ArgumentParser | Any, replaced: Mapping[
 
 
 def config_names(kind: type) -> list[str]:
-    """
-    What a configuration may hold.
-
-    Args:
-        kind (`type`): The class of the part.
-
-    Returns:
-        `list[str]`: Names of the arguments of its `__init__`, but for `latent_channels`, which is the model's.
-    """
+    """What a configuration may hold: the arguments of a class but for `latent_channels`, which is the model's."""
     return [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "latent_channels")]
 
 
 def check_config(flag: str, config: Mapping[str, Any] | None, kind: type, of: str = "") -> None:
-    """
-    That a configuration names arguments of a class.
-
-    Args:
-        flag (`str`): The flag, for the sentence, e.g. `--bottleneck_config`.
-        config (`Mapping[str, Any]`, *optional*): What was given.
-        kind (`type`): The class.
-        of (`str`, *optional*): What else the sentence says of it, e.g. `" of --bottleneck vq"`.
-
-    Raises:
-        ValueError: If it holds another name.
-    """
+    """That a configuration names arguments of a class, or a `ValueError`; `of` is part of its sentence."""
     names = config_names(kind)
     unknown = [name for name in config or {} if name not in names]
     if unknown:

@@ -21,14 +21,8 @@ from .checkpoints import latest_checkpoint
 
 def launched_fsdp() -> bool | None:
     """
-    What the launch asks for.
-
-    Returns:
-        `bool` or `None`: `None` without FSDP; with it, whether units give up the parts of other ranks between forward
-        and backward pass.
-
-    Raises:
-        ValueError: If the launch asks for DeepSpeed, Megatron-LM, or an FSDP that is not supported.
+    Whether the launch asks for FSDP (`None`: it does not), and then whether units give up the parts of other ranks
+    between forward and backward pass. A `ValueError` says what is not supported: DeepSpeed, Megatron-LM, FSDP's version 1.
     """
     for name, flag, reason in (
         ("DeepSpeed", "DEEPSPEED", "its copies of the weights undo what the upkeep of the dictionary writes"),
@@ -54,16 +48,7 @@ def launched_fsdp() -> bool | None:
 
 
 def check_fsdp_flags(args: argparse.Namespace, mixed_precision: str) -> None:
-    """
-    That the flags of a script go together with FSDP.
-
-    Args:
-        args (`argparse.Namespace`): With `channels_last` and `use_8bit_adam`.
-        mixed_precision (`str`): What the accelerator trains in: `"no"`, `"fp16"` or `"bf16"`.
-
-    Raises:
-        ValueError: If they do not.
-    """
+    """That the flags of a script go together with FSDP."""
     if mixed_precision == "fp16":
         raise ValueError(
             "FSDP needs --mixed_precision no or bf16, got fp16: its scaler does not take sharded gradients."
@@ -84,16 +69,8 @@ def one_sentence(
     script: str, args: argparse.Namespace, *kinds: type[Exception], training: bool = False
 ) -> Iterator[None]:
     """
-    Errors of some kinds end the program with one sentence.
-
-    Args:
-        script (`str`): The script's file, which the sentence begins with.
-        args (`argparse.Namespace`): With `hub_token`, which no sentence shows, and `output_dir`.
-        *kinds (`type[Exception]`): The kinds; `ImportError`, `OSError` and `ValueError` where none is given.
-        training (`bool`, defaults to `False`): Whether the sentence also names the last whole checkpoint.
-
-    Raises:
-        SystemExit: For such an error.
+    Errors of some kinds, by default `ImportError`, `OSError` and `ValueError`, end the program with one sentence, which
+    begins with the script's name and shows no token. With `training` it also names the last whole checkpoint.
     """
     try:
         yield

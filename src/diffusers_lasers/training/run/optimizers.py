@@ -14,18 +14,7 @@ from ...utils.import_utils import requires
 
 
 def scaled_learning_rate(args: argparse.Namespace, num_processes: int, rate: float | None = None) -> float:
-    """
-    A learning rate, with `--scale_lr` times the images of a step.
-
-    Args:
-        args (`argparse.Namespace`): With `learning_rate`, `scale_lr`, `train_batch_size` and, where there is one,
-            `gradient_accumulation_steps`.
-        num_processes (`int`): Processes that train together.
-        rate (`float`, *optional*): Instead of `learning_rate`.
-
-    Returns:
-        `float`: The learning rate.
-    """
+    """A learning rate (default: `--learning_rate`), with `--scale_lr` times the images of a step."""
     accumulation = getattr(args, "gradient_accumulation_steps", 1)
     rate = args.learning_rate if rate is None else rate
     return rate * (args.train_batch_size * accumulation * num_processes if args.scale_lr else 1)
@@ -38,21 +27,8 @@ def adam_optimizer(
     full_precision: Sequence[torch.nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """
-    AdamW, with `--use_8bit_adam` that of bitsandbytes, whose moments have 8 bits.
-
-    Args:
-        groups (iterable of parameters or of groups): What it steps.
-        args (`argparse.Namespace`): With `learning_rate`, `adam_beta1`, `adam_beta2`, `adam_epsilon`,
-            `adam_weight_decay` and `use_8bit_adam`.
-        learning_rate (`float`, *optional*): Instead of that of `args`.
-        full_precision (`Sequence[torch.nn.Parameter]`, *optional*): Parameters whose moments stay floats: those that
-            [`DictionaryUpkeep`] writes to.
-
-    Returns:
-        `torch.optim.Optimizer`: The optimiser.
-
-    Raises:
-        ImportError: If bitsandbytes is missing (`pip install diffusers_lasers[8bit]`).
+    AdamW, with `--use_8bit_adam` that of bitsandbytes, whose moments have 8 bits. Those of the parameters in
+    `full_precision` stay floats: [`DictionaryUpkeep`] writes to them.
     """
     kind = torch.optim.AdamW
     if args.use_8bit_adam:
@@ -70,17 +46,7 @@ def adam_optimizer(
 
 
 def learning_rate_factor(name: str, warmup: int, steps: int) -> Callable[[int], float]:
-    """
-    A schedule of diffusers as a function.
-
-    Args:
-        name (`str`): Its name in `diffusers.optimization.get_scheduler`.
-        warmup (`int`): Steps until the full rate.
-        steps (`int`): Steps of the whole schedule.
-
-    Returns:
-        `Callable[[int], float]`: Step → factor of the learning rate.
-    """
+    """A schedule of diffusers as a function: step → factor of the learning rate."""
     stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     return get_scheduler(name, stand_in, num_warmup_steps=warmup, num_training_steps=steps).lr_lambdas[0]
 
@@ -93,17 +59,7 @@ def learning_rate_schedule(
     last_start: int = 0,
 ) -> LambdaLR:
     """
-    The learning rates over all steps.
-
-    Args:
-        optimizer (`torch.optim.Optimizer`): The optimiser.
-        args (`argparse.Namespace`): With `lr_scheduler` and `lr_warmup_steps`.
-        steps (`int`): Optimiser steps of the run.
-        last (`Callable[[int], float]`, *optional*): The last group's own factor, of the steps since `last_start`.
-        last_start (`int`, defaults to 0): The step at which the last group's schedule begins.
-
-    Returns:
-        `torch.optim.lr_scheduler.LambdaLR`: The schedule.
+    The learning rates over all steps; the last group's has a factor of its own, `last`, of the steps since `last_start`.
     """
     factors = [learning_rate_factor(args.lr_scheduler, args.lr_warmup_steps, steps)] * len(optimizer.param_groups)
     if last is not None:

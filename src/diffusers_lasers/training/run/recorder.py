@@ -83,18 +83,11 @@ class Recorder:
         code: Code | None = None,
         totals: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """
-        Adds a micro-batch to the next line of the log. Arguments as in [`Window.add`].
-        """
+        """Adds a micro-batch to the next line of the log. Arguments as in [`Window.add`]."""
         self._window.add(parts, code, images, totals)
 
     def write(self, record: dict[str, Any]) -> None:
-        """
-        Writes a line to the log and the trackers.
-
-        Args:
-            record (`dict[str, Any]`): Figures after the steps that were taken.
-        """
+        """Writes a line to the log and the trackers."""
         if self.run.accelerator.is_main_process:
             self._log.write({"step": self.run.state.step, **record})
         self.run.accelerator.log(record, step=self.run.state.step)
@@ -104,10 +97,8 @@ class Recorder:
 
     def after_step(self, **figures: float) -> None:
         """
-        After [`TrainingRun.after_step`], on all processes: where they are due, a line of the log and a checkpoint.
-
-        Args:
-            **figures (`float`): What the line has beside the means of what was added, e.g. the learning rate.
+        After [`TrainingRun.after_step`], on all processes: where they are due, a line of the log, with the means of what
+        was added and these figures, and a checkpoint.
         """
         self._bar.update()
         if self._due(self.args.log_steps) or self.run.state.step == self.run.steps:
@@ -128,27 +119,11 @@ class Recorder:
             self.run.accelerator.wait_for_everyone()
 
     def validation_due(self, steps: int) -> bool:
-        """
-        Whether to validate now, on the way; at the end of a run it is saved first.
-
-        Args:
-            steps (`int`): Steps between validations; 0: none on the way.
-
-        Returns:
-            `bool`: Whether the number of steps taken is a multiple, and not the last.
-        """
+        """Whether to validate after this step. The last step is none of them: then the run is saved first."""
         return self._due(steps) and self.run.state.step < self.run.steps
 
     def save_picture(self, picture: Image.Image) -> str:
-        """
-        Saves a picture, and gives it to the trackers. For the main process.
-
-        Args:
-            picture (`PIL.Image.Image`): The picture.
-
-        Returns:
-            `str`: Its place in the output folder.
-        """
+        """Saves a picture, gives it to the trackers, and returns its place in the folder; for the main process."""
         name = f"validation/step-{self.run.state.step:07d}.png"
         (self.run.folder.path / name).parent.mkdir(exist_ok=True)
         save_image(self.run.folder.path / name, picture)
@@ -157,12 +132,7 @@ class Recorder:
         return name
 
     def end(self) -> None:
-        """
-        Ends the run on all processes, after its result is saved and judged.
-
-        Raises:
-            SystemExit: With code 1, if something could not be judged.
-        """
+        """Ends the run on all processes, after its result is saved; with exit code 1 if something was not judged."""
         self._bar.close()
         self.run.accelerator.wait_for_everyone()
         settle()

@@ -28,16 +28,7 @@ def _add(parser: argparse.ArgumentParser | Any, flags: dict[str, dict[str, Any]]
 
 
 def add_optimizer_flags(parser: argparse.ArgumentParser | Any, **defaults: Any) -> None:
-    """
-    Adds the flags of the batch, of Adam and of its learning rate.
-
-    Args:
-        parser (`argparse.ArgumentParser` or a group of one): Gets the flags.
-        **defaults: Defaults of this script, by the name of the flag.
-
-    Raises:
-        ValueError: If a default is of no such flag.
-    """
+    """Adds the flags of the batch, of Adam and of its learning rate."""
     flags = {
         "train_batch_size": {"type": int, "default": 16, "help": "Images a process and micro-batch."},
         "max_train_steps": {"type": int, "help": "Optimiser steps."},
@@ -59,27 +50,13 @@ def add_optimizer_flags(parser: argparse.ArgumentParser | Any, **defaults: Any) 
 
 
 def add_average_flags(parser: argparse.ArgumentParser | Any) -> None:
-    """
-    Adds the flags of averaged weights.
-
-    Args:
-        parser (`argparse.ArgumentParser` or a group of one): Gets the flags.
-    """
+    """Adds the flags of averaged weights."""
     parser.add_argument("--use_ema", action="store_true", help="Validate, save and push averaged weights.")
     parser.add_argument("--ema_decay", type=float, default=0.999)
 
 
 def add_run_flags(parser: argparse.ArgumentParser | Any, **defaults: Any) -> None:
-    """
-    Adds the flags of the output folder, the log, the trackers and the checkpoints.
-
-    Args:
-        parser (`argparse.ArgumentParser` or a group of one): Gets the flags.
-        **defaults: Defaults of this script, by the name of the flag.
-
-    Raises:
-        ValueError: If a default is of no such flag.
-    """
+    """Adds the flags of the output folder, the log, the trackers and the checkpoints."""
     flags = {
         "output_dir": {"default": "model"},
         "seed": {"type": int, "default": 0},
@@ -95,12 +72,7 @@ def add_run_flags(parser: argparse.ArgumentParser | Any, **defaults: Any) -> Non
 
 
 def add_hub_flags(parser: argparse.ArgumentParser | Any) -> None:
-    """
-    Adds the flags of the output folder that say whether it may be overwritten and whether it goes to the Hub.
-
-    Args:
-        parser (`argparse.ArgumentParser` or a group of one): Gets the flags.
-    """
+    """Adds the flags of the output folder that say whether it may be overwritten and whether it goes to the Hub."""
     add = parser.add_argument
     add("--overwrite_output_dir", action="store_true", help="Delete the run that is in --output_dir.")
     add("--push_to_hub", action="store_true", help="Upload the result; the repository is made before the work begins.")
@@ -109,17 +81,7 @@ def add_hub_flags(parser: argparse.ArgumentParser | Any) -> None:
 
 
 def check_at_least(args: argparse.Namespace, least: float, *names: str) -> None:
-    """
-    That arguments which are given are large enough.
-
-    Args:
-        args (`argparse.Namespace`): The arguments.
-        least (`float`): The smallest value that is allowed.
-        *names (`str`): Their names; those that `args` does not have are passed over.
-
-    Raises:
-        ValueError: For the first that is smaller.
-    """
+    """That arguments which are given are large enough."""
     for name in names:
         value = getattr(args, name, None)
         if value is not None and value < least:
@@ -127,31 +89,14 @@ def check_at_least(args: argparse.Namespace, least: float, *names: str) -> None:
 
 
 def check_share(args: argparse.Namespace, *names: str) -> None:
-    """
-    That arguments lie in [0, 1).
-
-    Args:
-        args (`argparse.Namespace`): The arguments.
-        *names (`str`): Their names.
-
-    Raises:
-        ValueError: For the first that does not.
-    """
+    """That arguments lie in [0, 1)."""
     for name in names:
         if not 0 <= getattr(args, name) < 1:
             raise ValueError(f"--{name} must lie in [0, 1), got {getattr(args, name)}.")
 
 
 def check_training_flags(args: argparse.Namespace) -> None:
-    """
-    That the flags of this module, and those of images that count something, are in their ranges.
-
-    Args:
-        args (`argparse.Namespace`): With the flags of [`add_optimizer_flags`] and [`add_run_flags`].
-
-    Raises:
-        ValueError: If one is not; if the tracker of `--report_to` is not installed.
-    """
+    """That the flags of this module, and those of images that count something, are in their ranges."""
     check_at_least(
         args,
         1,

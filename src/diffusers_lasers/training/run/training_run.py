@@ -73,11 +73,8 @@ class TrainingRun:
 
     def resume(self) -> None:
         """
-        Has checkpoints hold the networks as model folders, and goes on from the checkpoint of the folder, if there is
-        one. Call it once, after `accelerator.prepare`.
-
-        Raises:
-            ValueError: If the checkpoint does not fit.
+        Has checkpoints hold the networks as model folders, and goes on from the checkpoint of the folder, if there
+        is one. Call it once, after `accelerator.prepare`.
         """
         self.accelerator.register_save_state_pre_hook(self._save_networks)
         self.accelerator.register_load_state_pre_hook(self._load_networks)
@@ -101,15 +98,7 @@ class TrainingRun:
             self.sharded.get(name, self.networks[name]).load_state_dict(saved.state_dict())
 
     def whole(self, name: str) -> nn.Module:
-        """
-        A network with all its weights. All processes have to call it.
-
-        Args:
-            name (`str`): Its name.
-
-        Returns:
-            `nn.Module`: The network itself, or a copy if it is sharded.
-        """
+        """A network with all its weights. All processes have to call it."""
         return self.sharded[name].whole() if name in self.sharded else self.networks[name]
 
     @contextmanager
@@ -131,13 +120,5 @@ class TrainingRun:
         self.state.samples_seen += self.batch_size
 
     def checkpoint(self, total_limit: int | None = None) -> None:
-        """
-        Writes a checkpoint.
-
-        Args:
-            total_limit (`int`, *optional*): Checkpoints to keep; `None` keeps all.
-
-        Raises:
-            OSError: If it cannot be written; the checkpoints before it stay.
-        """
+        """Writes a checkpoint."""
         self.folder.save(self.state.step, self._parts, total_limit)

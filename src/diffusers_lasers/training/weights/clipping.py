@@ -13,18 +13,7 @@ from .sharding import FullySharded, gradient_norm
 def clip_gradients(
     networks: Mapping[str, nn.Module], max_norm: float, sharded: Mapping[str, FullySharded] | None = None
 ) -> dict[str, torch.Tensor]:
-    """
-    Clips the gradients of each network to a norm, after those of sharded ones are averaged over all ranks.
-
-    Args:
-        networks (`Mapping[str, nn.Module]`): Name → network, not wrapped for distribution; those without gradients are
-            left alone. The gradients must be unscaled.
-        max_norm (`float`): The largest norm; 0 does not clip.
-        sharded (`Mapping[str, FullySharded]`, *optional*): The networks that are sharded, by the same names.
-
-    Returns:
-        `dict[str, torch.Tensor]`: Name → norm before clipping, 0-dim, of the networks that have gradients.
-    """
+    """Clips the gradients of each network to a norm, after those of sharded ones are averaged over all ranks."""
     for network in (sharded or {}).values():
         network.average_gradients()
     norms = {}
