@@ -27,7 +27,10 @@ from tqdm.auto import tqdm
 
 from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec, PerceptualSimilarity
 from diffusers_lasers.metrics import LPIPS, PSNR, SSIM
-from diffusers_lasers.training import Judgement, check_held_out_images, check_output_folder, load_image_dataset
+from diffusers_lasers.training import load_image_dataset
+from diffusers_lasers.training.data.image_flags import check_held_out_images
+from diffusers_lasers.training.run.judgement import Judgement
+from diffusers_lasers.training.run.run_folder import check_output_folder
 from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
 from diffusers_lasers.visualization import rate_distortion, save_figure
 

@@ -27,14 +27,10 @@ from diffusers_lasers import AutoencoderDL, PerceptualSimilarity
 from diffusers_lasers.functional.dictionary import mutual_coherence
 from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.metrics import FLIP, LPIPS, PSNR, RFID, SSIM, AtomUsage, CodeRate, LatentNMSE, flip_map
-from diffusers_lasers.training import (
-    Degradation,
-    ImageDataset,
-    Judgement,
-    check_held_out_images,
-    check_output_folder,
-    load_image_dataset,
-)
+from diffusers_lasers.training import Degradation, ImageDataset, load_image_dataset
+from diffusers_lasers.training.data.image_flags import check_held_out_images
+from diffusers_lasers.training.run.judgement import Judgement
+from diffusers_lasers.training.run.run_folder import check_output_folder
 from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
 from diffusers_lasers.visualization import image_grid
 

@@ -23,13 +23,10 @@ from tqdm.auto import tqdm
 from diffusers_lasers import ModelBasedLatentDiffusionPipeline
 from diffusers_lasers.metrics.fid import FeatureNetwork
 from diffusers_lasers.models.codecs import decode_indices, encode_indices
-from diffusers_lasers.training import (
-    ImageDataset,
-    Judgement,
-    check_output_folder,
-    load_image_dataset,
-    model_fingerprint,
-)
+from diffusers_lasers.training import ImageDataset, load_image_dataset
+from diffusers_lasers.training.data.code_cache import model_fingerprint
+from diffusers_lasers.training.run.judgement import Judgement
+from diffusers_lasers.training.run.run_folder import check_output_folder
 from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
 from diffusers_lasers.visualization import image_grid
 

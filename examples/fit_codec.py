@@ -21,14 +21,10 @@ import torch
 import diffusers_lasers
 from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.functional.images.psnr import image_psnr
-from diffusers_lasers.training import (
-    Judgement,
-    add_data_flags,
-    add_hub_flags,
-    check_held_out_images,
-    check_output_folder,
-    open_images,
-)
+from diffusers_lasers.training.data.image_flags import add_data_flags, check_held_out_images, open_images
+from diffusers_lasers.training.run.judgement import Judgement
+from diffusers_lasers.training.run.run_flags import add_hub_flags
+from diffusers_lasers.training.run.run_folder import check_output_folder
 from diffusers_lasers.utils import (
     CommandParser,
     create_repository,

@@ -27,17 +27,12 @@ from diffusers_lasers import (
 )
 from diffusers_lasers.metrics import PSNR, CodeRate, LatentNMSE
 from diffusers_lasers.models.autoencoders import decode_latents
-from diffusers_lasers.training import (
-    ImageDataset,
-    Judgement,
-    add_data_flags,
-    add_hub_flags,
-    check_held_out_images,
-    check_output_folder,
-    collect_latents,
-    fit_bottleneck,
-    open_images,
-)
+from diffusers_lasers.training import ImageDataset, fit_bottleneck
+from diffusers_lasers.training.data.image_flags import add_data_flags, check_held_out_images, open_images
+from diffusers_lasers.training.dictionary.retrofit import collect_latents
+from diffusers_lasers.training.run.judgement import Judgement
+from diffusers_lasers.training.run.run_flags import add_hub_flags
+from diffusers_lasers.training.run.run_folder import check_output_folder
 from diffusers_lasers.utils import (
     CommandParser,
     create_repository,

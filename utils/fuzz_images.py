@@ -25,9 +25,9 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from diffusers_lasers.training import ImageDataset, UnreadableImageError
+from diffusers_lasers.training import ImageDataset
 from diffusers_lasers.utils import CommandParser
-from diffusers_lasers.utils.image_decoding import picture_formats, to_rgb
+from diffusers_lasers.utils.image_decoding import UnreadableImageError, picture_formats, to_rgb
 
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "I", "F")

@@ -18,14 +18,10 @@ from tqdm.auto import tqdm
 
 from diffusers_lasers import AutoencoderDL, SparseCode
 from diffusers_lasers.metrics import PSNR, AtomUsage, CodeRate, LatentNMSE
-from diffusers_lasers.training import (
-    ImageDataset,
-    Judgement,
-    TrainingLog,
-    check_held_out_images,
-    check_output_folder,
-    load_image_dataset,
-)
+from diffusers_lasers.training import ImageDataset, TrainingLog, load_image_dataset
+from diffusers_lasers.training.data.image_flags import check_held_out_images
+from diffusers_lasers.training.run.judgement import Judgement
+from diffusers_lasers.training.run.run_folder import check_output_folder
 from diffusers_lasers.utils import CommandParser, save_image, write_json
 from diffusers_lasers.visualization import (
     atom_map,

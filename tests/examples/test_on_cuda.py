@@ -19,10 +19,11 @@ from diffusers_lasers.commands.cli import main
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: make test_cuda")
 ROOT = Path(__file__).resolve().parents[2]
 DLGAN = {
-    "resolution": 32, "train_batch_size": 4, "gradient_accumulation_steps": 2, "num_atoms": 32, "sparsity": 2,
+    "resolution": 32, "train_batch_size": 4, "gradient_accumulation_steps": 2,
     "learning_rate": 1e-3, "revive_every": 2, "max_train_steps": 8, "log_steps": 1, "checkpointing_steps": 4,
     "validation_steps": 4, "num_validation_images": 3, "report_to": "none", "adversarial_loss": "hinge",
-    "discriminator_channels": 8, "discriminator_start": 2, "discriminator_warmup_steps": 2, "lecam_weight": 0.01, "use_ema": None,
+    "bottleneck_config": "num_atoms=32 sparsity=2", "discriminator_config": "base_channels=8",
+    "discriminator_start": 2, "discriminator_warmup_steps": 2, "lecam_weight": 0.01, "use_ema": None,
 }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def one_gpu(precision):
 def words(**flags):
     line = []
     for name, value in flags.items():
-        line += [f"--{name}"] + ([] if value is None else [str(value)])
+        line += [f"--{name}"] + ([] if value is None else str(value).split())
     return line
 
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from diffusers_lasers import PatchDiscriminator
-from diffusers_lasers.training import (
-    AdversarialObjective,
-    LeCamRegularizer,
+from diffusers_lasers.training import AdversarialObjective, LeCamRegularizer
+from diffusers_lasers.training.objectives.adversarial import (
     adaptive_weight,
     adversarial_factor,
     discriminator_loss,

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_lasers.training import (
-    TrainingState,
+from diffusers_lasers.training import TrainingState
+from diffusers_lasers.training.run.checkpoints import (
     latest_checkpoint,
     list_checkpoints,
     save_checkpoint,

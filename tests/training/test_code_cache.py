@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from diffusers_lasers import ModelBasedVQCodec
-from diffusers_lasers.training import cached_codes, images_fingerprint, load_image_dataset, model_fingerprint
+from diffusers_lasers.training import load_image_dataset
+from diffusers_lasers.training.data.code_cache import cached_codes, images_fingerprint, model_fingerprint
 
 
 CODES = np.arange(24).reshape(6, 2, 2, 1) % 16
@@ -177,6 +178,6 @@ def check(folder, ended):
 
 
 def test_a_kill_at_any_system_call_leaves_a_whole_cache_or_none(killed_everywhere, tmp_path):
-    imports = "import numpy as np\nfrom diffusers_lasers.training import cached_codes"
+    imports = "import numpy as np\nfrom diffusers_lasers.training.data.code_cache import cached_codes"
     # what is left of a killed writer is cleared by the next one; where it was killed just after the rename, nothing is
     assert killed_everywhere(imports, KILLED, tmp_path, 4) > 5

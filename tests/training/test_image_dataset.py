@@ -9,12 +9,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from diffusers_lasers.training import (
-    ImageDataset,
-    StreamSampler,
-    UnreadableImageError,
-    take_batch,
-)
+from diffusers_lasers.training import ImageDataset, StreamSampler
+from diffusers_lasers.training.data.image_dataset import take_batch
+from diffusers_lasers.utils.image_decoding import UnreadableImageError
 
 
 def picture(index, size=(20, 16), mode="RGB"):

@@ -1,24 +1,17 @@
-"""Flags that the scripts share: where images come from, and what steps them."""
-
-import sys
-import types
+"""Flags that the scripts share: where images come from."""
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from diffusers_lasers.training import (
-    UnreadableImageError,
-    adam_optimizer,
+from diffusers_lasers.training.data.image_flags import (
     add_data_flags,
-    add_hub_flags,
     check_data_flags,
     check_held_out_images,
     open_images,
-    scaled_learning_rate,
 )
 from diffusers_lasers.utils import CommandParser
+from diffusers_lasers.utils.image_decoding import UnreadableImageError
 
 
 @pytest.fixture
@@ -29,13 +22,6 @@ def parse(tmp_path):
             Image.fromarray(np.full((8, 8, 3), index, dtype=np.uint8)).save(tmp_path / name / f"{index}.png")
     parser = CommandParser()
     add_data_flags(parser, max_validation_samples=2)
-    add_hub_flags(parser.add_argument_group("output"))
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--train_batch_size", type=int, default=4)
-    parser.add_argument("--scale_lr", action="store_true")
-    parser.add_argument("--use_8bit_adam", action="store_true")
-    for name, value in {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-6, "weight_decay": 0.1}.items():
-        parser.add_argument(f"--adam_{name}", type=float, default=value)
     return lambda line: parser.parse_args(line.format(at=tmp_path).split())
 
 
@@ -83,42 +69,3 @@ def test_unreadable_images_can_be_left_out(parse, tmp_path, caplog):
     assert "1.png" in caplog.text and "It is skipped" in caplog.text
     with pytest.raises(UnreadableImageError, match="None of the images can be read"):
         check_held_out_images(open_images(args), progress=False, skip_unreadable=True)
-
-
-def test_the_learning_rate_is_scaled_as_in_the_examples_of_diffusers(parse):
-    args = parse("--scale_lr")
-    args.gradient_accumulation_steps = 3
-    assert scaled_learning_rate(args, 2) == pytest.approx(1e-3 * 4 * 3 * 2)
-    assert scaled_learning_rate(args, 2, rate=0.5) == pytest.approx(0.5 * 4 * 3 * 2)
-    assert scaled_learning_rate(parse(""), 2) == 1e-3 and scaled_learning_rate(parse(""), 2, rate=0.5) == 0.5
-
-
-def test_adam_has_the_flags_and_8_bits_come_from_an_extra(parse, monkeypatch):
-    parameters = [torch.nn.Parameter(torch.zeros(3))]
-    optimizer = adam_optimizer(parameters, parse(""), learning_rate=0.5)
-    group = optimizer.param_groups[0]
-    assert type(optimizer) is torch.optim.AdamW and group["lr"] == 0.5 and group["betas"] == (0.8, 0.9)
-    assert group["eps"] == 1e-6 and group["weight_decay"] == 0.1
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ImportError, match=r"diffusers_lasers\[8bit\]"):
-        adam_optimizer(parameters, parse("--use_8bit_adam"))
-
-    class Adam8(torch.optim.AdamW):
-        pass
-
-    fake = types.SimpleNamespace(optim=types.SimpleNamespace(AdamW8bit=Adam8))
-    monkeypatch.setitem(sys.modules, "bitsandbytes", fake)
-    assert type(adam_optimizer(parameters, parse("--use_8bit_adam"))) is Adam8
-
-
-def test_some_moments_stay_floats(parse):
-    pytest.importorskip("bitsandbytes")
-    parameters = [torch.nn.Parameter(torch.zeros(64, 128)) for _ in range(2)]
-    optimizer = adam_optimizer(parameters, parse("--use_8bit_adam"), full_precision=parameters[1:])
-    sum(parameter.sum() for parameter in parameters).backward()
-    optimizer.step()
-    kinds = [
-        {moment.dtype for moment in optimizer.state[parameter].values() if getattr(moment, "shape", None) == (64, 128)}
-        for parameter in parameters
-    ]
-    assert kinds == [{torch.uint8}, {torch.float32}]

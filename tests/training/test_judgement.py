@@ -2,7 +2,8 @@
 
 import pytest
 
-from diffusers_lasers.training import Judgement, check_output_folder
+from diffusers_lasers.training.run.judgement import Judgement
+from diffusers_lasers.training.run.run_folder import check_output_folder
 
 
 def test_failures_are_reported_with_their_reason_and_end_in_exit_code_1(caplog, tmp_path):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffusers_lasers.training import ReconstructionLoss, ReconstructionTerms
+from diffusers_lasers.training import ReconstructionLoss
+from diffusers_lasers.training.objectives.reconstruction import ReconstructionTerms
 
 
 class MeanAbsolute(nn.Module):

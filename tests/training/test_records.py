@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from diffusers_lasers import IndexCode, SparseCode
-from diffusers_lasers.training import TrainingLog, Window
+from diffusers_lasers.training import TrainingLog
+from diffusers_lasers.training.run.records import Window
 
 
 def code(indices):

@@ -11,8 +11,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from diffusers_lasers.training import RunFolder, TrainingLog, TrainingState, list_checkpoints, run_identity
-from diffusers_lasers.training.run.checkpoints import _write_manifest
+from diffusers_lasers.training import RunFolder, TrainingLog, TrainingState
+from diffusers_lasers.training.run.checkpoints import _write_manifest, list_checkpoints
+from diffusers_lasers.training.run.run_folder import run_identity
 from diffusers_lasers.utils import write_json
 
 

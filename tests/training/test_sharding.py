@@ -11,10 +11,8 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from diffusers_lasers import AutoencoderDL, PatchDiscriminator
-from diffusers_lasers.training import (
-    AdversarialObjective,
-    FullySharded,
-    ModelAverage,
+from diffusers_lasers.training import AdversarialObjective, FullySharded, ModelAverage
+from diffusers_lasers.training.weights.sharding import (
     gradient_norm,
     local_part,
     save_optimizer_whole,

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from diffusers_lasers.training import ImageStream, UnreadableImageError
+from diffusers_lasers.training import ImageStream
+from diffusers_lasers.utils.image_decoding import UnreadableImageError
 
 
 COUNT = 24

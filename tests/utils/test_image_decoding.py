@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from diffusers_lasers.training import UnreadableImageError
-from diffusers_lasers.utils.image_decoding import picture_formats, to_rgb
+from diffusers_lasers.utils.image_decoding import UnreadableImageError, picture_formats, to_rgb
 
 
 RAMP = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)  # every level of 8 bits, at 16

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_lasers.training import load_image_dataset, open_image_stream
+from diffusers_lasers.training import load_image_dataset
 from diffusers_lasers.utils.image_decoding import picture_formats
 from diffusers_lasers.utils.image_files import ImageFiles, find_image_files
+from diffusers_lasers.utils.image_sources import open_image_stream
 
 
 def put(folder, *names):

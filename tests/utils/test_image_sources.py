@@ -7,14 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusers_lasers.training import (
-    BUNDLED_PHOTOS,
-    UnreadableImageError,
-    bundled_photos,
-    load_image_dataset,
-    open_image_stream,
-)
-from diffusers_lasers.utils.image_sources import to_rgb
+from diffusers_lasers.training import bundled_photos, load_image_dataset
+from diffusers_lasers.utils.image_decoding import UnreadableImageError
+from diffusers_lasers.utils.image_sources import BUNDLED_PHOTOS, open_image_stream, to_rgb
 
 
 def picture(index, size=(20, 16), mode="RGB"):

@@ -25,8 +25,6 @@ from filelock import FileLock, Timeout
 from ...utils.files import atomic_file
 
 
-__all__ = ["cached_codes", "images_fingerprint", "model_fingerprint"]
-
 _logger = logging.getLogger(__name__)
 
 

@@ -19,7 +19,7 @@ from ...utils.image_decoding import UnreadableImageError, to_rgb
 from ...utils.seeding import seeded_generator
 
 
-__all__ = ["ImageDataset", "take_batch"]
+__all__ = ["ImageDataset"]
 
 _logger = logging.getLogger(__name__)
 #: How many times its short side the long side of a picture may be to be enlarged as a whole.

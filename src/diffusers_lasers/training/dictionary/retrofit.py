@@ -20,7 +20,7 @@ from ...models.bottlenecks import Bottleneck
 from ..data.image_dataset import ImageDataset
 
 
-__all__ = ["collect_latents", "fit_bottleneck", "fit_to_latents"]
+__all__ = ["fit_bottleneck"]
 
 
 def _batches(images: Any, batch_size: int) -> tuple[Iterable[torch.Tensor], int | None]:

@@ -25,14 +25,7 @@ from ...utils.distributed import all_reduce_sum, rank_and_world_size
 from ..weights.sharding import whole_tensor
 
 
-__all__ = [
-    "AdversarialObjective",
-    "LeCamRegularizer",
-    "adaptive_weight",
-    "adversarial_factor",
-    "discriminator_loss",
-    "generator_loss",
-]
+__all__ = ["AdversarialObjective", "LeCamRegularizer"]
 
 _KINDS = ("hinge", "vanilla")
 _GRADIENT_SCALE = 1024.0  # keeps the gradients of single pixels above the smallest float16

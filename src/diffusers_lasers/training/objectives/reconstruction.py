@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 
-__all__ = ["ReconstructionLoss", "ReconstructionTerms"]
+__all__ = ["ReconstructionLoss"]
 
 
 class ReconstructionTerms(NamedTuple):

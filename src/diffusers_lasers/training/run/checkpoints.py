@@ -21,7 +21,7 @@ from typing import Any
 from ...utils.files import write_json
 
 
-__all__ = ["TrainingState", "latest_checkpoint", "list_checkpoints", "save_checkpoint", "verify_checkpoint"]
+__all__ = ["TrainingState"]
 
 _MANIFEST = "manifest.json"
 _PATTERN = re.compile(r"checkpoint-(\d+)(\.old)?")

@@ -11,8 +11,6 @@ from pathlib import Path
 from ...utils.command_line import hide_token, one_line
 
 
-__all__ = ["Judgement"]
-
 _logger = logging.getLogger(__name__)
 
 

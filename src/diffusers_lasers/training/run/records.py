@@ -22,7 +22,7 @@ from ...utils.distributed import all_reduce_sum
 from ...utils.files import write_text
 
 
-__all__ = ["TrainingLog", "Window"]
+__all__ = ["TrainingLog"]
 
 
 class Window:

@@ -29,7 +29,7 @@ from ...utils.files import write_json
 from .checkpoints import latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
 
 
-__all__ = ["RunFolder", "check_output_folder", "run_identity"]
+__all__ = ["RunFolder"]
 
 _logger = logging.getLogger(__name__)
 _RUN = "run.json"

@@ -30,7 +30,7 @@ else:  # a build of torch without it, where no tensor is sharded
     DTensor = ()
 
 
-__all__ = ["FullySharded", "gradient_norm", "local_part", "save_optimizer_whole", "whole_tensor", "write_whole"]
+__all__ = ["FullySharded"]
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
