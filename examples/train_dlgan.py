@@ -1,4 +1,5 @@
-r"""Trains an autoencoder with a structured bottleneck: DL-VAE and DL-GAN (LASERS, 2024), VQ-VAE, VQ-GAN and their peers.
+r"""Trains an autoencoder with a structured bottleneck: DL-VAE and DL-GAN (LASERS, 2024), VQ-VAE, VQ-GAN and their
+peers.
 
     accelerate launch examples/train_dlgan.py --output_dir dl --max_train_steps 2000
     accelerate launch examples/train_dlgan.py --train_data_dir photos/ --resolution 256 --bottleneck vq \
@@ -6,8 +7,8 @@ r"""Trains an autoencoder with a structured bottleneck: DL-VAE and DL-GAN (LASER
 
 Each step minimises eq 13: the reconstruction loss of eq 6, η · MSE + (1 − η) · LPIPS, and the bottleneck's own losses.
 With `--adversarial_loss` the generator's loss of eq 15 joins it, with the adaptive weight of eq 16, and a PatchGAN
-discriminator learns from `--discriminator_start` on. With `--task super_resolution` or `inpainting` the encoder is given
-degraded images, and all losses look at the clean ones (sections 12.1 and 12.2).
+discriminator learns from `--discriminator_start` on. With `--task super_resolution` or `inpainting` the encoder is
+given degraded images, and all losses look at the clean ones (sections 12.1 and 12.2).
 
 `--output_dir` receives the model (`AutoencoderDL.from_pretrained` loads it), the discriminator in `discriminator/`, a
 card, `settings.json`, `training_log.jsonl`, pictures in `validation/` and `checkpoint-N/` to resume from; with a task

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Trains a refiner: a small U-Net that repairs images decoded from slightly wrong indices (Scribano et al., 2023, section 4.2.2).
+"""Trains a refiner: a small U-Net that repairs images decoded from slightly wrong indices (Scribano et al., 2023,
+section 4.2.2).
 
     accelerate launch examples/train_refiner.py --codec opq --train_data_dir cats/ --validation_data_dir more_cats/ \\
         --resolution 64 --pipeline cats-continuous --output_dir cats-refined

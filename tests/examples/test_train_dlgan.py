@@ -1,4 +1,4 @@
-"""The options of examples/train_dlgan.py, in this process, on small pictures; test_train_dlgan_processes.py launches it."""
+"""The options of examples/train_dlgan.py, in this process; test_train_dlgan_processes.py launches it."""
 
 import inspect
 import json

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from diffusers_lasers.training import RunFolder, TrainingLog, TrainingState
 from diffusers_lasers.training.run.checkpoints import _write_manifest, list_checkpoints
-from diffusers_lasers.training.run.run_folder import run_identity
+from diffusers_lasers.training.run.identity import run_identity
 from diffusers_lasers.utils import write_json
 
 
@@ -247,3 +247,8 @@ def test_a_kill_at_any_system_call_loses_no_line_and_no_checkpoint(killed_everyw
         "from diffusers_lasers.training.run.checkpoints import list_checkpoints, save_checkpoint, verify_checkpoint"
     )
     assert killed_everywhere(imports, KILLED[name], tmp_path, 1 if name == "log" else 3) > 10
+
+
+def test_a_checkpoint_of_a_version_with_other_flags_is_refused(accelerator, saved):
+    with pytest.raises(ValueError, match="with other flags .--learning_rate., .*--pretrained_model_name_or_path"):
+        RunFolder(accelerator, saved, {"rate": 0.1}, resume="latest")

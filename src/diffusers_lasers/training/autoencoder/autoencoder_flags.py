@@ -1,4 +1,5 @@
-"""The flags of a DL-GAN (LASERS, 2024) and its peers: the task, the model, the reconstruction loss, the adversarial terms.
+"""The flags of a DL-GAN (LASERS, 2024) and its peers: the task, the model, the reconstruction loss, the adversarial
+terms.
 
 Which arguments a bottleneck has, its class says: a new bottleneck needs no new flag.
 """

@@ -22,9 +22,11 @@ class Degradation:
     Creates the degradation of a task.
 
     Args:
-        task (`str`, defaults to `"reconstruction"`): `"reconstruction"`: none; `"super_resolution"`: bicubic reduction and enlargement; `"inpainting"`: hidden pixels.
+        task (`str`, defaults to `"reconstruction"`): `"reconstruction"`: none; `"super_resolution"`: bicubic reduction
+            and enlargement; `"inpainting"`: hidden pixels.
         scale (`int`, defaults to 4): Factor of super-resolution.
-        mask (`str`, defaults to `"center"`): Masks of inpainting: `"center"`, the paper's, or `"random"`, a rectangle anywhere for each image.
+        mask (`str`, defaults to `"center"`): Masks of inpainting: `"center"`, the paper's, or `"random"`, a rectangle
+            anywhere for each image.
         mask_fraction (`float`, defaults to 0.25): Sides of the central mask as a share of the image's, in (0, 1].
 
     Raises:
@@ -62,8 +64,8 @@ class Degradation:
             generator (`torch.Generator`, *optional*): Source of random masks, on the CPU. Defaults to the global one.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor | None]`: What the autoencoder is given, of the images' size, and for inpainting the masks `(B, 1, H, W)`, 1 where
-            pixels are hidden.
+            `tuple[torch.Tensor, torch.Tensor | None]`: What the autoencoder is given, of the images' size, and for
+            inpainting the masks `(B, 1, H, W)`, 1 where pixels are hidden.
 
         Raises:
             ValueError: If the scale does not divide the sides.

@@ -1,8 +1,9 @@
 r"""How images become tensors for training.
 
-[`ImageDataset`] turns a source (`utils.image_sources`) into float tensors in [-1, 1], the range of diffusers' `VaeImageProcessor`. A sample is asked for by
-a key (epoch, index), as [`StreamSampler`] gives them: its crop and flip are entry `index` of a table of uniforms seeded by (seed, epoch), and so the
-same in every process, in every worker and after a resume.
+[`ImageDataset`] turns a source (`utils.image_sources`) into float tensors in [-1, 1], the range of diffusers'
+`VaeImageProcessor`. A sample is asked for by a key (epoch, index), as [`StreamSampler`] gives them: its crop and flip
+are entry `index` of a table of uniforms seeded by (seed, epoch), and so the same in every process, in every worker and
+after a resume.
 """
 
 from __future__ import annotations
@@ -118,12 +119,13 @@ class ImageDataset(Dataset):
         crops_per_image (`int`, defaults to 1): Crops of each image an epoch.
         seed (`int`, defaults to 0): Seed of crops and flips.
         cache_in_memory (`bool`, defaults to `False`): Decode and resize everything once, to uint8.
-        skip_unreadable (`bool`, defaults to `False`): Put the next image that can be read in the place of one that cannot, warn of each once, and
-            count in the batches (`unreadable`) how many samples were replaced.
+        skip_unreadable (`bool`, defaults to `False`): Put the next image that can be read in the place of one that
+            cannot, warn of each once, and count in the batches (`unreadable`) how many samples were replaced.
 
     Raises:
         ValueError: If `resolution`, `resize` or `crops_per_image` is out of range or the source is empty.
-        UnreadableImageError: When an image is asked for that cannot be decoded, unless `skip_unreadable`; also then if none can.
+        UnreadableImageError: When an image is asked for that cannot be decoded, unless `skip_unreadable`; also then if
+            none can.
     """
 
     def __init__(
@@ -203,8 +205,8 @@ class ImageDataset(Dataset):
 
     def __getitems__(self, keys: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor]:
         """
-        A whole batch, already collated: `{"pixel_values": (B, 3, resolution, resolution)}` in [-1, 1], with `skip_unreadable` also
-        `unreadable`, the number of samples that were replaced.
+        A whole batch, already collated: `{"pixel_values": (B, 3, resolution, resolution)}` in [-1, 1], with
+        `skip_unreadable` also `unreadable`, the number of samples that were replaced.
         """
         crops, replaced = zip(*(self._crop(key) for key in keys))
         batch = {"pixel_values": to_batch(crops)}

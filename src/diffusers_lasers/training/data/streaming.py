@@ -49,8 +49,8 @@ class ImageStream(IterableDataset):
         random_flip (`bool`, defaults to `False`): Mirror half of the crops left to right.
         shuffle_buffer (`int`, defaults to 1000): Rows among which the next is drawn; 0 keeps the order of the stream.
         seed (`int`, defaults to 0): Seed of order, crops and flips.
-        skip_unreadable (`bool`, defaults to `False`): Leave out images that cannot be decoded, with a warning, and count them in the batches
-            (`unreadable`).
+        skip_unreadable (`bool`, defaults to `False`): Leave out images that cannot be decoded, with a warning, and
+            count them in the batches (`unreadable`).
 
     Raises:
         ValueError: If a number is out of range, or the column is missing or holds no images.

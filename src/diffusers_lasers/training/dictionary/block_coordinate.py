@@ -1,10 +1,12 @@
-r"""The dictionary learned without a learning rate, inside the training of an autoencoder (LASERS, 2024, supplement 8, eqs 23–28).
+r"""The dictionary learned without a learning rate, inside the training of an autoencoder (LASERS, 2024, supplement 8,
+eqs 23–28).
 
-After each optimiser step the statistics of the codes move, A ← β A + γγᵀ / ξ, B ← β B + zγᵀ / ξ, and one pass of block-coordinate descent moves
-the atoms. The sums are reduced over ranks. The mathematics is `functional.dictionary.online_learning`.
+After each optimiser step the statistics of the codes move, A ← β A + γγᵀ / ξ, B ← β B + zγᵀ / ξ, and one pass of
+block-coordinate descent moves the atoms. The sums are reduced over ranks. The mathematics is
+`functional.dictionary.online_learning`.
 
-What we add: β of eqs 25 and 26 is about 1 − 1/t, so that after t steps the statistics remember about t/2 of them. The encoder does not
-stand still for so long; `memory` bounds t in β. The paper's rule is `memory=None`.
+What we add: β of eqs 25 and 26 is about 1 − 1/t, so that after t steps the statistics remember about t/2 of them. The
+encoder does not stand still for so long; `memory` bounds t in β. The paper's rule is `memory=None`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class BlockCoordinateUpdate:
 
     Args:
         bottleneck ([`DictionaryBottleneck`]): The bottleneck, not wrapped for distribution.
-        memory (`int`, *optional*, defaults to 500): Steps that the statistics remember, about; `None` is the paper's rule, whose memory grows.
+        memory (`int`, *optional*, defaults to 500): Steps that the statistics remember, about; `None` is the paper's
+            rule, whose memory grows.
 
     Raises:
         ValueError: If `memory` is below 1.

@@ -58,12 +58,15 @@ class DictionaryUpkeep:
             Largest share of the atoms, in [0, 1], that one event may replace; above 0 it is at least one atom.
         jitter (`float`, defaults to 0.05): Noise on a revived atom, relative to its norm.
         tangent_projection (`bool`, defaults to `True`): Whether `before_step` projects the gradient.
-        block_coordinate ([`BlockCoordinateUpdate`], *optional*): Moves the atoms instead of the optimiser, in `after_step`.
-        on_revival (`Callable[[torch.Tensor], Any]`, *optional*): Receives the mask of the atoms of each event after it, e.g. to reset an average.
+        block_coordinate ([`BlockCoordinateUpdate`], *optional*): Moves the atoms instead of the optimiser, in
+            `after_step`.
+        on_revival (`Callable[[torch.Tensor], Any]`, *optional*): Receives the mask of the atoms of each event after it,
+            e.g. to reset an average.
         seed (`int`, defaults to 0): Seed of the events' randomness, not negative.
 
     Attributes:
-        counts (`torch.Tensor` of shape `(atoms,)`): Support slots that each atom filled in the window, over all ranks; int64.
+        counts (`torch.Tensor` of shape `(atoms,)`): Support slots that each atom filled in the window, over all ranks;
+            int64.
         revived (`torch.Tensor`): Atoms replaced so far, 0-dim; int64.
 
     Raises:
@@ -126,7 +129,7 @@ class DictionaryUpkeep:
 
     @torch.no_grad()
     def before_step(self) -> None:
-        """Projects the dictionary's gradient on the tangent space of the sphere; call between backward and the optimiser."""
+        """Projects the dictionary's gradient on the sphere's tangent space; call between backward and step."""
         if self.active and self.tangent_projection and self.dictionary.grad is not None:
             self.dictionary.grad.copy_(project_to_tangent(self.dictionary.grad, self.dictionary))
 
@@ -138,7 +141,8 @@ class DictionaryUpkeep:
 
         Args:
             code ([`SparseCode`]): The code of the batch.
-            latents (`torch.Tensor` of shape `(B, L, H, W)`): The latents that were coded; read by `block_coordinate` alone.
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): The latents that were coded; read by `block_coordinate`
+                alone.
         """
         if not self.active:
             return
@@ -152,7 +156,8 @@ class DictionaryUpkeep:
     @torch.no_grad()
     def after_step(self, code: SparseCode, latents: torch.Tensor) -> None:
         """
-        Retracts the atoms to unit norm, or moves them by `block_coordinate`, counts their usage and, where an event is due, revives dead ones.
+        Retracts the atoms to unit norm, or moves them by `block_coordinate`, counts their usage and, where an event is
+        due, revives dead ones.
 
         Args:
             code ([`SparseCode`]): The code of the batch that the step was taken on.
@@ -171,7 +176,7 @@ class DictionaryUpkeep:
             self._revive(code, latents)
 
     def _revive(self, code: SparseCode, latents: torch.Tensor) -> None:
-        """Replaces dead atoms on rank 0, sends the dictionary to all ranks and zeroes the moments of the replaced columns."""
+        """Replaces dead atoms on rank 0, sends the dictionary to all ranks and zeroes the replaced columns' moments."""
         dictionary = self.dictionary
         generator = seeded_generator(self.seed, self.step, device=dictionary.device)
         signals = self.bottleneck.signals(latents.detach()).float()  # (N, features)

@@ -1,8 +1,8 @@
 r"""Bottlenecks for the latents of an autoencoder that stays as it is (LASERS, 2024, section 12.3).
 
-The autoencoder reads every image once; its latents, on the denoiser's scale, are kept and the bottleneck's own `fit` learns from them: online dictionary
-learning, faiss' k-means, gradients through FSQ's rounding, or statistics. The mean of each channel is taken out first, since atoms and axes pass through
-the origin.
+The autoencoder reads every image once; its latents, on the denoiser's scale, are kept and the bottleneck's own `fit`
+learns from them: online dictionary learning, faiss' k-means, gradients through FSQ's rounding, or statistics. The mean
+of each channel is taken out first, since atoms and axes pass through the origin.
 """
 
 from __future__ import annotations
@@ -47,12 +47,13 @@ def collect_latents(
     progress: bool = True,
 ) -> list[torch.Tensor]:
     """
-    Latents of images on the denoiser's scale, in memory. The autoencoder's weights and training modes are left as they are; it runs in evaluation mode.
+    Latents of images on the denoiser's scale, in memory. The autoencoder's weights and training modes are left as they
+    are; it runs in evaluation mode.
 
     Args:
         autoencoder (`ModelMixin`): Any autoencoder of images of diffusers, or [`AutoencoderDL`].
-        images (`torch.Tensor` of shape `(N, 3, H, W)`, [`ImageDataset`] or an iterable of tensors `(B, 3, H, W)`): Images in [−1, 1]; the items of an
-            iterable may differ in size.
+        images (`torch.Tensor` of shape `(N, 3, H, W)`, [`ImageDataset`] or an iterable of tensors `(B, 3, H, W)`):
+            Images in [−1, 1]; the items of an iterable may differ in size.
         batch_size (`int`, defaults to 16): Images read at a time, where `images` is no iterable.
         progress (`bool`, defaults to `True`): Whether to show a bar.
 
@@ -60,7 +61,8 @@ def collect_latents(
         `list[torch.Tensor]`: Latents `(B, L, h, w)` of each batch, float32, on the CPU.
 
     Raises:
-        ValueError: If there are no images, or the autoencoder does not give latents of four dimensions, or not finite ones.
+        ValueError: If there are no images, or the autoencoder does not give latents of four dimensions, or not finite
+            ones.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"`batch_size` must be a positive integer, got {batch_size!r}.")
@@ -100,8 +102,9 @@ def fit_bottleneck(
         images (`torch.Tensor`, [`ImageDataset`] or an iterable of tensors): Images in [−1, 1], see [`collect_latents`].
         bottleneck ([`Bottleneck`]): What to fit, in place; one with a `fit` method.
         batch_size (`int`, defaults to 16): Images that the autoencoder reads at a time.
-        normalize (`str`, defaults to `"mean"`): `"mean"` takes each channel's mean out and divides all by one number, so that squared errors keep their proportions;
-            `"channel"` divides each channel by its standard deviation; `"none"` leaves latents as they are.
+        normalize (`str`, defaults to `"mean"`): `"mean"` takes each channel's mean out and divides all by one number,
+            so that squared errors keep their proportions; `"channel"` divides each channel by its standard deviation;
+            `"none"` leaves latents as they are.
         progress (`bool`, defaults to `True`): Whether to show bars.
         **fit_arguments: Arguments of the bottleneck's `fit`, e.g. `passes` of [`DictionaryBottleneck`] or `seed`.
 

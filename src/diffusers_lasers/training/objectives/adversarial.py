@@ -4,11 +4,12 @@ The generator minimises ℓ_recon + λ f(t) ℓ_adv with the adaptive weight of 
 
     λ = ‖∇_G ℓ_recon‖ / (‖∇_G ℓ_adv‖ + δ),
 
-the norms of the gradients at the decoder's last layer G, and a factor f(t) that rises from 0 to 1 after a start step, while the discriminator
-learns from the start on: it knows something before its loss counts. All losses are computed in float32, whatever the precision of the logits.
+the norms of the gradients at the decoder's last layer G, and a factor f(t) that rises from 0 to 1 after a start step,
+while the discriminator learns from the start on: it knows something before its loss counts. All losses are computed in
+float32, whatever the precision of the logits.
 
-*LeCam* (Tseng et al., "Regularizing Generative Adversarial Networks under Limited Data", CVPR 2021) keeps the logits of one kind near the running mean
-of the other kind's.
+*LeCam* (Tseng et al., "Regularizing Generative Adversarial Networks under Limited Data", CVPR 2021) keeps the logits of
+one kind near the running mean of the other kind's.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ def discriminator_loss(real: torch.Tensor, fake: torch.Tensor, kind: str = "hing
 
     Args:
         real (`torch.Tensor`): Logits of images.
-        fake (`torch.Tensor`): Logits of reconstructions, which must be detached from the generator *before* the discriminator sees them.
-        kind (`str`, defaults to `"hinge"`): `"hinge"`, mean max(0, 1 − real) and mean max(0, 1 + fake), or `"vanilla"`, cross-entropy.
+        fake (`torch.Tensor`): Logits of reconstructions, which must be detached from the generator *before* the
+            discriminator sees them.
+        kind (`str`, defaults to `"hinge"`): `"hinge"`, mean max(0, 1 − real) and mean max(0, 1 + fake), or `"vanilla"`,
+            cross-entropy.
 
     Returns:
         `torch.Tensor`: The loss, 0-dim, float32.
@@ -64,7 +67,8 @@ def generator_loss(fake: torch.Tensor, kind: str = "hinge") -> torch.Tensor:
 
     Args:
         fake (`torch.Tensor`): Logits of reconstructions.
-        kind (`str`, defaults to `"hinge"`): `"hinge"`, −mean fake, or `"vanilla"`, the non-saturating cross-entropy −mean log σ(fake).
+        kind (`str`, defaults to `"hinge"`): `"hinge"`, −mean fake, or `"vanilla"`, the non-saturating cross-entropy
+            −mean log σ(fake).
 
     Returns:
         `torch.Tensor`: The loss, 0-dim, float32.
@@ -85,8 +89,8 @@ def adaptive_weight(
     maximum: float = 1e4,
 ) -> torch.Tensor:
     """
-    The weight λ of the adversarial loss (LASERS, 2024, eq 16), with the norms in float32. Under data parallelism the gradients are
-    averaged over ranks first, so that all have the λ of the whole batch.
+    The weight λ of the adversarial loss (LASERS, 2024, eq 16), with the norms in float32. Under data parallelism the
+    gradients are averaged over ranks first, so that all have the λ of the whole batch.
 
     Args:
         reconstruction_loss (`torch.Tensor`): ℓ_recon, 0-dim, with its graph, which is kept.
@@ -96,7 +100,8 @@ def adaptive_weight(
         maximum (`float`, defaults to 1e4): Largest λ.
 
     Returns:
-        `torch.Tensor`: λ, 0-dim, float32, without gradient. It is 0 where a norm is not finite, as in a step that a gradient scaler skips.
+        `torch.Tensor`: λ, 0-dim, float32, without gradient. It is 0 where a norm is not finite, as in a step that a
+        gradient scaler skips.
 
     Raises:
         ValueError: If `delta` or `maximum` is not above 0.
@@ -134,8 +139,8 @@ def adversarial_factor(step: int, start: int, warmup: int = 0) -> float:
 
 class LeCamRegularizer:
     """
-    Creates the LeCam regularisation of a discriminator, mean max(0, real − m_fake)² + mean max(0, m_real − fake)² with running means m of the logits
-    (equal on all ranks), a part of what [`RunFolder`] saves.
+    Creates the LeCam regularisation of a discriminator, mean max(0, real − m_fake)² + mean max(0, m_real − fake)² with
+    running means m of the logits (equal on all ranks), a part of what [`RunFolder`] saves.
 
     Args:
         decay (`float`, defaults to 0.999): Decay of the running means, in [0, 1).
@@ -188,10 +193,11 @@ def _logits(output: PatchDiscriminatorOutput | torch.Tensor) -> torch.Tensor:
 
 class AdversarialObjective:
     """
-    Creates what DL-GAN adds to a training step: the generator's term λ w f(t) ℓ_adv of eq 15 and the discriminator's own loss.
+    Creates what DL-GAN adds to a training step: the generator's term λ w f(t) ℓ_adv of eq 15 and the discriminator's
+    own loss.
 
-    The generator's term sees the discriminator's weights as constants, and the discriminator sees detached reconstructions: neither loss leaves a
-    gradient in the other network, so that both can be in one optimiser.
+    The generator's term sees the discriminator's weights as constants, and the discriminator sees detached
+    reconstructions: neither loss leaves a gradient in the other network, so that both can be in one optimiser.
 
     Args:
         discriminator (`torch.nn.Module`): Maps images to logits; not wrapped for distribution.
@@ -202,8 +208,8 @@ class AdversarialObjective:
         warmup (`int`, defaults to 0): Steps from there until its loss counts in full, see [`adversarial_factor`].
         lecam ([`LeCamRegularizer`], *optional*): Regularisation of the discriminator.
         lecam_weight (`float`, defaults to 0.0): Its weight.
-        structure (`torch.nn.Module`, *optional*): What the generator's term calls with the discriminator's weights: for a sharded discriminator
-            the attribute `structure` of its [`FullySharded`]. Default: `discriminator`.
+        structure (`torch.nn.Module`, *optional*): What the generator's term calls with the discriminator's weights: for
+            a sharded discriminator the attribute `structure` of its [`FullySharded`]. Default: `discriminator`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -254,7 +260,8 @@ class AdversarialObjective:
             step (`int`): Optimiser steps taken.
 
         Returns:
-            `tuple`: The term, 0-dim, and for the log `generator_loss` (unweighted) and `adversarial_weight` λ w f(t), detached.
+            `tuple`: The term, 0-dim, and for the log `generator_loss` (unweighted) and `adversarial_weight` λ w f(t),
+            detached.
         """
         constants = {name: whole_tensor(tensor) for name, tensor in self.discriminator.named_parameters()}
         constants.update(self.discriminator.named_buffers())
@@ -276,11 +283,12 @@ class AdversarialObjective:
         Args:
             images (`torch.Tensor` of shape `(B, C, H, W)`): Images.
             sample (`torch.Tensor` of shape `(B, C, H, W)`): Reconstructions; detached here.
-            forward (`Callable[[torch.Tensor], torch.Tensor]`, *optional*): The discriminator as it is wrapped for distribution. It is called once,
-                on images and reconstructions together.
+            forward (`Callable[[torch.Tensor], torch.Tensor]`, *optional*): The discriminator as it is wrapped for
+                distribution. It is called once, on images and reconstructions together.
 
         Returns:
-            `tuple`: The loss, 0-dim, and for the log `discriminator_loss`, `logits_real` and `logits_fake` (means), detached.
+            `tuple`: The loss, 0-dim, and for the log `discriminator_loss`, `logits_real` and `logits_fake` (means),
+            detached.
         """
         both = torch.cat([images, sample.detach().to(images.dtype)])
         real, fake = _logits((forward or self.discriminator)(both)).float().chunk(2)

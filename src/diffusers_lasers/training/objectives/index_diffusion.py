@@ -1,16 +1,18 @@
-r"""Losses of diffusion on codebook indices (Scribano et al., 2023, section 4.2; Austin et al., 2021, for the discrete baselines).
+r"""Losses of diffusion on codebook indices (Scribano et al., 2023, section 4.2; Austin et al., 2021, for the discrete
+baselines).
 
 *categorical* (eq 24): with z̄ from the Gumbel-softmax of the logits (eq 20), x̃_0 = D(z̄ C) and z̃_0 the soft index,
 
     L = w_x ‖x_0 − x̃_0‖² + w_ε ‖ε − ε̃‖²,    ε̃ = (z_t − √ᾱ_t z̃_0) / √(1 − ᾱ_t).
 
-Both are errors of the clean image or code, so under Min-SNR w_x = min(snr, γ) and w_ε = min(snr, γ) / snr: the same weight twice, not two different
-ones (printed without weights, the second term alone already counts the error of z_0 snr times). Without γ both are 1, as printed. x_0 is the decoded real code,
-which the soft decoding can reach.
+Both are errors of the clean image or code, so under Min-SNR w_x = min(snr, γ) and w_ε = min(snr, γ) / snr: the same
+weight twice, not two different ones (printed without weights, the second term alone already counts the error of z_0 snr
+times). Without γ both are 1, as printed. x_0 is the decoded real code, which the soft decoding can reach.
 
 *continuous* (eq 4): w_ε ‖ε − ε_θ‖².    *uniform*: cross-entropy of the clean indices at all sites.
 
-*absorbing*: cross-entropy of hidden indices over their expected share 1 − ᾱ_t, which is the variational bound up to a constant.
+*absorbing*: cross-entropy of hidden indices over their expected share 1 − ᾱ_t, which is the variational bound up to a
+constant.
 
 z_t and ᾱ_t are the scheduler's, which also samples: what is trained on is what is met in sampling.
 """
@@ -48,14 +50,18 @@ class IndexDiffusionObjective:
     Args:
         kind (`str`): `"categorical"`, `"continuous"`, `"uniform"` or `"absorbing"`.
         num_codewords (`int`): Codewords |C| of each slot.
-        scheduler ([`CategoricalDDPMScheduler`], `diffusers.DDPMScheduler`, [`UniformD3PMScheduler`] or [`AbsorbingD3PMScheduler`]): The forward
-            process, its `add_noise` and ᾱ, of `kind`, in this order: `categorical`, `continuous`, `uniform`, `absorbing`.
+        scheduler ([`CategoricalDDPMScheduler`], `diffusers.DDPMScheduler`, [`UniformD3PMScheduler`] or
+            [`AbsorbingD3PMScheduler`]): The forward process, its `add_noise` and ᾱ, of `kind`, in this order:
+            `categorical`, `continuous`, `uniform`, `absorbing`.
         codec ([`ModelBasedVQCodec`], *optional*): Decodes for the image term.
-        image_weight (`float`, defaults to 1.0): Weight of the image term of the categorical loss; 0 leaves it out, and needs no codec.
-        code_loss (`str`, defaults to `"epsilon"`): Second term of the categorical loss: `"epsilon"` (eq 24), `"cross_entropy"` of the indices, or `"none"`.
+        image_weight (`float`, defaults to 1.0): Weight of the image term of the categorical loss; 0 leaves it out, and
+            needs no codec.
+        code_loss (`str`, defaults to `"epsilon"`): Second term of the categorical loss: `"epsilon"` (eq 24),
+            `"cross_entropy"` of the indices, or `"none"`.
         tau (`float`, defaults to 1.0): τ of the Gumbel-softmax.
         snr_gamma (`float`, *optional*): γ of Min-SNR.
-        self_conditioning (`float`, defaults to 0.0): Probability of giving the denoiser its own first estimate, for a model that takes one.
+        self_conditioning (`float`, defaults to 0.0): Probability of giving the denoiser its own first estimate, for a
+            model that takes one.
 
     Raises:
         ValueError: If an argument is out of range, or there is nothing to minimise.
@@ -89,13 +95,15 @@ class IndexDiffusionObjective:
             raise ValueError(f"`code_loss` must be one of {_CODE_LOSSES}, got {code_loss!r}.")
         if not image_weight >= 0 or not tau > 0 or (snr_gamma is not None and not snr_gamma > 0):
             raise ValueError(
-                f"`image_weight` must not be negative, `tau` and `snr_gamma` be positive, got {image_weight!r}, {tau!r} and {snr_gamma!r}."
+                "`image_weight` must not be negative, `tau` and `snr_gamma` be positive, got "
+                f"{image_weight!r}, {tau!r} and {snr_gamma!r}."
             )
         if kind == "categorical" and image_weight == 0 and code_loss == "none":
             raise ValueError("`image_weight` is 0 and `code_loss` 'none': there is nothing to minimise.")
         if kind == "categorical" and image_weight > 0 and not isinstance(codec, ModelBasedVQCodec):
             raise ValueError(
-                f"`codec` must be a ModelBasedVQCodec for the image term (`image_weight` 0 leaves it out), got {type(codec).__name__}."
+                "`codec` must be a ModelBasedVQCodec for the image term (`image_weight` 0 leaves it out), got "
+                f"{type(codec).__name__}."
             )
         if not 0 <= self_conditioning <= 1:
             raise ValueError(f"`self_conditioning` must be a probability, got {self_conditioning!r}.")
@@ -115,8 +123,8 @@ class IndexDiffusionObjective:
             timesteps (`torch.Tensor` of shape `(B,)`, *optional*): t. Defaults to uniform ones.
 
         Returns:
-            `tuple[torch.Tensor, dict[str, torch.Tensor]]`: The loss, and its detached parts by name: unweighted means, and `accuracy`, the share of
-            indices that the largest logit names.
+            `tuple[torch.Tensor, dict[str, torch.Tensor]]`: The loss, and its detached parts by name: unweighted means,
+            and `accuracy`, the share of indices that the largest logit names.
         """
         if timesteps is None:
             timesteps = torch.randint(0, len(self.scheduler), (len(codes),), device=codes.device)

@@ -1,3 +1,3 @@
-"""One run of a training script: its command line, its folder and checkpoints, its records, and what is said of it in the end."""
+"""One run of a training script: its flags, its folder and checkpoints, its records, and its card."""
 
 __all__ = []  # what is public of this room, `training` offers

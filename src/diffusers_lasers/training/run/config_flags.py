@@ -1,8 +1,8 @@
 """A flag that holds the configuration of a part of a model, `--bottleneck_config num_atoms=512 sparsity=5`.
 
 The names are the arguments of the part's class, so that a new class needs no new flag. A value is read as JSON where it
-is JSON, and as text otherwise: `levels=[8,8,8,5]`, `coefficient_bits=null`, `pursuit=ols`. The flag may be given several
-times; the last value of a name counts.
+is JSON, and as text otherwise: `levels=[8,8,8,5]`, `coefficient_bits=null`, `pursuit=ols`. The flag may be given
+several times; the last value of a name counts.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from .checkpoints import latest_checkpoint
 def launched_fsdp() -> bool | None:
     """
     Whether the launch asks for FSDP (`None`: it does not), and then whether units give up the parts of other ranks
-    between forward and backward pass. A `ValueError` says what is not supported: DeepSpeed, Megatron-LM, FSDP's version 1.
+    between forward and backward pass. A `ValueError` says what is not supported: DeepSpeed, Megatron-LM, FSDP's version
+    1.
     """
     for name, flag, reason in (
         ("DeepSpeed", "DEEPSPEED", "its copies of the weights undo what the upkeep of the dictionary writes"),
@@ -60,7 +61,7 @@ def check_fsdp_flags(args: argparse.Namespace, mixed_precision: str) -> None:
 
 
 def hide_fsdp_from_accelerate() -> None:
-    """Changes the environment: an `Accelerator` that is made afterwards is data-parallel. For scripts that shard by themselves."""
+    """Changes the environment so that an `Accelerator` made after it is data-parallel: the script shards by itself."""
     os.environ["ACCELERATE_USE_FSDP"] = "false"
 
 

@@ -59,7 +59,8 @@ def learning_rate_schedule(
     last_start: int = 0,
 ) -> LambdaLR:
     """
-    The learning rates over all steps; the last group's has a factor of its own, `last`, of the steps since `last_start`.
+    The learning rates over all steps; the last group's has a factor of its own, `last`, of the steps since
+    `last_start`.
     """
     factors = [learning_rate_factor(args.lr_scheduler, args.lr_warmup_steps, steps)] * len(optimizer.param_groups)
     if last is not None:

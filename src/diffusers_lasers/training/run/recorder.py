@@ -97,8 +97,8 @@ class Recorder:
 
     def after_step(self, **figures: float) -> None:
         """
-        After [`TrainingRun.after_step`], on all processes: where they are due, a line of the log, with the means of what
-        was added and these figures, and a checkpoint.
+        After [`TrainingRun.after_step`], on all processes: where they are due, a line of the log, with the means of
+        what was added and these figures, and a checkpoint.
         """
         self._bar.update()
         if self._due(self.args.log_steps) or self.run.state.step == self.run.steps:

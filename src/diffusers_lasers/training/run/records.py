@@ -56,8 +56,8 @@ class Window:
         Adds a micro-batch.
 
         Args:
-            parts (`dict[str, torch.Tensor]`): Losses, 0-dim and detached; a name counts in the micro-batches that have it, the same ones on
-                all processes.
+            parts (`dict[str, torch.Tensor]`): Losses, 0-dim and detached; a name counts in the micro-batches that have
+                it, the same ones on all processes.
             code ([`SparseCode`], [`IndexCode`] or `None`): Its symbols are counted over all slots.
             images (`int`): Images of the micro-batch on this process.
             totals (`dict[str, torch.Tensor]`, *optional*): Counts, 0-dim, that are summed instead of averaged.
@@ -84,9 +84,10 @@ class Window:
         Closes the window, on all processes at once.
 
         Returns:
-            `dict[str, float]`: Mean of each loss over batches and processes; the totals over all of them; with codes, `perplexity` of the shares of slots (for
-            several codebooks 2 to the mean of their entropies, as in [`AtomUsage`]) and `dead_atoms` (symbols unused in this
-            window, over all codebooks); `images_per_second` of all processes.
+            `dict[str, float]`: Mean of each loss over batches and processes; the totals over all of them; with codes,
+            `perplexity` of the shares of slots (for several codebooks 2 to the mean of their entropies, as in
+            [`AtomUsage`]) and `dead_atoms` (symbols unused in this window, over all codebooks); `images_per_second` of
+            all processes.
         """
         record = {}
         if self.sums:

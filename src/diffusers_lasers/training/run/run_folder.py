@@ -10,7 +10,6 @@ runs no code.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import pickle
@@ -24,15 +23,15 @@ from accelerate.utils import broadcast_object_list, load
 from filelock import FileLock, Timeout
 
 from ...learning.state_files import read_state, write_state
-from ...utils.command_line import one_line, recorded_arguments
+from ...utils.command_line import one_line
 from ...utils.files import write_json
 from .checkpoints import latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
+from .identity import RUN_FILE, check_identity, run_identity
 
 
 __all__ = ["RunFolder"]
 
 _logger = logging.getLogger(__name__)
-_RUN = "run.json"
 _STATE = "run_state.safetensors"
 _LOCK = ".run.lock"
 _KIND = "state of a run"
@@ -44,35 +43,6 @@ _RESULTS = (
     *_RECORDS,
     *("config.json", "model_index.json", "README.md", "discriminator", "pipeline", "refiner", "validation"),
 )
-# Arguments that may change when a run goes on: where and how often it writes, how long it takes, what it is judged by.
-_FREE = """
-    output_dir logging_dir overwrite_output_dir resume_from_checkpoint report_to tracker_project_name log_steps
-    checkpointing_steps checkpoints_total_limit license cache_dir codes_dir cache_in_memory dataloader_num_workers
-    validation_data_dir validation_split validation_steps max_validation_samples num_validation_images
-    push_to_hub hub_model_id hub_token max_train_steps num_train_epochs num_inference_steps temperature
-    gradient_checkpointing skip_unreadable train_batch_size gradient_accumulation_steps perceptual_weights
-""".split()
-# Arguments that are places: compared by what they point to.
-_PLACES = ("train_data_dir", "dataset_name", "codec", "pretrained_model_name_or_path", "pipeline")
-
-
-def run_identity(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
-    """
-    What a run is known by: the arguments that decide what is trained.
-
-    Args:
-        args (`argparse.Namespace`): The arguments, before anything of the run is computed from them.
-        **more: What else has to be the same, e.g. `total_batch_size`.
-
-    Returns:
-        `dict[str, Any]`: Name → value that JSON can hold. Paths are resolved; arguments that may change (number of
-        steps, where and how often something is written, held-out images, batch size a process) are left out.
-    """
-    identity = {name: value for name, value in recorded_arguments(args).items() if name not in _FREE}
-    for name in _PLACES:
-        if identity.get(name) is not None and os.path.exists(identity[name]):
-            identity[name] = os.path.realpath(identity[name])
-    return json.loads(json.dumps({**identity, **more}, default=str))
 
 
 def check_output_folder(folder: str | os.PathLike, overwrite: bool = False) -> None:
@@ -133,7 +103,7 @@ class RunFolder:
         self.passed_over.clear()
         self.checkpoint = None if self.resume is None else self._find_checkpoint()
         if self.checkpoint is not None:
-            self._compare(self.checkpoint)
+            check_identity(self.checkpoint, self.identity)
         if self.overwrite or self._goes_on() or not _contents(self.path):
             return
         if self.resume == "latest" and self._unfinished():
@@ -170,33 +140,10 @@ class RunFolder:
     def _unfinished(self) -> bool:
         """Whether the folder holds this run, ended before its first checkpoint and before its end."""
         finished = any((self.path / name).exists() for name in ("config.json", "model_index.json", "refiner"))
-        if finished or not (self.path / _RUN).is_file():
+        if finished or not (self.path / RUN_FILE).is_file():
             return False
-        self._compare(self.path)
+        check_identity(self.path, self.identity)
         return True
-
-    def _compare(self, place: Path) -> None:
-        try:
-            saved = json.loads((place / _RUN).read_text(encoding="utf-8"))["identity"]
-            gone = [f"--{name}" for name in saved if name not in self.identity]
-            names = [name for name in self.identity if name in saved and saved[name] != self.identity[name]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{str(place)!r} has no readable {_RUN}: it was not written by this version of this script. "
-                "--pretrained_model_name_or_path starts a new run from its weights."
-            ) from error
-        if gone:
-            said = ", ".join([*gone[:3], *["…"] * (len(gone) > 3)])
-            raise ValueError(
-                f"{str(place)!r} was written by a version of this script with other flags ({said}), and cannot be "
-                "resumed: --pretrained_model_name_or_path starts a new run from its weights."
-            )
-        if names:
-            said = ", ".join(f"--{name} {saved[name]!r} and not {self.identity[name]!r}" for name in names[:3])
-            raise ValueError(
-                f"{str(place)!r} belongs to another run, with {said}: give that run's arguments, another --output_dir, "
-                "or start a new run from its weights with --pretrained_model_name_or_path."
-            )
 
     def claim(self) -> None:
         """
@@ -232,13 +179,15 @@ class RunFolder:
         if self.checkpoint != before:
             raise ValueError(f"--output_dir {str(self.path)!r} has changed since the run began: start it again.")
         if self.overwrite and not self._goes_on():
-            names = _RESULTS if (self.path / _RUN).is_file() else _RECORDS  # a folder of something else keeps the rest
+            names = (
+                _RESULTS if (self.path / RUN_FILE).is_file() else _RECORDS
+            )  # a folder of something else keeps the rest
             for path in [*list_checkpoints(self.path), *(self.path / name for name in names)]:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
-        write_json(self.path / _RUN, {"identity": self.identity})
+        write_json(self.path / RUN_FILE, {"identity": self.identity})
 
     def release(self) -> None:
         """Gives the folder free."""
@@ -268,7 +217,7 @@ class RunFolder:
             states = {name: part.state_dict() for name, part in parts.items()}  # sharded ones: on all processes
             if self.accelerator.is_main_process:
                 write_state(Path(folder) / _STATE, _KIND, _flat(states))
-                write_json(Path(folder) / _RUN, {"identity": self.identity})
+                write_json(Path(folder) / RUN_FILE, {"identity": self.identity})
 
         return save_checkpoint(
             self.path,
@@ -293,6 +242,8 @@ class RunFolder:
             return
         try:
             states = _nested(read_state(self.checkpoint / _STATE, _KIND))
+            if "schedule" in states:  # its name in refiners' checkpoints of earlier versions
+                states["lr_scheduler"] = states["schedule"]
             missing = [name for name in parts if name not in states]
             if missing:
                 raise ValueError(f"it was written by another version of this script, and has no {missing[0]}.")

@@ -1,7 +1,7 @@
 """The state of a training: its networks, what steps them, and what a checkpoint has to restore.
 
-A checkpoint holds each network once, as a model folder that `from_pretrained` loads, and the same files with and without
-sharding.
+A checkpoint holds each network once, as a model folder that `from_pretrained` loads, and the same files with and
+without sharding.
 """
 
 from __future__ import annotations
@@ -92,8 +92,11 @@ class TrainingRun:
         weights.clear()
 
     def _load_networks(self, models: list[nn.Module], input_dir: str) -> None:
-        while models:
-            name = self._name(models.pop())
+        for model in list(models):
+            name = self._name(model)
+            if not os.path.isdir(os.path.join(input_dir, name)):
+                continue  # accelerate loads the weights of a checkpoint without model folders
+            models.remove(model)
             saved = type(self.networks[name]).from_pretrained(input_dir, subfolder=name)
             self.sharded.get(name, self.networks[name]).load_state_dict(saved.state_dict())
 

@@ -2,9 +2,10 @@ r"""An exponential moving average of everything that `save_pretrained` stores: p
 
     ē ← d_t ē + (1 − d_t) θ,        d_t = min(d, (1 + t) / (10 + t))
 
-with t the updates so far, so that the random weights of the start are forgotten at once. Buffers count because a codebook of running means
-is one. Numbers that are no floats (counters) are copied. The mean of unit vectors is shorter than one: columns that live on the sphere, the atoms, are
-brought back to it, so that an averaged model is one that training could have reached.
+with t the updates so far, so that the random weights of the start are forgotten at once. Buffers count because a
+codebook of running means is one. Numbers that are no floats (counters) are copied. The mean of unit vectors is shorter
+than one: columns that live on the sphere, the atoms, are brought back to it, so that an averaged model is one that
+training could have reached.
 
 The average of a sharded model ([`FullySharded`]) is sharded like it; its state is whole.
 """
@@ -27,13 +28,14 @@ __all__ = ["ModelAverage"]
 
 class ModelAverage:
     """
-    Creates the average of a model, at first a copy of it; a part of what [`RunFolder`] saves. Nothing here waits for the device.
+    Creates the average of a model, at first a copy of it; a part of what [`RunFolder`] saves. Nothing here waits for
+    the device.
 
     Args:
         model (`torch.nn.Module`): The model, not wrapped for distribution. It is not kept.
         decay (`float`, defaults to 0.999): d, in [0, 1).
-        unit_columns (`Sequence[str]`, defaults to `("bottleneck.dictionary",)`): Names of tensors whose columns have unit norm; those that the model
-            lacks do not matter.
+        unit_columns (`Sequence[str]`, defaults to `("bottleneck.dictionary",)`): Names of tensors whose columns have
+            unit norm; those that the model lacks do not matter.
 
     Attributes:
         tensors (`dict[str, torch.Tensor]`): The averaged state dict.

@@ -1,11 +1,14 @@
-r"""Fully sharded data parallelism (FSDP2, `torch.distributed.fsdp.fully_shard`) for a model of which some parameters have to stay whole.
+r"""Fully sharded data parallelism (FSDP2, `torch.distributed.fsdp.fully_shard`) for a model of which some parameters
+have to stay whole.
 
-Each rank keeps a part of each sharded parameter, of its gradient and of what the optimiser and an average know of it. A *unit* of the model, a module, is
-whole only while it computes. What the upkeep of a dictionary writes by columns, and the layer at which the adaptive weight of LASERS (2024), eq 16, compares
-gradients, must not be cut: such parameters are kept on every rank, and their gradients are averaged by `FullySharded.average_gradients`.
+Each rank keeps a part of each sharded parameter, of its gradient and of what the optimiser and an average know of it. A
+*unit* of the model, a module, is whole only while it computes. What the upkeep of a dictionary writes by columns, and
+the layer at which the adaptive weight of LASERS (2024), eq 16, compares gradients, must not be cut: such parameters are
+kept on every rank, and their gradients are averaged by `FullySharded.average_gradients`.
 
-Sharded tensors are `DTensor`s. The functions of this module treat sharded and ordinary tensors alike; what leaves the training – a saved
-model, an average, an optimiser's state – is whole, so that a file does not tell how many processes wrote it.
+Sharded tensors are `DTensor`s. The functions of this module treat sharded and ordinary tensors alike; what leaves the
+training – a saved model, an average, an optimiser's state – is whole, so that a file does not tell how many processes
+wrote it.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
         tensor (`torch.Tensor`): Sharded or not.
 
     Returns:
-        `torch.Tensor`: The whole tensor, of the same shape, without gradient; one that is not sharded is given back as it is.
+        `torch.Tensor`: The whole tensor, of the same shape, without gradient; one that is not sharded is given back as
+        it is.
     """
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
@@ -67,7 +71,8 @@ def _shard_like(value: torch.Tensor, tensor: DTensor) -> DTensor:
 @torch.no_grad()
 def write_whole(tensor: torch.Tensor, value: torch.Tensor) -> None:
     """
-    Writes a whole tensor into one that may be sharded. All ranks have to call it; a sharded tensor gets the value of rank 0.
+    Writes a whole tensor into one that may be sharded. All ranks have to call it; a sharded tensor gets the value of
+    rank 0.
 
     Args:
         tensor (`torch.Tensor`): Sharded or not; overwritten.
@@ -103,9 +108,10 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
 
 def save_optimizer_whole(optimizer: torch.optim.Optimizer) -> None:
     """
-    From now on `optimizer.state_dict()` holds whole tensors, what was sharded in host memory, and `optimizer.load_state_dict` takes them: such a
-    state is that of a run without sharding. All ranks have to call both. Groups with both sharded and whole parameters take their steps parameter by
-    parameter: one operation on many, the default on a GPU, takes no mixture.
+    From now on `optimizer.state_dict()` holds whole tensors, what was sharded in host memory, and
+    `optimizer.load_state_dict` takes them: such a state is that of a run without sharding. All ranks have to call both.
+    Groups with both sharded and whole parameters take their steps parameter by parameter: one operation on many, the
+    default on a GPU, takes no mixture.
 
     Args:
         optimizer (`torch.optim.Optimizer`): An optimiser of parameters of which some are sharded.
@@ -153,15 +159,16 @@ class FullySharded:
     """
     Shards a model in place over all ranks. Rank 0's weights are sent to all first.
 
-    A unit is the largest module that is called as one and has no parameter of `keep`, and, inside it, each block named in the model's
-    `_no_split_modules`. Parameters outside all units – those of `keep`, and those that their modules have beside them – stay whole.
-    Create the optimiser afterwards, for the parameters are new ones.
+    A unit is the largest module that is called as one and has no parameter of `keep`, and, inside it, each block named
+    in the model's `_no_split_modules`. Parameters outside all units – those of `keep`, and those that their modules
+    have beside them – stay whole. Create the optimiser afterwards, for the parameters are new ones.
 
     Args:
-        model (`torch.nn.Module`): The model, on the device that it computes on, with contiguous parameters. Call it, or modules of it, as before.
+        model (`torch.nn.Module`): The model, on the device that it computes on, with contiguous parameters. Call it, or
+            modules of it, as before.
         keep (`Iterable[nn.Parameter]`, *optional*): Parameters of it that stay whole.
-        reshard_after_forward (`bool`, defaults to `True`): Whether a unit gives up the other ranks' parts between forward and backward pass:
-            less memory, and one more gather.
+        reshard_after_forward (`bool`, defaults to `True`): Whether a unit gives up the other ranks' parts between
+            forward and backward pass: less memory, and one more gather.
 
     Attributes:
         model (`torch.nn.Module`): The model.
@@ -205,8 +212,8 @@ class FullySharded:
     @torch.no_grad()
     def average_gradients(self) -> None:
         """
-        Averages the gradients of the parameters that stay whole over all ranks; those of units are averaged in the backward pass. Call it once an
-        optimiser step, after the last micro-batch and before the gradients are used.
+        Averages the gradients of the parameters that stay whole over all ranks; those of units are averaged in the
+        backward pass. Call it once an optimiser step, after the last micro-batch and before the gradients are used.
         """
         for parameter in self.model.parameters():
             if not isinstance(parameter, DTensor) and parameter.grad is not None:
