@@ -49,7 +49,7 @@ from diffusers_lasers.training.run.run_folder import open_run_folder
 from diffusers_lasers.training.run.training_run import TrainingRun
 from diffusers_lasers.training.weights.averaging import ModelAverage
 from diffusers_lasers.training.weights.clipping import clip_gradients
-from diffusers_lasers.training.weights.sharding import FullySharded, save_optimizer_whole
+from diffusers_lasers.training.weights.sharding import FullySharded, save_optimizer_unsharded
 from diffusers_lasers.utils import CommandParser, create_repository, push_folder, write_model_card
 from diffusers_lasers.utils.image_decoding import UnreadableImageError
 
@@ -222,7 +222,7 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
 
     optimizer = autoencoder_optimizer(model, discriminator, args, accelerator.num_processes)
     if sharded:
-        save_optimizer_whole(optimizer)
+        save_optimizer_unsharded(optimizer)
     schedule = optimizers.learning_rate_schedule(optimizer, args, steps, delayed, args.discriminator_start or 0)
     if folder.checkpoint is None and args.data_initialization and not args.pretrained_model_name_or_path:
         generator = torch.Generator().manual_seed(args.seed)
@@ -356,7 +356,7 @@ def finish(run: DLGANRun, recorder: Recorder) -> None:
         if main_process and args.task != "reconstruction":
             DLRestorationPipeline(model, task=args.task, scale=args.scale).save_pretrained(folder / "pipeline")
     if "discriminator" in run.networks:
-        discriminator = run.whole("discriminator")
+        discriminator = run.unsharded("discriminator")
         if main_process:
             discriminator.save_pretrained(folder / "discriminator")
     write_card(run, recorder, {}, "")

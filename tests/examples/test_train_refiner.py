@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from diffusers_lasers import (
     ModelBasedLatentDiffusionPipeline,
     ModelBasedVQCodec,
 )
+from diffusers_lasers.learning.state_files import read_state, write_state
+from diffusers_lasers.training.run.checkpoints import _write_manifest
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +150,18 @@ def test_it_starts_from_trained_weights_with_a_scaled_rate(script, folder, tmp_p
     with pytest.raises(SystemExit) as stopped:
         go(script, folder, tmp_path / "third", *still, "--norm_num_groups", 4)
     assert stopped.value.code == 2
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(script, folder, tmp_path):
+    """Commit 0ddabd6 wrote the weights as accelerate does, and called the learning rates by another name."""
+    name, steps = "refiner/diffusion_pytorch_model.safetensors", ("--max_train_steps", 4, "--checkpointing_steps", 2)
+    go(script, folder, tmp_path / "whole", *steps)
+    whole, old = (tmp_path / "whole" / name).read_bytes(), tmp_path / "whole" / "checkpoint-2"
+    shutil.move(old / name, old / "model.safetensors")
+    shutil.rmtree(old / "refiner")
+    state = read_state(old / "run_state.safetensors", "state of a run")
+    state = {key.replace("lr_scheduler/", "schedule/"): value for key, value in state.items()}
+    write_state(old / "run_state.safetensors", "state of a run", state)
+    _write_manifest(old)
+    go(script, folder, tmp_path / "other", *steps, "--resume_from_checkpoint", old)
+    assert (tmp_path / "other" / name).read_bytes() == whole

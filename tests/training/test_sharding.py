@@ -13,11 +13,11 @@ from torch.distributed.tensor import DTensor
 from diffusers_lasers import AutoencoderDL, PatchDiscriminator
 from diffusers_lasers.training import AdversarialObjective, FullySharded, ModelAverage
 from diffusers_lasers.training.weights.sharding import (
+    full_tensor,
     gradient_norm,
     local_part,
-    save_optimizer_whole,
-    whole_tensor,
-    write_whole,
+    save_optimizer_unsharded,
+    write_full,
 )
 
 
@@ -51,7 +51,7 @@ def train(network, sharded=None, rows=slice(None), steps=range(STEPS), optimizer
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, eps=1e-3, foreach=True)
         average = ModelAverage(network, decay=0.5)
         if sharded is not None:
-            save_optimizer_whole(optimizer)
+            save_optimizer_unsharded(optimizer)
     norms = []
     for step in steps:
         for micro_batch in (0, 100):
@@ -99,26 +99,26 @@ def worker(rank, port, folder):
     for backbone in ("light", "diffusers"):
         network = autoencoder(seed=rank, backbone=backbone)  # rank 1 begins elsewhere, and gets rank 0's weights
         sharded = FullySharded(network, keep(network), reshard_after_forward=backbone == "light")
-        start = sharded.whole()
+        start = sharded.unsharded()
         optimizer, average, norms = train(network, sharded, rows)
-        state = {"model": {n: t.clone() for n, t in sharded.whole().state_dict().items()}}
+        state = {"model": {n: t.clone() for n, t in sharded.unsharded().state_dict().items()}}
         state.update(copy.deepcopy({"optimizer": optimizer.state_dict(), "average": average.state_dict()}))
         moment = next(v for values in optimizer.state.values() for v in values.values() if isinstance(v, DTensor))
         with average.applied(network):
-            averaged = sharded.whole().state_dict()
-        back = sharded.whole().state_dict()
+            averaged = sharded.unsharded().state_dict()
+        back = sharded.unsharded().state_dict()
         train(network, sharded, rows, range(STEPS, STEPS + 2), optimizer, average)
-        once = sharded.whole().state_dict()
+        once = sharded.unsharded().state_dict()
         sharded.load_state_dict(state["model"])
         optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # it keeps some of the tensors
         average.load_state_dict(state["average"])
-        resumed = sharded.whole().state_dict()
+        resumed = sharded.unsharded().state_dict()
         train(network, sharded, rows, range(STEPS, STEPS + 2), optimizer, average)
         found[backbone] = {
             **state,
             **{"start": start.state_dict(), "cut": cut(network), "norms": norms, "averaged": averaged, "back": back},
-            **{"once": once, "resumed": resumed, "again": sharded.whole().state_dict()},
-            "mode": sharded.whole().training,
+            **{"once": once, "resumed": resumed, "again": sharded.unsharded().state_dict()},
+            "mode": sharded.unsharded().training,
             "moment": (local_part(moment).numel(), moment.numel()),
         }
         try:
@@ -239,9 +239,9 @@ def test_without_sharding_tensors_are_treated_as_they_are():
     other = torch.nn.Parameter(torch.tensor([[2.0]]))
     parameter.grad, other.grad = torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])
     assert gradient_norm([parameter, other, torch.nn.Parameter(torch.zeros(1))]).item() == math.sqrt(25.0)
-    for function in (whole_tensor, local_part):
+    for function in (full_tensor, local_part):
         assert function(parameter).data_ptr() == parameter.data_ptr() and not function(parameter).requires_grad
-    write_whole(parameter, torch.tensor([5.0, 6.0]))
+    write_full(parameter, torch.tensor([5.0, 6.0]))
     assert parameter.tolist() == [5.0, 6.0]
     with pytest.raises(ValueError, match=r"`value` must have shape \(2,\), got \(1,\)"):
-        write_whole(parameter, torch.zeros(1))
+        write_full(parameter, torch.zeros(1))

@@ -23,7 +23,7 @@ from torch import nn
 
 from ...models.patch_discriminator import PatchDiscriminatorOutput
 from ...utils.distributed import all_reduce_sum, rank_and_world_size
-from ..weights.sharding import whole_tensor
+from ..weights.sharding import full_tensor
 
 
 __all__ = ["AdversarialObjective", "LeCamRegularizer"]
@@ -263,7 +263,7 @@ class AdversarialObjective:
             `tuple`: The term, 0-dim, and for the log `generator_loss` (unweighted) and `adversarial_weight` λ w f(t),
             detached.
         """
-        constants = {name: whole_tensor(tensor) for name, tensor in self.discriminator.named_parameters()}
+        constants = {name: full_tensor(tensor) for name, tensor in self.discriminator.named_parameters()}
         constants.update(self.discriminator.named_buffers())
         loss = generator_loss(_logits(torch.func.functional_call(self.structure, constants, (sample,))), self.kind)
         weight = self.weight * adversarial_factor(step, self.start, self.warmup) * torch.ones_like(loss.detach())

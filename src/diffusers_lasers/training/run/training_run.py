@@ -86,7 +86,7 @@ class TrainingRun:
 
     def _save_networks(self, models: list[nn.Module], weights: list[Any], output_dir: str) -> None:
         for name in [self._name(model) for model in models]:
-            network = self.whole(name)
+            network = self.unsharded(name)
             if self.accelerator.is_main_process:
                 network.save_pretrained(os.path.join(output_dir, name))
         weights.clear()
@@ -100,16 +100,16 @@ class TrainingRun:
             saved = type(self.networks[name]).from_pretrained(input_dir, subfolder=name)
             self.sharded.get(name, self.networks[name]).load_state_dict(saved.state_dict())
 
-    def whole(self, name: str) -> nn.Module:
+    def unsharded(self, name: str) -> nn.Module:
         """A network with all its weights. All processes have to call it."""
-        return self.sharded[name].whole() if name in self.sharded else self.networks[name]
+        return self.sharded[name].unsharded() if name in self.sharded else self.networks[name]
 
     @contextmanager
     def saved_weights(self) -> Iterator[nn.Module]:
         """In this context the model that would be saved now: averaged, whole, in evaluation mode. For all processes."""
         with self.average.applied(self.model) if self.average is not None else nullcontext():
             try:
-                yield self.whole(next(iter(self.networks))).eval()
+                yield self.unsharded(next(iter(self.networks))).eval()
             finally:
                 self.model.train()
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ...functional.dictionary import normalize_atoms
-from .sharding import local_part, whole_tensor, write_whole
+from .sharding import full_tensor, local_part, write_full
 
 
 __all__ = ["ModelAverage"]
@@ -105,7 +105,7 @@ class ModelAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """The averaged tensors and the number of updates. With a sharded model all ranks have to call it."""
-        tensors = {name: whole_tensor(tensor).cpu() for name, tensor in self.tensors.items()}
+        tensors = {name: full_tensor(tensor).cpu() for name, tensor in self.tensors.items()}
         return {"updates": self.updates, "tensors": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -122,4 +122,4 @@ class ModelAverage:
             raise ValueError("`state` must hold the tensors of this model, it holds others or of other shapes.")
         self.updates = int(state["updates"])
         for name, tensor in self.tensors.items():
-            write_whole(tensor, state["tensors"][name])
+            write_full(tensor, state["tensors"][name])

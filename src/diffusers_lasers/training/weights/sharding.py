@@ -36,7 +36,7 @@ else:  # a build of torch without it, where no tensor is sharded
 __all__ = ["FullySharded"]
 
 
-def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """
     A tensor with the parts of all ranks. All ranks have to call it.
 
@@ -69,7 +69,7 @@ def _shard_like(value: torch.Tensor, tensor: DTensor) -> DTensor:
 
 
 @torch.no_grad()
-def write_whole(tensor: torch.Tensor, value: torch.Tensor) -> None:
+def write_full(tensor: torch.Tensor, value: torch.Tensor) -> None:
     """
     Writes a whole tensor into one that may be sharded. All ranks have to call it; a sharded tensor gets the value of
     rank 0.
@@ -106,7 +106,7 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     return (squares + norm.to(squares.device).square()).sqrt()
 
 
-def save_optimizer_whole(optimizer: torch.optim.Optimizer) -> None:
+def save_optimizer_unsharded(optimizer: torch.optim.Optimizer) -> None:
     """
     From now on `optimizer.state_dict()` holds whole tensors, what was sharded in host memory, and
     `optimizer.load_state_dict` takes them: such a state is that of a run without sharding. All ranks have to call both.
@@ -119,7 +119,7 @@ def save_optimizer_whole(optimizer: torch.optim.Optimizer) -> None:
 
     def gather(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         moments = {
-            index: {n: whole_tensor(v).cpu() if isinstance(v, DTensor) else v for n, v in values.items()}
+            index: {n: full_tensor(v).cpu() if isinstance(v, DTensor) else v for n, v in values.items()}
             for index, values in state["state"].items()
         }
         return {**state, "state": moments}
@@ -185,7 +185,7 @@ class FullySharded:
         model(images).sample.square().mean().backward()
         sharded.average_gradients()
         optimizer.step()
-        whole = sharded.whole()  # on all ranks; then, on one of them, whole.save_pretrained(folder)
+        whole = sharded.unsharded()  # on all ranks; then, on one of them, whole.save_pretrained(folder)
         ```
     """
 
@@ -220,7 +220,7 @@ class FullySharded:
                 all_reduce_sum(parameter.grad).div_(rank_and_world_size()[1])
 
     @torch.no_grad()
-    def whole(self) -> nn.Module:
+    def unsharded(self) -> nn.Module:
         """
         The model without sharding, as it is now. All ranks have to call it.
 
@@ -230,7 +230,7 @@ class FullySharded:
         copied = copy.deepcopy(self.structure).to_empty(device=next(self.model.parameters()).device)
         now = dict(chain(self.model.named_parameters(), self.model.named_buffers()))
         for name, tensor in chain(copied.named_parameters(), copied.named_buffers()):
-            tensor.copy_(whole_tensor(now[name]))
+            tensor.copy_(full_tensor(now[name]))
         return copied.train(self.model.training)
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
@@ -247,7 +247,7 @@ class FullySharded:
         if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in state.items()}:
             raise ValueError("`state` must hold the tensors of this model, it holds others or of other shapes.")
         for name, tensor in own.items():
-            write_whole(tensor, state[name])
+            write_full(tensor, state[name])
 
 
 def _units(module: nn.Module, keep: set[int]) -> Iterator[nn.Module]:
