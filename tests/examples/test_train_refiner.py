@@ -162,6 +162,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on(script, folder, tmp_path):
     state = read_state(old / "run_state.safetensors", "state of a run")
     state = {key.replace("lr_scheduler/", "schedule/"): value for key, value in state.items()}
     write_state(old / "run_state.safetensors", "state of a run", state)
+    (old / "manifest.json").unlink()
     _write_manifest(old)
     go(script, folder, tmp_path / "other", *steps, "--resume_from_checkpoint", old)
     assert (tmp_path / "other" / name).read_bytes() == whole

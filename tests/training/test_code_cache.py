@@ -1,4 +1,4 @@
-"""Cached codes are those of the images and the model that are asked for, whoever makes some too, whatever was killed."""
+"""Cached codes are those of the images and the model that are asked for, whoever makes some too, whatever is killed."""
 
 import multiprocessing
 import os
