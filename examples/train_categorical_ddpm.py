@@ -49,7 +49,8 @@ from diffusers_lasers.training.run.recorder import Recorder
 from diffusers_lasers.training.run.run_folder import open_run_folder
 from diffusers_lasers.training.run.training_run import TrainingRun
 from diffusers_lasers.training.weights.averaging import ModelAverage
-from diffusers_lasers.utils import CommandParser, create_repository, push_folder, write_model_card
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
 from diffusers_lasers.utils.image_decoding import UnreadableImageError
 from diffusers_lasers.visualization import image_grid
 

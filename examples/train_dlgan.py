@@ -50,7 +50,8 @@ from diffusers_lasers.training.run.training_run import TrainingRun
 from diffusers_lasers.training.weights.averaging import ModelAverage
 from diffusers_lasers.training.weights.clipping import clip_gradients
 from diffusers_lasers.training.weights.sharding import FullySharded, save_optimizer_unsharded
-from diffusers_lasers.utils import CommandParser, create_repository, push_folder, write_model_card
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
 from diffusers_lasers.utils.image_decoding import UnreadableImageError
 
 

@@ -36,7 +36,9 @@ from diffusers_lasers.training.run import cards, launch, optimizers, run_flags
 from diffusers_lasers.training.run.recorder import Recorder
 from diffusers_lasers.training.run.run_folder import open_run_folder
 from diffusers_lasers.training.run.training_run import TrainingRun
-from diffusers_lasers.utils import CommandParser, create_repository, push_folder, write_json, write_model_card
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import write_json
+from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
 from diffusers_lasers.utils.image_decoding import UnreadableImageError
 
 

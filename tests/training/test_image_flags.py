@@ -10,7 +10,7 @@ from diffusers_lasers.training.data.image_flags import (
     check_held_out_images,
     open_images,
 )
-from diffusers_lasers.utils import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser
 from diffusers_lasers.utils.image_decoding import UnreadableImageError
 
 

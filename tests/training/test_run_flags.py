@@ -20,7 +20,7 @@ from diffusers_lasers.training.run.run_flags import (
     add_run_flags,
     check_training_flags,
 )
-from diffusers_lasers.utils import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser
 
 
 @pytest.fixture
