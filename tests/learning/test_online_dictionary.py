@@ -1,4 +1,5 @@
-"""OnlineDictionaryLearner: planted dictionaries, peers, the definition of a step, revival, ranks, and what it refuses."""
+"""OnlineDictionaryLearner: planted dictionaries, peers, the definition of a step, revival, ranks, and what it
+refuses."""
 
 import itertools
 import math

@@ -188,9 +188,12 @@ def test_other_files_are_refused(tmp_path):
 
 KIND = "OnlineDictionaryLearner"
 _VALUES = [
-    None, True, -1, 0, 3, 2**31, 2**70, 0.5, -0.5, 1e300, math.nan, math.inf, -math.inf, "", "omp", "given", "float16", [], [1, 2], [0, 0, -1],
-    [0, 0, 2**80], {}, {"a": 1}, [[]], "\u0000", torch.zeros(0), torch.zeros(3), torch.tensor(math.nan), torch.zeros(8, 64, dtype=torch.int8),
-    torch.full((8, 64), math.nan), torch.full((64, 64), math.inf), torch.full((64,), -1), torch.zeros(64, 8, dtype=torch.complex64),
+    None, True, -1, 0, 3, 2**31, 2**70, 0.5, -0.5, 1e300, math.nan, math.inf, -math.inf, "", "omp", "given", "float16",
+    [], [1, 2], [0, 0, -1],
+    [0, 0, 2**80], {}, {"a": 1}, [[]], "\u0000", torch.zeros(0), torch.zeros(3), torch.tensor(math.nan),
+    torch.zeros(8, 64, dtype=torch.int8),
+    torch.full((8, 64), math.nan), torch.full((64, 64), math.inf), torch.full((64,), -1),
+    torch.zeros(64, 8, dtype=torch.complex64),
     torch.zeros(64, 64, dtype=torch.float64), torch.zeros(8, 64, dtype=torch.float8_e4m3fn), torch.zeros(2, 2, 2),
 ]  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Any image as RGB of 8 bits: its values, what is transparent, which way up it stands, and one error for all that is damaged."""
+"""Any image as RGB of 8 bits: its values, what is transparent, which way up it stands, and one error for all that is
+damaged."""
 
 import io
 import os

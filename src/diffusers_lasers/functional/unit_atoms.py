@@ -13,8 +13,8 @@ def unit_atoms(dictionary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns; zero columns stay zero.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: The columns, and the factors `(atoms,)` that turn their coefficients into those of the given
-        columns: 0 for a zero column, NaN for one that is not finite.
+        `tuple[torch.Tensor, torch.Tensor]`: The columns, and the factors `(atoms,)` that turn their coefficients into
+        those of the given columns: 0 for a zero column, NaN for one that is not finite.
     """
     peak = dictionary.abs().amax(dim=0)
     safe = torch.where(peak > 0, peak, torch.ones_like(peak))

@@ -1,8 +1,9 @@
 r"""Codebooks from signals, by faiss (Scribano et al., 2023, sections 3.1.1–3.1.3).
 
-*VQ* and each part of *PQ*: k-means. *OPQ*: an orthogonal matrix R and codebooks in turn (eq 14), then k-means of the rotated parts once more with all
-signals. *RQ*: stage after stage on what a beam search leaves. faiss on its own looks at 256 signals a codeword and ignores the rest; here it sees as many as
-it is given, up to a limit for the two expensive ones. The same seed gives the same codebooks on one machine.
+*VQ* and each part of *PQ*: k-means. *OPQ*: an orthogonal matrix R and codebooks in turn (eq 14), then k-means of the
+rotated parts once more with all signals. *RQ*: stage after stage on what a beam search leaves. faiss on its own looks
+at 256 signals a codeword and ignores the rest; here it sees as many as it is given, up to a limit for the two expensive
+ones. The same seed gives the same codebooks on one machine.
 """
 
 from __future__ import annotations
@@ -56,16 +57,18 @@ def fit_quantizer(
         slots (`int`): Sub-quantisers m; 1 for VQ. They divide n for PQ and OPQ.
         bits (`int`): Bits of each: 2^bits codewords.
         seed (`int`, defaults to 0): Seed.
-        iterations (`int`, defaults to 100): Iterations of k-means; half as many alternations of OPQ, a quarter as many in each stage of RQ.
+        iterations (`int`, defaults to 100): Iterations of k-means; half as many alternations of OPQ, a quarter as many
+            in each stage of RQ.
         threads (`int`, *optional*): Threads of faiss. Defaults to what it has.
         report (`Callable[[str], Any]`, *optional*): Is told of each finished stage.
 
     Returns:
-        `tuple`: Codebooks `(m, 2^bits, d)` with d = n / m, or n for RQ, float32; and the rotation R `(n, n)` of OPQ, of which a signal's
-        parts are those of R x. It is `None` for the others and for m = 1.
+        `tuple`: Codebooks `(m, 2^bits, d)` with d = n / m, or n for RQ, float32; and the rotation R `(n, n)` of OPQ, of
+        which a signal's parts are those of R x. It is `None` for the others and for m = 1.
 
     Raises:
-        ValueError: If the arguments do not fit. ImportError: If faiss is missing (`pip install diffusers_lasers[codec]`).
+        ValueError: If the arguments do not fit. ImportError: If faiss is missing (`pip install
+            diffusers_lasers[codec]`).
     """
     if kind not in QUANTIZERS:
         raise ValueError(f"`kind` must be one of {QUANTIZERS}, got {kind!r}.")

@@ -1,10 +1,11 @@
 r"""First atoms from signals that may share most of their energy.
 
-One direction v carries most of the energy Σ ‖y‖² of image patches (their brightness) and of many latents. Signals taken as
-atoms are then nearly equal to v and to each other. So where vᵀ (Σ y yᵀ) v > ½ Σ ‖y‖², v is the first atom, a tenth of the atoms
-are signals as they are, which alone can code a signal with one atom, and the others are signals less their part along v; all
-normalised. A larger or no share of whole signals was worse, and so was the whole procedure where v carries a quarter of the energy or
-less. The row `omp, own start` of `benchmarks/benchmark_dictionary_learning.py --keep_mean` has it beside whole signals.
+One direction v carries most of the energy Σ ‖y‖² of image patches (their brightness) and of many latents. Signals taken
+as atoms are then nearly equal to v and to each other. So where vᵀ (Σ y yᵀ) v > ½ Σ ‖y‖², v is the first atom, a tenth
+of the atoms are signals as they are, which alone can code a signal with one atom, and the others are signals less their
+part along v; all normalised. A larger or no share of whole signals was worse, and so was the whole procedure where v
+carries a quarter of the energy or less. The row `omp, own start` of `benchmarks/benchmark_dictionary_learning.py
+--keep_mean` has it beside whole signals.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def first_dictionary(signals: torch.Tensor, atoms: int, generator: torch.Generat
     Takes atoms from signals; runs once and synchronises with the host.
 
     Args:
-        signals (`torch.Tensor` of shape `(N, features)`): Signals, float32 or float64, `N >= 1`. Signals that are not finite are not used.
+        signals (`torch.Tensor` of shape `(N, features)`): Signals, float32 or float64, `N >= 1`. Signals that are not
+            finite are not used.
         atoms (`int`): Number K of atoms, at least 1.
         generator (`torch.Generator`): Source of randomness, on any device.
 

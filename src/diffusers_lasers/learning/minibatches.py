@@ -1,11 +1,12 @@
 r"""Minibatches of fixed signals, in an order that is a function of (seed, position) alone.
 
-Signals come as items: matrices `(n, features)`, one (a tensor) or many (an iterable). The n signals of item i of pass p are
-visited in the order of a permutation π seeded by (seed, p, i), ξ at a time: minibatch j holds π(jξ), …, π((j + 1)ξ − 1). So the
-position (p, i, j) is all that a run has to remember to go on where it stopped, and no state of a generator.
+Signals come as items: matrices `(n, features)`, one (a tensor) or many (an iterable). The n signals of item i of pass p
+are visited in the order of a permutation π seeded by (seed, p, i), ξ at a time: minibatch j holds π(jξ), …, π((j + 1)ξ
+− 1). So the position (p, i, j) is all that a run has to remember to go on where it stopped, and no state of a
+generator.
 
-Over ranks, minibatch j of one rank meets minibatch j of the others. A rank that has fewer of them, or fewer items, gives
-empty ones, since a reduction waits for every rank.
+Over ranks, minibatch j of one rank meets minibatch j of the others. A rank that has fewer of them, or fewer items,
+gives empty ones, since a reduction waits for every rank.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def leading_signals(
         generator (`torch.Generator`): Source of randomness for a tensor.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor or Iterable]`: The signals `(n, features)`, and all signals: what was given, or for an
-        iterator (which can be read once) one that gives the same.
+        `tuple[torch.Tensor, torch.Tensor or Iterable]`: The signals `(n, features)`, and all signals: what was given,
+        or for an iterator (which can be read once) one that gives the same.
 
     Raises:
         ValueError: If there is no signal.
@@ -126,7 +127,8 @@ def minibatches(
     The caller adds 1 to `position.batch` when it is done with a minibatch; the rest of the position is moved here.
 
     Args:
-        signals (`torch.Tensor` of shape `(N, features)`, or an iterable of such tensors): The signals; the same in every pass.
+        signals (`torch.Tensor` of shape `(N, features)`, or an iterable of such tensors): The signals; the same in
+            every pass.
         batch_size (`int`): Signals ξ of a minibatch; the last one of an item has fewer where n is not a multiple.
         seed (`int`): Seed of the order.
         position ([`Position`]): Where to start; it is moved on.

@@ -2,19 +2,19 @@ r"""Online dictionary learning of fixed signals (Mairal et al., 2010; LASERS, 20
 
     min_D  E_y  min_γ ½ ‖y − D γ‖²   subject to  ‖γ‖₀ ≤ S,  ‖d_k‖₂ = 1
 
-by alternation over minibatches: code a minibatch with the current atoms, add the codes to the statistics A and B (eqs 23–26),
-and update the atoms one after the other (eqs 27, 28). The mathematics is in `functional/dictionary/online_learning.py` and
-`statistics.py`; here are the start, the order and the end. What we add:
+by alternation over minibatches: code a minibatch with the current atoms, add the codes to the statistics A and B (eqs
+23–26), and update the atoms one after the other (eqs 27, 28). The mathematics is in
+`functional/dictionary/online_learning.py` and `statistics.py`; here are the start, the order and the end. What we add:
 
 * *A start* from signals less what they share, see `initialisation.py`.
-* *Faster forgetting.* βᵖ with p = 4 in place of the paper's β: minibatch s of t has the weight (s / t)⁴ and not s / t, since its codes are
-  of an older dictionary. A larger p is better after very many minibatches and worse before.
-* *Revival.* An atom that no code chose for a window of steps is replaced by a signal, drawn in proportion to the energy that its
-  code leaves unexplained. Its rows and columns of A and B are zeroed: they belong to the atom that is gone, and eq 27 would
-  pull the new one back to it. The window gives an atom of average use 64 uses; with a shorter one, atoms that rare signals need are
-  lost, for large S most of all.
-* *Exact resumption.* Every draw is seeded by (seed, purpose, position), so that tensors and counters are all that a run needs to
-  go on as if it had not been stopped.
+* *Faster forgetting.* βᵖ with p = 4 in place of the paper's β: minibatch s of t has the weight (s / t)⁴ and not s / t,
+  since its codes are of an older dictionary. A larger p is better after very many minibatches and worse before.
+* *Revival.* An atom that no code chose for a window of steps is replaced by a signal, drawn in proportion to the energy
+  that its code leaves unexplained. Its rows and columns of A and B are zeroed: they belong to the atom that is gone,
+  and eq 27 would pull the new one back to it. The window gives an atom of average use 64 uses; with a shorter one,
+  atoms that rare signals need are lost, for large S most of all.
+* *Exact resumption.* Every draw is seeded by (seed, purpose, position), so that tensors and counters are all that a run
+  needs to go on as if it had not been stopped.
 * *Ranks.* ξ is the minibatch of all ranks together; rank 0 gives the first dictionary and the revived atoms.
 
 What start, forgetting and revival are worth is measured by `benchmarks/benchmark_dictionary_learning.py --variants`.
@@ -67,32 +67,34 @@ class OnlineDictionaryLearner:
         sparsity (`int`): Atoms S that a signal may use, at most `num_atoms`.
         batch_size (`int`, *optional*, defaults to 512): Signals of a minibatch, on each rank.
         pursuit (`str`, *optional*, defaults to `"omp"`): How signals are coded: `"omp"`, `"ols"`, `"iht"` or `"fista"`.
-        tolerance (`float`, *optional*): Residual norm below which a signal takes no further atom. Defaults to `None`: at
-            rounding only.
+        tolerance (`float`, *optional*): Residual norm below which a signal takes no further atom. Defaults to `None`:
+            at rounding only.
         init (`str`, or `torch.Tensor` or `numpy.ndarray` of shape `(features, num_atoms)`, *optional*, defaults to
             `"signals"`): First atoms: random signals, less what they nearly all share (`initialisation.py`);
             `"random"`: uniform on the sphere; or those given, which are normalised.
-        forgetting (`float`, *optional*, defaults to 4.0): Exponent p of the forgetting factor of eq 25, at least 0; 1 is the paper's, 0 forgets
-            nothing.
-        revive_every (`int`, *optional*): Steps of a window of usage, after which unused atoms are replaced; 0: never. Defaults to `None`: as many
-            as give an atom of average use 64 uses, at least 10.
-        revive_fraction (`float`, *optional*, defaults to 0.05): Largest share of the atoms, in [0, 1], that one event replaces, rounded up.
-        seed (`int`, *optional*, defaults to 0): Seed of the order of the signals, the first atoms and the revivals, at least 0. The global
-            generator is not touched.
+        forgetting (`float`, *optional*, defaults to 4.0): Exponent p of the forgetting factor of eq 25, at least 0; 1
+            is the paper's, 0 forgets nothing.
+        revive_every (`int`, *optional*): Steps of a window of usage, after which unused atoms are replaced; 0: never.
+            Defaults to `None`: as many as give an atom of average use 64 uses, at least 10.
+        revive_fraction (`float`, *optional*, defaults to 0.05): Largest share of the atoms, in [0, 1], that one event
+            replaces, rounded up.
+        seed (`int`, *optional*, defaults to 0): Seed of the order of the signals, the first atoms and the revivals, at
+            least 0. The global generator is not touched.
         device (`torch.device` or `str`, *optional*): Where to compute. Defaults to `None`: where the first signals are.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): `torch.float32` or `torch.float64`, of everything here; signals may have
-            any floating-point type.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): `torch.float32` or `torch.float64`, of
+            everything here; signals may have any floating-point type.
 
     Attributes:
-        dictionary (`torch.Tensor` of shape `(features, atoms)`): The atoms, unit-norm columns. All tensors are `None` before the first signals.
+        dictionary (`torch.Tensor` of shape `(features, atoms)`): The atoms, unit-norm columns. All tensors are `None`
+            before the first signals.
         A (`torch.Tensor` of shape `(atoms, atoms)`): Statistics of the codes (eq 23).
         B (`torch.Tensor` of shape `(features, atoms)`): Statistics of signals and codes (eq 24).
         step (`int`): Minibatches learned.
         position ([`Position`]): Passes, items and minibatches completed by `fit`.
         change (`float` or `None`): ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ of the last step (Frobenius norms), where `fit` had a
             `change_tolerance`.
-        counts (`torch.Tensor` of shape `(atoms,)`): Codes that used each atom in the current window (without revival: so far), over all
-            ranks; int64.
+        counts (`torch.Tensor` of shape `(atoms,)`): Codes that used each atom in the current window (without revival:
+            so far), over all ranks; int64.
         revived (`torch.Tensor`): Atoms replaced so far, 0-dim; int64.
 
     Raises:
@@ -188,12 +190,13 @@ class OnlineDictionaryLearner:
                 dictionary by at most this share, ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ (as `tol` of scikit-learn's
                 `MiniBatchDictionaryLearning`). 0 never ends it, and spares the look at the change, for which the host
                 waits.
-            resume (`bool`, *optional*, defaults to `False`): Whether to go on from where the learner stands until `passes` or `steps` are
-                reached, both counted from the very start; an iterable has to give the same items again. Otherwise all that was
-                learned is forgotten first.
-            progress (`bool`, *optional*, defaults to `True`): Whether to show a bar with the objective of a recent minibatch.
-            callback (`Callable`, *optional*): Called with the learner after each minibatch, e.g. to save it. The learner may be saved and
-                resumed at any of these calls, also after an exception raised here.
+            resume (`bool`, *optional*, defaults to `False`): Whether to go on from where the learner stands until
+                `passes` or `steps` are reached, both counted from the very start; an iterable has to give the same
+                items again. Otherwise all that was learned is forgotten first.
+            progress (`bool`, *optional*, defaults to `True`): Whether to show a bar with the objective of a recent
+                minibatch.
+            callback (`Callable`, *optional*): Called with the learner after each minibatch, e.g. to save it. The
+                learner may be saved and resumed at any of these calls, also after an exception raised here.
 
         Returns:
             [`OnlineDictionaryLearner`]: The learner.
@@ -260,7 +263,8 @@ class OnlineDictionaryLearner:
             [`OnlineDictionaryLearner`]: The learner.
 
         Raises:
-            ValueError: If it is no finite floating-point matrix that fits the dictionary, or the first one has no signal.
+            ValueError: If it is no finite floating-point matrix that fits the dictionary, or the first one has no
+                signal.
         """
         batch = as_signals(batch, None if self.dictionary is None else self.dictionary.shape[0])
         if self.dictionary is None:
@@ -278,8 +282,8 @@ class OnlineDictionaryLearner:
             signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals, on any device.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: Indices `(N, sparsity)`, int64 and −1 in unused slots, and coefficients `(N, sparsity)`, on
-            the learner's device.
+            `tuple[torch.Tensor, torch.Tensor]`: Indices `(N, sparsity)`, int64 and −1 in unused slots, and coefficients
+            `(N, sparsity)`, on the learner's device.
 
         Raises:
             ValueError: If the signals do not fit the dictionary, or there is none yet.
@@ -350,7 +354,8 @@ class OnlineDictionaryLearner:
 
     @torch.no_grad()
     def _revive(self, signals: torch.Tensor, indices: torch.Tensor, coefficients: torch.Tensor) -> None:
-        """Replaces atoms that the window did not use by badly coded signals of the minibatch; nothing is decided on the host."""
+        """Replaces atoms that the window did not use by badly coded signals of the minibatch; nothing is decided on the
+        host."""
         limit = math.ceil(self.config.revive_fraction * self.config.num_atoms)
         generator = seeded_generator(self.config.seed, _REVIVAL, self.step)
         self.dictionary, dead = revive_unused(

@@ -1,7 +1,8 @@
 r"""A uniform sample of the overlapping patches of many images, in bounded memory (Scribano et al., 2023, section 4.1).
 
-All patches of a set are millions; each patch gets a random key, and those with the smallest keys are kept. One pass suffices, the images may come from
-anywhere, and the sample is that of drawing without replacement. Colours are YCbCr in [-1, 1].
+All patches of a set are millions; each patch gets a random key, and those with the smallest keys are kept. One pass
+suffices, the images may come from anywhere, and the sample is that of drawing without replacement. Colours are YCbCr in
+[-1, 1].
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def sample_patches(
     Draws patches of images and, with `flip`, of their upside-down copies.
 
     Args:
-        images (`Iterable[torch.Tensor]`): Images `(3, H, W)`, RGB in [-1, 1], of any sizes; one smaller than a patch is enlarged by its edge.
+        images (`Iterable[torch.Tensor]`): Images `(3, H, W)`, RGB in [-1, 1], of any sizes; one smaller than a patch is
+            enlarged by its edge.
         patch_size (`int`): Side s of a patch in pixels.
         stride (`int`, defaults to 1): Pixels between patches; 1 gives all of them.
         max_patches (`int`, defaults to 524288): Most patches that are kept.
@@ -38,8 +40,8 @@ def sample_patches(
         seed (`int`, defaults to 0): Seed of the sample.
 
     Returns:
-        `tuple[torch.Tensor, int]`: Patches `(3, N, s²)` of Y, Cb and Cr, float32, rows of a patch one after the other; and how many there were to
-        choose from.
+        `tuple[torch.Tensor, int]`: Patches `(3, N, s²)` of Y, Cb and Cr, float32, rows of a patch one after the other;
+        and how many there were to choose from.
 
     Raises:
         ValueError: If a number is below 1 or there is no image.

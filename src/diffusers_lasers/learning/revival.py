@@ -1,4 +1,5 @@
-"""Revival of unused atoms: each becomes a signal that the dictionary codes badly, drawn in proportion to its residual energy."""
+"""Revival of unused atoms: each becomes a signal that the dictionary codes badly, drawn in proportion to its residual
+energy."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def revive_unused(
         generator (`torch.Generator`): Source of randomness, on any device.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: The dictionary with its new atoms, and which atoms were drawn, `(atoms,)`, bool.
+        `tuple[torch.Tensor, torch.Tensor]`: The dictionary with its new atoms, and which atoms were drawn, `(atoms,)`,
+        bool.
     """
     drawn = draw_subset(counts == 0, limit, generator)
     energy = (signals - synthesize(indices, coefficients, dictionary.to(signals.dtype))).square().sum(dim=1)

@@ -4,11 +4,12 @@ Held are A' and B' with A = σ A', B = σ B'. A step A ← β A + γγᵀ / ξ b
 
     σ ← βᵖ σ,    A' ← A' + γγᵀ / (ξ σ) ,
 
-which writes only the entries that a code touches: of K² numbers, S² for each signal. The update of the atoms (eq 27) does not depend on
-σ. When σ sinks below 1e-4 it is multiplied in. The exponent p is 1 in the paper; minibatch s of t keeps the weight (s / t)ᵖ about.
+which writes only the entries that a code touches: of K² numbers, S² for each signal. The update of the atoms (eq 27)
+does not depend on σ. When σ sinks below 1e-4 it is multiplied in. The exponent p is 1 in the paper; minibatch s of t
+keeps the weight (s / t)ᵖ about.
 
-Sums are divided by the nominal ξ and not by the number of signals, so that a short minibatch has its share of weight and no more.
-Over ranks the sums are reduced before they enter.
+Sums are divided by the nominal ξ and not by the number of signals, so that a short minibatch has its share of weight
+and no more. Over ranks the sums are reduced before they enter.
 """
 
 from __future__ import annotations

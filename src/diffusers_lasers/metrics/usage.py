@@ -41,8 +41,9 @@ class AtomUsage(Metric):
     Creates a streaming usage metric of sparse codes and index codes.
 
     `update(code)` takes a [`SparseCode`] or an [`IndexCode`]; `compute()` returns a dict of 0-dim float64 tensors:
-    `perplexity` (0 without any used slot), `active` (share of the symbols used at least once, in [0, 1]), `entropy_bits`
-    (bits a slot), and `energy_perplexity` where sparse codes were given. Counts are int64 and summed over ranks.
+    `perplexity` (0 without any used slot), `active` (share of the symbols used at least once, in [0, 1]),
+    `entropy_bits` (bits a slot), and `energy_perplexity` where sparse codes were given. Counts are int64 and summed
+    over ranks.
 
     Args:
         num_atoms (`int` or `Sequence[int]`): Size K of the dictionary or codebook that all slots share, or one size a

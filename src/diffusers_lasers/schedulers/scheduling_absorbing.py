@@ -1,7 +1,9 @@
-r"""Absorbing (masked) diffusion of indices: the D3PM whose forward process hides indices one by one (Austin et al., 2021, appendix A.2).
+r"""Absorbing (masked) diffusion of indices: the D3PM whose forward process hides indices one by one (Austin et al.,
+2021, appendix A.2).
 
-At time t of T, each index has been hidden with probability t / T, ᾱ_t = 1 − t / T (β_t = 1 / (T − t + 1)). The posterior leaves visible indices as they
-are, and shows a hidden one, as drawn from the network's distribution of the clean index, with probability
+At time t of T, each index has been hidden with probability t / T, ᾱ_t = 1 − t / T (β_t = 1 / (T − t + 1)). The
+posterior leaves visible indices as they are, and shows a hidden one, as drawn from the network's distribution of the
+clean index, with probability
 
     P(shown by s | hidden at t) = (ᾱ_s − ᾱ_t) / (1 − ᾱ_t).
 
@@ -161,7 +163,8 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`AbsorbingD3PMSchedulerOutput`] or `tuple`: Indices at the next timestep (t − 1 off the loop's grid), and the clean ones that were drawn.
+            [`AbsorbingD3PMSchedulerOutput`] or `tuple`: Indices at the next timestep (t − 1 off the loop's grid), and
+            the clean ones that were drawn.
 
         Raises:
             ValueError: If shapes, timestep or temperature do not fit.

@@ -1,8 +1,9 @@
 r"""Gaussian diffusion of indices with a categorical reverse process (Scribano et al., 2023, sections 3.2.2 and 4.2.3).
 
-The forward process adds Gaussian noise to indices scaled to [-1, 1]. The network answers with logits over the codewords of each slot and site. A step draws
-z̃_0 ~ softmax(ẑ / γ) (eq 25), scales it, and draws z_s from the Gaussian q(z_s | z_t, z̃_0) (`functional/diffusion/gaussian.py`), for any s < t, so that
-fewer steps than in training need no other rule. After the last step s is clean, and the sample is an index exactly.
+The forward process adds Gaussian noise to indices scaled to [-1, 1]. The network answers with logits over the codewords
+of each slot and site. A step draws z̃_0 ~ softmax(ẑ / γ) (eq 25), scales it, and draws z_s from the Gaussian q(z_s |
+z_t, z̃_0) (`functional/diffusion/gaussian.py`), for any s < t, so that fewer steps than in training need no other rule.
+After the last step s is clean, and the sample is an index exactly.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         trained_betas (`list[float]`, *optional*): All β, in the place of the last three; T is how many they are.
         num_codewords (`int`, defaults to 256): Codewords |C| of each slot.
         temperature (`float`, defaults to 1.0): γ of eq 25, not negative; 0 takes the most likely codeword.
-        eta (`float`, defaults to 1.0): 1 draws from the posterior, 0 is deterministic given z̃_0 (DDIM); between them in [0, 1].
+        eta (`float`, defaults to 1.0): 1 draws from the posterior, 0 is deterministic given z̃_0 (DDIM); between them
+            in [0, 1].
         timestep_spacing (`str`, defaults to `"leading"`): `"linspace"`, `"leading"` or `"trailing"`, as in diffusers.
         steps_offset (`int`, defaults to 0): Is added to `"leading"` timesteps.
 
@@ -140,7 +142,8 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         Args:
             num_inference_steps (`int`, *optional*): How many, 1 to T, spaced as configured.
             device (`torch.device`, *optional*): Where `timesteps` shall live.
-            timesteps (`list[int]`, *optional*): They themselves, descending from below T, in the place of `num_inference_steps`.
+            timesteps (`list[int]`, *optional*): They themselves, descending from below T, in the place of
+                `num_inference_steps`.
 
         Raises:
             ValueError: If both or neither are given, or they are out of range.
@@ -148,7 +151,8 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         total = self.config.num_train_timesteps
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError(
-                f"Can only pass one of `num_inference_steps` or `timesteps`, got {num_inference_steps!r} and {timesteps!r}."
+                f"Can only pass one of `num_inference_steps` or `timesteps`, got {num_inference_steps!r} and "
+                f"{timesteps!r}."
             )
         if timesteps is not None:
             if not isinstance(timesteps, (list, tuple, np.ndarray, torch.Tensor)):
@@ -181,7 +185,8 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
             timestep (`int` or 0-dim `torch.Tensor`): t.
 
         Returns:
-            `int`: The next timestep of the loop after t, t − 1 before `set_timesteps` or off the loop's grid; -1 is clean.
+            `int`: The next timestep of the loop after t, t − 1 before `set_timesteps` or off the loop's grid; -1 is
+            clean.
         """
         timestep = int(timestep)
         if self.num_inference_steps is None:
@@ -208,21 +213,24 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
             model_output (`torch.Tensor` of shape `(B, c̄, |C|, h, w)`): Logits.
             timestep (`int` or 0-dim `torch.Tensor`): t.
             sample (`torch.Tensor` of shape `(B, c̄, h, w)`): z_t.
-            generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, on the CPU or where the sample is.
+            generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, on the CPU or
+                where the sample is.
             temperature (`float`, *optional*): γ. Defaults to the configuration's.
             eta (`float`, *optional*): η in [0, 1]. Defaults to the configuration's.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`CategoricalDDPMSchedulerOutput`] or `tuple`: z_s in the dtype of `sample`, z̃_0 and its indices. Computed in float32 or better.
+            [`CategoricalDDPMSchedulerOutput`] or `tuple`: z_s in the dtype of `sample`, z̃_0 and its indices. Computed
+            in float32 or better.
 
         Raises:
             ValueError: If shapes, timestep, γ or η do not fit.
         """
         codewords = self.config.num_codewords
-        if model_output.shape != (*sample.shape[:2], codewords, *sample.shape[2:]):
+        shape = (*sample.shape[:2], codewords, *sample.shape[2:])
+        if model_output.shape != shape:
             raise ValueError(
-                f"`model_output` must have shape {(*sample.shape[:2], codewords, *sample.shape[2:])}, logits of {codewords} codewords, got "
+                f"`model_output` must have shape {shape}, logits of {codewords} codewords, got "
                 f"{tuple(model_output.shape)}."
             )
         check_step_numbers(temperature=temperature, eta=eta)

@@ -1,4 +1,5 @@
-r"""Uniform diffusion of indices: the D3PM whose forward process draws indices anew from all (Austin et al., 2021, appendix A.2).
+r"""Uniform diffusion of indices: the D3PM whose forward process draws indices anew from all (Austin et al., 2021,
+appendix A.2).
 
 At time t of T an index is still its own with probability ᾱ_t = 1 − t / T, and else one of all with equal probability.
 The reverse process is that of diffusers' `DiscreteDDIMScheduler`, which has no forward process; here is its own.

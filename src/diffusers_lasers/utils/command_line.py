@@ -19,9 +19,9 @@ HIDDEN = "***"
 class CommandParser(argparse.ArgumentParser):
     """
     Creates an `argparse.ArgumentParser` that refuses abbreviated options, in its subcommands too, and keeps the line
-    breaks of its description.
-    An option that it does not know is named without its value, which may be a secret (`--hub_tok hf_…`). A `--hub_token`
-    in `sys.argv` is hidden there once it is read, since trackers record and upload the command line.
+    breaks of its description. An option that it does not know is named without its value, which may be a secret
+    (`--hub_tok hf_…`). A `--hub_token` in `sys.argv` is hidden there once it is read, since trackers record and upload
+    the command line.
 
     Args:
         *args, **kwargs: Arguments of `argparse.ArgumentParser`.

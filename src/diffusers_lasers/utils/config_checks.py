@@ -250,8 +250,8 @@ def check_size(*counts: int, **arguments: Any) -> None:
         names = " and ".join(f"`{name}`" for name in arguments)
         given = " and ".join(shown(value) for value in arguments.values())
         raise ValueError(
-            f"{names} must give a model of at most {MAX_VALUES} values (`utils.config_checks.MAX_VALUES`), got {given}, "
-            f"which give {total}."
+            f"{names} must give a model of at most {MAX_VALUES} values (`utils.config_checks.MAX_VALUES`), got "
+            f"{given}, which give {total}."
         )
 
 

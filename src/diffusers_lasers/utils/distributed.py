@@ -1,4 +1,5 @@
-"""Reductions over the ranks of `torch.distributed`, each the identity without an initialised process group, and the end of such a run."""
+"""Reductions over the ranks of `torch.distributed`, each the identity without an initialised process group, and the end
+of such a run."""
 
 from __future__ import annotations
 
@@ -27,9 +28,10 @@ def rank_and_world_size() -> tuple[int, int]:
 
 def settle(seconds: float = 0.2) -> None:
     """
-    Waits a moment after the last collective operation of a run, before its process group goes. The threads of gloo let go of that operation's
-    tensors after it has ended, and need the interpreter for it; torch 2.13 joins them while it holds the interpreter, when a wrapper for data
-    parallelism drops the last reference to the group. Both would then wait for ever.
+    Waits a moment after the last collective operation of a run, before its process group goes. The threads of gloo let
+    go of that operation's tensors after it has ended, and need the interpreter for it; torch 2.13 joins them while it
+    holds the interpreter, when a wrapper for data parallelism drops the last reference to the group. Both would then
+    wait for ever.
 
     Args:
         seconds (`float`, defaults to 0.2): How long; not at all without other ranks.

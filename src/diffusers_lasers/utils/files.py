@@ -112,7 +112,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """
-    Writes a JSON file. Infinities and NaN, which JSON does not have as numbers, become strings, and so does what it does not know.
+    Writes a JSON file. Infinities and NaN, which JSON does not have as numbers, become strings, and so does what it
+    does not know.
 
     Args:
         path (`str` or `os.PathLike`): The file, as in [`atomic_file`].
@@ -179,7 +180,8 @@ def fill_folder(folder: str | os.PathLike, write: Callable[[str], Any]) -> None:
         write (`Callable[[str], Any]`): Writes all files below the path that it is given.
 
     Raises:
-        ValueError: If one of the files is there and no regular file. OSError: If something cannot be written, as on a full disk; the folder is then as it was.
+        ValueError: If one of the files is there and no regular file. OSError: If something cannot be written, as on a
+            full disk; the folder is then as it was.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

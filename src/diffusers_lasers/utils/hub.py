@@ -1,9 +1,9 @@
 """Model cards: a repository of one of our classes says how to install this package and how to use the class.
 
-diffusers writes its own card on a push, with `library_name: diffusers` and nothing else, from which nobody learns that a
-plug-in is needed. All pushes (`push_to_hub`, `save_pretrained(..., push_to_hub=True)`) end in `_upload_folder`, so that is
-where [`LasersHubMixin`] completes the card. The part that is written here stands between two marks and is replaced on the
-next push; everything that a person wrote around it, and every other field of the metadata, is kept.
+diffusers writes its own card on a push, with `library_name: diffusers` and nothing else, from which nobody learns that
+a plug-in is needed. All pushes (`push_to_hub`, `save_pretrained(..., push_to_hub=True)`) end in `_upload_folder`, so
+that is where [`LasersHubMixin`] completes the card. The part that is written here stands between two marks and is
+replaced on the next push; everything that a person wrote around it, and every other field of the metadata, is kept.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ print(model.bits_per_pixel(*images.shape[-2:]), "bits per pixel")
 """,
     "Autoencoder": """
 with torch.no_grad():
-    output = model(images)  # images (B, 3, H, W) in [-1, 1]; output.sample and, unless there is no bottleneck, output.code
+    output = model(images)  # images (B, 3, H, W) in [-1, 1]; gives output.sample, and output.code with a bottleneck
 print(model.bits_per_pixel(*images.shape[-2:]), "bits per pixel")
 """,
     "Bottleneck": """
@@ -236,8 +236,8 @@ class LasersHubMixin:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path=None, *args, **kwargs):
         """
-        As in diffusers, but a `subfolder` of a local folder is found also where the folder itself holds a model, and missed where it is not
-        there: diffusers would take the weights of the outer one in both cases.
+        As in diffusers, but a `subfolder` of a local folder is found also where the folder itself holds a model, and
+        missed where it is not there: diffusers would take the weights of the outer one in both cases.
 
         Raises:
             OSError: If a local folder lacks the subfolder.

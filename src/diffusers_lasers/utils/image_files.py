@@ -170,7 +170,8 @@ def _of_split(paths: list[str], root: str, split: str, skipped: Counter[str]) ->
 
 
 def _root(pattern: str) -> str:
-    """The folder below which a pattern matches: the parts before its first `*`, `?` or `[…]` that is not the name of a folder."""
+    """The folder below which a pattern matches: the parts before its first `*`, `?` or `[…]` that is not the name of a
+    folder."""
     root, parts = "", Path(pattern).parts
     for part in parts[:-1]:
         if glob.has_magic(part) and not os.path.isdir(os.path.join(root, part)):

@@ -1,7 +1,8 @@
-r"""Where images come from: a data set of the Hub, a folder of images, parquet files, or the colour photographs that scikit-image installs.
+r"""Where images come from: a data set of the Hub, a folder of images, parquet files, or the colour photographs that
+scikit-image installs.
 
-A *source* is anything with a length whose items are RGB `PIL.Image`s, decoded when they are asked for. An image that cannot be decoded raises
-[`UnreadableImageError`], which names the file or the row.
+A *source* is anything with a length whose items are RGB `PIL.Image`s, decoded when they are asked for. An image that
+cannot be decoded raises [`UnreadableImageError`], which names the file or the row.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ __all__ = [
     "to_rgb",
 ]
 
-#: The colour photographs in the scikit-image wheel. `motorcycle_right` is left out: it is nearly a copy of `motorcycle_left`.
+# : The colour photographs in the scikit-image wheel. `motorcycle_right` is left out: it is nearly a copy of
+# `motorcycle_left`.
 BUNDLED_PHOTOS = {
     "train": (
         "astronaut.png",
@@ -247,7 +249,8 @@ def open_image_stream(
     Opens images as a stream: nothing is downloaded or prepared beforehand.
 
     Args:
-        dataset_name (`str`, *optional*): Name of a data set on the Hub, or a folder that `datasets.load_dataset` understands.
+        dataset_name (`str`, *optional*): Name of a data set on the Hub, or a folder that `datasets.load_dataset`
+            understands.
         dataset_config_name (`str`, *optional*): Its configuration.
         train_data_dir (`str`, *optional*): Local images or parquet files, as in [`load_image_dataset`].
         split (`str`, defaults to `"train"`): The split.

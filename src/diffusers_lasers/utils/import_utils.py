@@ -29,5 +29,6 @@ def requires(package: str, extra: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != package.split(".")[0]:
             raise
         raise ImportError(
-            f"`{package}` is not installed, and this function needs it: `pip install diffusers_lasers[{extra}]` brings it."
+            f"`{package}` is not installed, and this function needs it: `pip install diffusers_lasers[{extra}]` "
+            "brings it."
         ) from error

@@ -1,13 +1,13 @@
 """Makes this package a library that diffusers loads components from, without importing diffusers' pipelines.
 
 diffusers writes a component of a pipeline to `model_index.json` as `[library, class]` and, on loading, accepts only the
-libraries that are keys of `diffusers.pipelines.pipeline_loading_utils.LOADABLE_CLASSES`; its `AutoModel` and its generic
-`DiffusionPipeline` look classes up in the `diffusers` namespace. Its `AutoPipelineForText2Image` and
+libraries that are keys of `diffusers.pipelines.pipeline_loading_utils.LOADABLE_CLASSES`; its `AutoModel` and its
+generic `DiffusionPipeline` look classes up in the `diffusers` namespace. Its `AutoPipelineForText2Image` and
 `AutoPipelineForImage2Image` have tables of their own. Three registrations make a plug-in of this package:
 
-1. a row in `LOADABLE_CLASSES`. The module that holds the table takes seconds to import, so the row is added at once only
-   where the module is already there, and otherwise by a finder on `sys.meta_path` right after the module has run. Whichever
-   of the two packages is imported first, nobody sees the table without the row;
+1. a row in `LOADABLE_CLASSES`. The module that holds the table takes seconds to import, so the row is added at once
+   only where the module is already there, and otherwise by a finder on `sys.meta_path` right after the module has run.
+   Whichever of the two packages is imported first, nobody sees the table without the row;
 2. rows in the tables of `diffusers.pipelines.auto_pipeline`, in the same way. Whoever imports that module imports all
    pipelines of diffusers, and then ours too;
 3. an answer of the module `diffusers` to the names of our classes. Only names that diffusers does not know itself are

@@ -1,8 +1,10 @@
-r"""Dictionaries and codebooks as pictures: what the atoms look like, where they lie, how often they are used, how alike they are.
+r"""Dictionaries and codebooks as pictures: what the atoms look like, where they lie, how often they are used, how alike
+they are.
 
-The usage of atom k is its share \(p_k\) of the support slots; \(2^{H(p)}\), the perplexity, is the number of equally used atoms with the same entropy.
-Two atoms are alike by \(|d_iᵀd_j|\), of which the largest, the mutual coherence, is for K atoms in L < K dimensions at least the bound of Welch
-(1974), \(\sqrt{(K-L)/(L(K-1))}\). LASERS (2024, Figs. 7–8) shows the first two for a codebook and a dictionary.
+The usage of atom k is its share \(p_k\) of the support slots; \(2^{H(p)}\), the perplexity, is the number of equally
+used atoms with the same entropy. Two atoms are alike by \(|d_iᵀd_j|\), of which the largest, the mutual coherence, is
+for K atoms in L < K dimensions at least the bound of Welch (1974), \(\sqrt{(K-L)/(L(K-1))}\). LASERS (2024, Figs. 7–8)
+shows the first two for a codebook and a dictionary.
 """
 
 from __future__ import annotations
@@ -44,14 +46,16 @@ def atom_tiles(
     columns: int | None = None,
 ) -> Image.Image:
     """
-    Atoms as grey tiles (LASERS, 2024, Figs. 7–8 a): zero is mid-grey, and the largest magnitude of each atom black or white.
+    Atoms as grey tiles (LASERS, 2024, Figs. 7–8 a): zero is mid-grey, and the largest magnitude of each atom black or
+        white.
 
     Args:
-        atoms (`torch.Tensor` of shape `(features, K)`): Atoms as columns; a codebook is given transposed. Floating point, finite.
-        tile_shape (`tuple[int, int]`, *optional*): Rows and columns of a tile, whose product is `features`. Defaults to the most square one: 4 × 4 for
-            16 features, 1 × 17 for 17.
-        usage (`torch.Tensor` of shape `(K,)`, *optional*): Uses of each atom. With it the most used atoms come first, row by row, and those never used
-            get an orange frame in place of the blue one.
+        atoms (`torch.Tensor` of shape `(features, K)`): Atoms as columns; a codebook is given transposed. Floating
+            point, finite.
+        tile_shape (`tuple[int, int]`, *optional*): Rows and columns of a tile, whose product is `features`. Defaults to
+            the most square one: 4 × 4 for 16 features, 1 × 17 for 17.
+        usage (`torch.Tensor` of shape `(K,)`, *optional*): Uses of each atom. With it the most used atoms come first,
+            row by row, and those never used get an orange frame in place of the blue one.
         columns (`int`, *optional*): Tiles in a row. Defaults to the square root of their number, rounded up.
 
     Returns:
@@ -99,18 +103,20 @@ def atom_map(atoms: torch.Tensor, usage: torch.Tensor | None = None, method: str
     Distances are Euclidean: an atom and its negative lie apart, though a sparse code can use one for the other.
 
     Args:
-        atoms (`torch.Tensor` of shape `(features, K)`): Atoms as columns; a codebook is given transposed. Floating point, finite, at least `(2, 4)`.
-        usage (`torch.Tensor` of shape `(K,)`, *optional*): Uses of each atom. With it size and colour of the points follow the share, and atoms never used
-            are crosses.
-        method (`str`, defaults to `"umap"`): `"umap"` keeps neighbourhoods (McInnes et al., 2018; needs umap-learn), `"pca"` is the projection on the
-            first two principal components.
+        atoms (`torch.Tensor` of shape `(features, K)`): Atoms as columns; a codebook is given transposed. Floating
+            point, finite, at least `(2, 4)`.
+        usage (`torch.Tensor` of shape `(K,)`, *optional*): Uses of each atom. With it size and colour of the points
+            follow the share, and atoms never used are crosses.
+        method (`str`, defaults to `"umap"`): `"umap"` keeps neighbourhoods (McInnes et al., 2018; needs umap-learn),
+            `"pca"` is the projection on the first two principal components.
         seed (`int`, defaults to 0): Seed of UMAP.
 
     Returns:
         `matplotlib.figure.Figure`: The figure, for [`save_figure`].
 
     Raises:
-        ValueError: If the shapes do not fit, an atom is not finite, or `method` is another word. ImportError: If matplotlib or
+        ValueError: If the shapes do not fit, an atom is not finite, or `method` is another word. ImportError: If
+            matplotlib or
         umap-learn is missing (`pip install diffusers_lasers[visualization]`).
     """
     matrix = _atoms(atoms)
@@ -158,14 +164,16 @@ def usage_histogram(counts: torch.Tensor, title: str | None = None) -> Figure:
     A code that uses as many atoms as the perplexity says, all equally, has the same entropy.
 
     Args:
-        counts (`torch.Tensor` of shape `(K,)`): Uses of each atom or codeword over a whole set, as a row of `code.usage_counts()`.
+        counts (`torch.Tensor` of shape `(K,)`): Uses of each atom or codeword over a whole set, as a row of
+            `code.usage_counts()`.
         title (`str`, *optional*): Title. Defaults to the number of atoms.
 
     Returns:
         `matplotlib.figure.Figure`: The figure, for [`save_figure`].
 
     Raises:
-        ValueError: If `counts` has another shape, a negative value, or no use at all. ImportError: If matplotlib is missing.
+        ValueError: If `counts` has another shape, a negative value, or no use at all. ImportError: If matplotlib is
+            missing.
     """
     counts = _usage("counts", counts, None)
     if not counts.sum() > 0:
@@ -192,18 +200,20 @@ def usage_histogram(counts: torch.Tensor, title: str | None = None) -> Figure:
 @torch.no_grad()
 def coherence_histogram(dictionary: torch.Tensor, title: str | None = None) -> Figure:
     r"""
-    How alike the pairs of distinct atoms are: \(|d_iᵀd_j|\) after normalisation, with the mutual coherence and the bound of Welch.
+    How alike the pairs of distinct atoms are: \(|d_iᵀd_j|\) after normalisation, with the mutual coherence and the
+    bound of Welch.
 
     Args:
-        dictionary (`torch.Tensor` of shape `(features, K)`): Atoms as columns, of any length; `K >= 2`. At most 1024 rows of the Gram matrix are held
-            at a time.
+        dictionary (`torch.Tensor` of shape `(features, K)`): Atoms as columns, of any length; `K >= 2`. At most 1024
+            rows of the Gram matrix are held at a time.
         title (`str`, *optional*): Title. Defaults to the size of the dictionary.
 
     Returns:
         `matplotlib.figure.Figure`: The figure, for [`save_figure`].
 
     Raises:
-        ValueError: If `dictionary` is not a finite floating-point matrix of two or more columns. ImportError: If matplotlib is missing.
+        ValueError: If `dictionary` is not a finite floating-point matrix of two or more columns. ImportError: If
+            matplotlib is missing.
     """
     atoms = normalize_atoms(_atoms(dictionary, "dictionary"))
     features, count = atoms.shape
@@ -256,7 +266,8 @@ def _usage(name: str, usage: torch.Tensor, count: int | None) -> torch.Tensor:
 
 
 def _principal_plane(matrix: torch.Tensor) -> tuple[np.ndarray, tuple[str, str]]:
-    """Columns on their first two principal components `(K, 2)`, each with its largest coordinate positive, and the axes' labels."""
+    """Columns on their first two principal components `(K, 2)`, each with its largest coordinate positive, and the
+    axes' labels."""
     centred = matrix.t().double()
     centred = centred - centred.mean(dim=0)
     values, vectors = torch.linalg.eigh(centred.t() @ centred)

@@ -1,7 +1,7 @@
 """Curves: the record of training runs over their steps, and quality over rate.
 
-Records are smoothed, where asked for, by the filter of Savitzky and Golay (1964), a least-squares polynomial in a moving window, as in LASERS (2024,
-Fig. 4); the record itself stays visible behind.
+Records are smoothed, where asked for, by the filter of Savitzky and Golay (1964), a least-squares polynomial in a
+moving window, as in LASERS (2024, Fig. 4); the record itself stays visible behind.
 """
 
 from __future__ import annotations
@@ -50,11 +50,13 @@ def training_curves(
     Training runs over their steps, one panel a figure. Values that are not finite are left out.
 
     Args:
-        runs (`Mapping[str, Sequence[Mapping]]`): Label and records of each run, as [`TrainingLog.read`] gives them: each with its `step`.
-        figures (`Sequence[str]`, *optional*): Names in the records, one a panel. Defaults to what there is of PSNR, PSNR inside the mask, LPIPS, perplexity
-            and symbols never used: held-out (`validation_…`) where a run has two such records, those of the training batches otherwise; or the loss, where there is none.
-        smooth (`int`, *optional*): Records in the window of a Savitzky–Golay filter of degree 2, odd and at least 3. Curves of fewer records are drawn as
-            they are. Needs scipy.
+        runs (`Mapping[str, Sequence[Mapping]]`): Label and records of each run, as [`TrainingLog.read`] gives them:
+            each with its `step`.
+        figures (`Sequence[str]`, *optional*): Names in the records, one a panel. Defaults to what there is of PSNR,
+            PSNR inside the mask, LPIPS, perplexity and symbols never used: held-out (`validation_…`) where a run has
+            two such records, those of the training batches otherwise; or the loss, where there is none.
+        smooth (`int`, *optional*): Records in the window of a Savitzky–Golay filter of degree 2, odd and at least 3.
+            Curves of fewer records are drawn as they are. Needs scipy.
         start (`int` or `Sequence[int]`, *optional*): Steps to mark with a line, such as the discriminator's start.
         zoom (`int`, *optional*): Show only so many steps before the first and after the last `start`.
 
@@ -62,7 +64,8 @@ def training_curves(
         `matplotlib.figure.Figure`: The figure, for [`save_figure`].
 
     Raises:
-        ValueError: If there is no run, no run has one of the `figures`, `smooth` is even or below 3, or `zoom` is below 1 or without `start`. ImportError: If
+        ValueError: If there is no run, no run has one of the `figures`, `smooth` is even or below 3, or `zoom` is below
+            1 or without `start`. ImportError: If
         matplotlib, or scipy for `smooth`, is missing (`pip install diffusers_lasers[visualization]`).
     """
     if not runs:
@@ -120,14 +123,17 @@ def rate_distortion(
     """
     Quality, or distortion, over rate.
 
-    Points without a place on the axes – infinite PSNR, NaN, a rate of 0 on a logarithmic axis – are left out, and the legend says how many.
+    Points without a place on the axes – infinite PSNR, NaN, a rate of 0 on a logarithmic axis – are left out, and the
+    legend says how many.
 
     Args:
-        series (`Mapping[str, Sequence[tuple[float, float]]]`): Label and points (rate, quality) of each codec, in any order.
+        series (`Mapping[str, Sequence[tuple[float, float]]]`): Label and points (rate, quality) of each codec, in any
+            order.
         xlabel (`str`, defaults to `"rate, bits a pixel"`): What the rate is, with its unit.
         ylabel (`str`, defaults to `"PSNR, dB"`): What the quality is, with its unit.
         log_rate (`bool`, defaults to `False`): Whether the rates' axis is logarithmic.
-        connect (`bool`, defaults to `True`): Whether a line joins the points of a codec by their rates; not where they are unrelated configurations.
+        connect (`bool`, defaults to `True`): Whether a line joins the points of a codec by their rates; not where they
+            are unrelated configurations.
         axis (`matplotlib.axes.Axes`, *optional*): Panel of a figure to draw into. Defaults to a new figure.
 
     Returns:

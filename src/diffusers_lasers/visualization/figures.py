@@ -1,8 +1,8 @@
 """What all figures share: a canvas without a display, colours, and files.
 
-Figures are objects of matplotlib's own API and never enter pyplot's list: nothing has to be closed, threads do not share a current figure, and no
-display is looked for. Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart; each comes with a mark and a line style of its
-own, so that curves also differ in grey.
+Figures are objects of matplotlib's own API and never enter pyplot's list: nothing has to be closed, threads do not
+share a current figure, and no display is looked for. Colours are those of Okabe and Ito (2008), which colour-blind
+readers tell apart; each comes with a mark and a line style of its own, so that curves also differ in grey.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 6.0, height: floa
         height (`float`, defaults to 4.0): Height of a panel in inches.
 
     Returns:
-        `tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]`: The figure, for [`save_figure`], and its panels, row by row.
+        `tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]`: The figure, for [`save_figure`], and its panels,
+        row by row.
 
     Raises:
         ImportError: If matplotlib is missing (`pip install diffusers_lasers[visualization]`).

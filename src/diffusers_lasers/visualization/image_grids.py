@@ -1,7 +1,7 @@
 """Images from tensors: one alone, and labelled rows of them.
 
-A pixel x in [-1, 1] becomes the byte ⌊127.5 (x + 1)⌉; what lies outside is clamped. Small images are enlarged by repeating pixels, so that a picture
-shows what the tensor holds and no interpolation of it.
+A pixel x in [-1, 1] becomes the byte ⌊127.5 (x + 1)⌉; what lies outside is clamped. Small images are enlarged by
+repeating pixels, so that a picture shows what the tensor holds and no interpolation of it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
     One image as a picture of 8 bits a channel.
 
     Args:
-        pixels (`torch.Tensor` of shape `(3, H, W)` or `(1, H, W)`): RGB or grey levels in [-1, 1], floating point, on any device. Values outside
-            are clamped; NaN becomes black.
+        pixels (`torch.Tensor` of shape `(3, H, W)` or `(1, H, W)`): RGB or grey levels in [-1, 1], floating point, on
+            any device. Values outside are clamped; NaN becomes black.
 
     Returns:
         `PIL.Image.Image`: The picture, of mode `"RGB"` or `"L"`.
@@ -37,7 +37,8 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
     """
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not pixels.is_floating_point() or pixels.numel() == 0:
         raise ValueError(
-            f"`pixels` must be floating point of shape (3, H, W) or (1, H, W), got {pixels.dtype} of shape {tuple(pixels.shape)}."
+            f"`pixels` must be floating point of shape (3, H, W) or (1, H, W), got {pixels.dtype} of shape "
+            f"{tuple(pixels.shape)}."
         )
     pixels = pixels.detach().float()
     levels = torch.where(pixels.isnan(), -1.0, pixels).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
@@ -49,12 +50,13 @@ def image_grid(rows: Sequence[tuple[str, torch.Tensor]], cell: int = 96, margin:
     """
     Labelled rows of images on white.
 
-    All images are enlarged, by repeating pixels, to one common size: that of the largest ones after they were enlarged by the least whole factor that
-    brings their shorter side to `cell`. So a map of 8 × 8 latents stands as large as its image.
+    All images are enlarged, by repeating pixels, to one common size: that of the largest ones after they were enlarged
+    by the least whole factor that brings their shorter side to `cell`. So a map of 8 × 8 latents stands as large as its
+    image.
 
     Args:
-        rows (`Sequence[tuple[str, torch.Tensor]]`): Label and images `(n, 3, H, W)` or `(n, 1, H, W)` in [-1, 1] of each row. Rows may differ in number
-            and size of images.
+        rows (`Sequence[tuple[str, torch.Tensor]]`): Label and images `(n, 3, H, W)` or `(n, 1, H, W)` in [-1, 1] of
+            each row. Rows may differ in number and size of images.
         cell (`int`, defaults to 96): Least side of an image in the picture, in pixels; 1 shows them pixel by pixel.
         margin (`int`, defaults to 4): White pixels between images; 0 joins them.
 
@@ -62,7 +64,8 @@ def image_grid(rows: Sequence[tuple[str, torch.Tensor]], cell: int = 96, margin:
         `PIL.Image.Image`: The picture, RGB.
 
     Raises:
-        ValueError: If there is no image, `cell` is below 1, `margin` is negative, or a row's images are not floating point of such a shape.
+        ValueError: If there is no image, `cell` is below 1, `margin` is negative, or a row's images are not floating
+            point of such a shape.
     """
     rows = list(rows)
     if cell < 1:
@@ -72,7 +75,8 @@ def image_grid(rows: Sequence[tuple[str, torch.Tensor]], cell: int = 96, margin:
     for label, images in rows:
         if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
             raise ValueError(
-                f"The images of row {label!r} must have the shape (n, 3, H, W) or (n, 1, H, W), got {tuple(images.shape)}."
+                f"The images of row {label!r} must have the shape (n, 3, H, W) or (n, 1, H, W), got "
+                f"{tuple(images.shape)}."
             )
     columns = max((len(images) for _, images in rows), default=0)
     if columns == 0:

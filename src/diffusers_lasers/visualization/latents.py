@@ -1,8 +1,10 @@
-r"""Latents and codes as pictures: the first principal component before and after a bottleneck, and the atoms that each site uses.
+r"""Latents and codes as pictures: the first principal component before and after a bottleneck, and the atoms that each
+site uses.
 
-With sites \(x_n \in \mathbb{R}^L\) of mean \(m\), the first component is \(uᵀ(x_n - m)\), where \(u\) is the top singular direction of the centred
-sites (LASERS, 2024, Figs. 5–6, 33, 36). Latents that are compared share \(u\), \(m\) and the grey scale; otherwise the pictures before and after
-quantisation differ by a rotation that is nobody's error. LASERS does not say whether its figures do.
+With sites \(x_n \in \mathbb{R}^L\) of mean \(m\), the first component is \(uᵀ(x_n - m)\), where \(u\) is the top
+singular direction of the centred sites (LASERS, 2024, Figs. 5–6, 33, 36). Latents that are compared share \(u\), \(m\)
+and the grey scale; otherwise the pictures before and after quantisation differ by a rotation that is nobody's error.
+LASERS does not say whether its figures do.
 """
 
 from __future__ import annotations
@@ -27,16 +29,18 @@ def first_component(latents: torch.Tensor, reference: torch.Tensor | None = None
     r"""
     Latents on the first principal direction of their sites, as grey levels (LASERS, 2024, Figs. 5–6, 33, 36).
 
-    Direction, offset and scale are those of all sites of `reference` together, so that all images of both share them. The sign of the direction is the
-    one that makes its largest entry positive. 99 % of the reference's sites lie inside the range of grey levels.
+    Direction, offset and scale are those of all sites of `reference` together, so that all images of both share them.
+    The sign of the direction is the one that makes its largest entry positive. 99 % of the reference's sites lie inside
+    the range of grey levels.
 
     Args:
         latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents, floating point.
-        reference (`torch.Tensor` of shape `(B', L, H', W')`, *optional*): Latents that fix direction, offset and scale, for instance those before
-            the bottleneck. Defaults to `latents`.
+        reference (`torch.Tensor` of shape `(B', L, H', W')`, *optional*): Latents that fix direction, offset and scale,
+            for instance those before the bottleneck. Defaults to `latents`.
 
     Returns:
-        `torch.Tensor` of shape `(B, 1, H, W)`: Grey levels in [-1, 1], float32, on the CPU; 0 everywhere where all sites of the reference agree.
+        `torch.Tensor` of shape `(B, 1, H, W)`: Grey levels in [-1, 1], float32, on the CPU; 0 everywhere where all
+        sites of the reference agree.
 
     Raises:
         ValueError: If the shapes do not fit, or a value is not finite.
@@ -45,7 +49,8 @@ def first_component(latents: torch.Tensor, reference: torch.Tensor | None = None
     for name, tensor in (("latents", latents), ("reference", reference)):
         if tensor.ndim != 4 or not tensor.is_floating_point() or tensor.numel() == 0:
             raise ValueError(
-                f"`{name}` must be floating point of shape (B, L, H, W), got {tensor.dtype} of shape {tuple(tensor.shape)}."
+                f"`{name}` must be floating point of shape (B, L, H, W), got {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)}."
             )
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"`{name}` must be finite, got NaN or infinite values.")
@@ -69,7 +74,8 @@ def first_component(latents: torch.Tensor, reference: torch.Tensor | None = None
 
 def component_grid(before: torch.Tensor, after: torch.Tensor, images: torch.Tensor | None = None) -> Image.Image:
     """
-    Images, and below them the first component of their latents before and after a bottleneck, on one direction and scale.
+    Images, and below them the first component of their latents before and after a bottleneck, on one direction and
+    scale.
 
     Args:
         before (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the encoder; they fix direction, offset and scale.
@@ -95,11 +101,12 @@ def support_map(indices: torch.Tensor, num_atoms: int, cell: int = 8) -> Image.I
     """
     Which atoms each site uses: one panel a slot, in order of selection, with a colour for each atom.
 
-    An atom's colour depends on its number alone, so that pictures of different images and sparsities can be compared. Colours differ in brightness as
-    well as in hue; with hundreds of atoms some look alike. Unused slots are black.
+    An atom's colour depends on its number alone, so that pictures of different images and sparsities can be compared.
+    Colours differ in brightness as well as in hue; with hundreds of atoms some look alike. Unused slots are black.
 
     Args:
-        indices (`torch.Tensor` of shape `(h, w, slots)`): Atom of each slot of one image's code, integers; -1 is unused.
+        indices (`torch.Tensor` of shape `(h, w, slots)`): Atom of each slot of one image's code, integers; -1 is
+            unused.
         num_atoms (`int`): Number of atoms K.
         cell (`int`, defaults to 8): Side of a site in the picture, in pixels.
 
@@ -135,7 +142,8 @@ def support_map(indices: torch.Tensor, num_atoms: int, cell: int = 8) -> Image.I
 
 
 def _atom_colour(atom: int) -> np.ndarray:
-    """A colour; successive ones follow a sequence of low discrepancy in hue, saturation and brightness (Roberts, 2018)."""
+    """A colour; successive ones follow a sequence of low discrepancy in hue, saturation and brightness (Roberts,
+    2018)."""
     root = 1.2207440846057596  # of x⁴ = x + 1
     hue, saturation, value = ((0.5 + (atom + 1) / root**power) % 1 for power in (1, 2, 3))
     colour = colorsys.hsv_to_rgb(hue, 0.35 + 0.65 * saturation, 0.45 + 0.55 * value)

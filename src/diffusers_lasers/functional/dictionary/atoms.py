@@ -5,9 +5,10 @@ needs the projection of a gradient to the sphere's tangent space and the retract
 
     g_j ← g_j − d_j d_jᵀ g_j,        d_j ← d_j / ‖d_j‖₂ .
 
-LASERS (2024) initialises with Gaussian atoms and lets Adam move them. Of least-squares coefficients the gradient is tangent
-already, since the residual is orthogonal to the chosen atoms; of quantised ones it is not. We add the projection, atoms taken from signals, and the revival of atoms that no code uses. Learning
-without a learning rate (eqs 23–28) is in `online_learning.py`.
+LASERS (2024) initialises with Gaussian atoms and lets Adam move them. Of least-squares coefficients the gradient is
+tangent already, since the residual is orthogonal to the chosen atoms; of quantised ones it is not. We add the
+projection, atoms taken from signals, and the revival of atoms that no code uses. Learning without a learning rate (eqs
+23–28) is in `online_learning.py`.
 
 Half-precision input is computed and returned in float32. What runs in a training step (projection, retraction,
 revival) makes no decision on the host that depends on a value.
@@ -259,11 +260,13 @@ def draw_signals(
     signals: torch.Tensor, weights: torch.Tensor, amount: int, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """
-    Draws distinct signals one after the other, each with probability proportional to its weight (Efraimidis & Spirakis, 2006).
+    Draws distinct signals one after the other, each with probability proportional to its weight (Efraimidis & Spirakis,
+    2006).
 
     Args:
         signals (`torch.Tensor` of shape `(N, features)`): Signals.
-        weights (`torch.Tensor` of shape `(N,)`): At least 0; for instance the energy that a dictionary leaves unexplained.
+        weights (`torch.Tensor` of shape `(N,)`): At least 0; for instance the energy that a dictionary leaves
+            unexplained.
         amount (`int`): Signals to draw, from 0; all, if there are fewer.
         generator (`torch.Generator`, *optional*): Source of randomness, on any device.
 

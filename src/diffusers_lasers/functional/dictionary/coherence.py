@@ -43,7 +43,8 @@ def welch_bound(features: int, atoms: int) -> float:
 @torch.no_grad()
 def similar_atoms(dictionary: torch.Tensor, threshold: float = 0.99) -> torch.Tensor:
     r"""
-    For each atom, whether another one is nearly the same up to its sign: \(\max_{j \ne i} |d_i^⊤ d_j|\) of normalised atoms is at least `threshold`.
+    For each atom, whether another one is nearly the same up to its sign: \(\max_{j \ne i} |d_i^⊤ d_j|\) of normalised
+    atoms is at least `threshold`.
 
     Args:
         dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns, of any length.
@@ -53,7 +54,8 @@ def similar_atoms(dictionary: torch.Tensor, threshold: float = 0.99) -> torch.Te
         `torch.Tensor` of shape `(atoms,)`: Boolean.
 
     Raises:
-        ValueError: If `dictionary` is not a floating-point matrix with at least one row and one column, or `threshold` is out of range.
+        ValueError: If `dictionary` is not a floating-point matrix with at least one row and one column, or `threshold`
+            is out of range.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"`threshold` must be above 0 and at most 1, got {threshold!r}.")

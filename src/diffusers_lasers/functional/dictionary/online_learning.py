@@ -85,8 +85,9 @@ def accumulate_statistics(
         coefficients (`torch.Tensor` of shape `(N, sparsity)`): Their coefficients; ignored in unused slots.
         forgetting (`float`, *optional*, defaults to 1.0): Weight β of the statistics so far ([`forgetting_factor`]).
         weight (`float`, *optional*): Weight w of the batch's sums. Defaults to `None`: 1/N.
-        in_place (`bool`, *optional*, defaults to `False`): Whether to overwrite A and B and return them, which spares the copy of
-            K² numbers. Both have one dtype, float32 or float64; A is contiguous, and so is the transpose of B at best.
+        in_place (`bool`, *optional*, defaults to `False`): Whether to overwrite A and B and return them, which spares
+            the copy of K² numbers. Both have one dtype, float32 or float64; A is contiguous, and so is the transpose of
+            B at best.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: New A and B, \(βA + wγγ^⊤\) and \(βB + wzγ^⊤\); the given ones stay as
@@ -161,8 +162,9 @@ def block_coordinate_update(
     Atoms without usable statistics (\(A_{jj}\) at most 1e-10 of the largest, or no direction left) stay as they are.
     The value of A and B matters up to a common factor only.
 
-    The residuals \(b_j - D a_j\) of 64 atoms come from one matrix product, in which `torch.set_float32_matmul_precision`
-    (TF32 on a GPU) counts; within the 64 they are corrected for the atoms already updated.
+    The residuals \(b_j - D a_j\) of 64 atoms come from one matrix product, in which
+    `torch.set_float32_matmul_precision` (TF32 on a GPU) counts; within the 64 they are corrected for the atoms already
+    updated.
 
     Args:
         dictionary (`torch.Tensor` of shape `(features, atoms)`): Unit-norm atoms as columns.
@@ -210,13 +212,15 @@ def _update_block(
     r"""
     Eqs 27 and 28 for the b atoms of one block in sequence; overwrites `rows`.
 
-    With \(E_j = b_j - D a_j\) from before the block, atom j of it aims at \(d_j + (E_j - \sum_{i<j} A_{ji} δ_i) / A_{jj}\), where
-    \(δ_i\) is what the update of atom i changed. An atom that is not usable aims at 0, which no atom may: it stays.
+    With \(E_j = b_j - D a_j\) from before the block, atom j of it aims at \(d_j + (E_j - \sum_{i<j} A_{ji} δ_i) /
+    A_{jj}\), where \(δ_i\) is what the update of atom i changed. An atom that is not usable aims at 0, which no atom
+    may: it stays.
 
     Args:
         rows (`torch.Tensor` of shape `(b, features)`): The atoms, one a row, contiguous.
         residual (`torch.Tensor` of shape `(b, features)`): E, one atom a row.
-        coupling (`torch.Tensor` of shape `(b, b)`): The block of A on the diagonal; its rows may be apart by more than b.
+        coupling (`torch.Tensor` of shape `(b, b)`): The block of A on the diagonal; its rows may be apart by more than
+            b.
         inverse (`torch.Tensor` of shape `(b,)`): 1 / A_jj, and 0 where an atom is not usable.
         usable (`torch.Tensor` of shape `(b,)`): Which atoms have statistics; bool.
     """

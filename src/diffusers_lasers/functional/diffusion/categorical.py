@@ -1,15 +1,17 @@
-r"""Categorical distributions over codewords: sampling, its differentiable stand-in, and indices as numbers (Scribano et al., 2023, section 3.2.2).
+r"""Categorical distributions over codewords: sampling, its differentiable stand-in, and indices as numbers (Scribano et
+al., 2023, section 3.2.2).
 
 A network gives logits ẑ of shape `(B, c̄, |C|, h, w)`. Training draws the soft one-hot vector
 
     z̄ = softmax((ẑ + G) / τ),    G ~ Gumbel(0, 1)                                              (eq 20)
 
-and multiplies *it* with the codebook (Alg. 1 multiplies the raw logits). Sampling draws z̃_0 ~ softmax(ẑ / γ) (eq 25). τ and γ are two temperatures: τ
-smooths a gradient, γ a distribution; as γ → 0, the most likely codeword is taken. An index i stands for the number 2 i / (|C| − 1) − 1, a soft one-hot
-vector for its mean.
+and multiplies *it* with the codebook (Alg. 1 multiplies the raw logits). Sampling draws z̃_0 ~ softmax(ẑ / γ) (eq 25).
+τ and γ are two temperatures: τ smooths a gradient, γ a distribution; as γ → 0, the most likely codeword is taken. An
+index i stands for the number 2 i / (|C| − 1) − 1, a soft one-hot vector for its mean.
 
-All random numbers come from `randn_tensor`, whose generators may live on the CPU or come one an item: a normal number through its distribution
-function is uniform. They are float32 and kept off 0 and 1, where half precision would find infinities.
+All random numbers come from `randn_tensor`, whose generators may live on the CPU or come one an item: a normal number
+through its distribution function is uniform. They are float32 and kept off 0 and 1, where half precision would find
+infinities.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def uniform_noise(shape: tuple[int, ...], generator: Generators = None, device: 
 
     Args:
         shape (`tuple[int, ...]`): Their shape; the first entry is the batch.
-        generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, on the CPU or the device of the numbers.
+        generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, on the CPU or the
+            device of the numbers.
         device (`torch.device`, *optional*): Where the numbers are wanted. Defaults to the CPU.
 
     Returns:
@@ -57,7 +60,8 @@ def gumbel_noise(shape: tuple[int, ...], generator: Generators = None, device: t
 
     Args:
         shape (`tuple[int, ...]`): Their shape; the first entry is the batch.
-        generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, on the CPU or the device of the numbers.
+        generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, on the CPU or the
+            device of the numbers.
         device (`torch.device`, *optional*): Where the numbers are wanted. Defaults to the CPU.
 
     Returns:
@@ -69,7 +73,8 @@ def gumbel_noise(shape: tuple[int, ...], generator: Generators = None, device: t
 def _check(logits: torch.Tensor, name: str, value: float, least: str) -> None:
     if logits.ndim < 3 or not logits.is_floating_point():
         raise ValueError(
-            f"`logits` must be floating point of shape (batch, slots, codewords, ...), got {logits.dtype} of shape {tuple(logits.shape)}."
+            f"`logits` must be floating point of shape (batch, slots, codewords, ...), got {logits.dtype} of shape "
+            f"{tuple(logits.shape)}."
         )
     if not (value > 0 if least == "positive" else value >= 0):
         raise ValueError(f"`{name}` must be {least}, got {value!r}.")
@@ -170,7 +175,8 @@ def scramble(
     codes: torch.Tensor, survival: torch.Tensor | float, codewords: int, generator: Generators = None
 ) -> torch.Tensor:
     """
-    The uniform forward process of D3PM (Austin et al., 2021): an index stays with probability ᾱ, and else is drawn anew from all.
+    The uniform forward process of D3PM (Austin et al., 2021): an index stays with probability ᾱ, and else is drawn anew
+        from all.
 
     Args:
         codes (`torch.Tensor` of shape `(B, ...)`): Indices, int64.
@@ -190,7 +196,8 @@ def absorb(
     codes: torch.Tensor, survival: torch.Tensor | float, mask: int, generator: Generators = None
 ) -> torch.Tensor:
     """
-    The absorbing forward process of D3PM (Austin et al., 2021): an index stays with probability ᾱ, and else becomes the mask.
+    The absorbing forward process of D3PM (Austin et al., 2021): an index stays with probability ᾱ, and else becomes the
+        mask.
 
     Args:
         codes (`torch.Tensor` of shape `(B, ...)`): Indices, int64.

@@ -1,7 +1,8 @@
 r"""Gaussian diffusion as formulas (Ho et al., 2020; Song et al., 2021; Scribano et al., 2023, sections 2.2 and 4.2.3).
 
-With ᾱ_t = Π (1 − β_i), the forward process is z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε, where z_0 is the *clean* code (eq 17 of the 2023 paper encodes the
-noisy image). From z_t and an estimate z̃_0 follow the noise that it implies, which is what eq 24 means by a_t and b_t,
+With ᾱ_t = Π (1 − β_i), the forward process is z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε, where z_0 is the *clean* code (eq 17 of
+the 2023 paper encodes the noisy image). From z_t and an estimate z̃_0 follow the noise that it implies, which is what
+eq 24 means by a_t and b_t,
 
     ε̃ = (z_t − √ᾱ_t z̃_0) / √(1 − ᾱ_t) = (a_t z_t − z̃_0) / b_t,    a_t = 1 / √ᾱ_t,    b_t = √(1 / ᾱ_t − 1),
 
@@ -11,8 +12,9 @@ and, for any s < t and η in [0, 1], the step
 
 η = 1 is the posterior of the forward process, over as many steps as lie between s and t; η = 0 is deterministic (DDIM).
 
-The same error weighs differently as an error of z_0, ε or v: ‖ε − ε̃‖² = snr ‖z_0 − z̃_0‖² and ‖v − ṽ‖² = (snr + 1) ‖z_0 − z̃_0‖². Min-SNR (Hang et al.,
-2023) gives the error of z_0 the weight min(snr, γ), in whichever way it is written.
+The same error weighs differently as an error of z_0, ε or v: ‖ε − ε̃‖² = snr ‖z_0 − z̃_0‖² and ‖v − ṽ‖² = (snr + 1)
+‖z_0 − z̃_0‖². Min-SNR (Hang et al., 2023) gives the error of z_0 the weight min(snr, γ), in whichever way it is
+written.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ def make_betas(
     Variances β_1 … β_T of the forward process.
 
     Args:
-        schedule (`str`, defaults to `"linear"`): `"linear"` (Ho et al., 2020), `"scaled_linear"`: linear in √β, or `"squaredcos_cap_v2"`, the cosine
-            schedule of Nichol and Dhariwal (2021) with its limit of 0.999.
+        schedule (`str`, defaults to `"linear"`): `"linear"` (Ho et al., 2020), `"scaled_linear"`: linear in √β, or
+            `"squaredcos_cap_v2"`, the cosine schedule of Nichol and Dhariwal (2021) with its limit of 0.999.
         steps (`int`, defaults to 1000): T, at least 1.
         beta_start (`float`, defaults to 1e-4): β_1 of the linear ones.
         beta_end (`float`, defaults to 2e-2): β_T of the linear ones.
@@ -162,7 +164,8 @@ def min_snr_weights(snr: torch.Tensor, gamma: float, prediction_type: str = "sam
     Args:
         snr (`torch.Tensor`): Signal-to-noise ratios, positive.
         gamma (`float`): γ, positive; infinite weighs the error of ε by 1.
-        prediction_type (`str`, defaults to `"sample"`): What is compared: `"sample"` z_0, `"epsilon"` ε or `"v_prediction"` v.
+        prediction_type (`str`, defaults to `"sample"`): What is compared: `"sample"` z_0, `"epsilon"` ε or
+            `"v_prediction"` v.
 
     Returns:
         `torch.Tensor` of the shape of `snr`: min(snr, γ), over 1, snr or snr + 1.

@@ -4,8 +4,8 @@ With colours in [-1, 1], the middle of the range at 0, JFIF's offsets vanish and
 
     Y  = 0.299 R + 0.587 G + 0.114 B,     Cb = (B − Y) / 1.772,     Cr = (R − Y) / 1.402,
 
-each again in [-1, 1]. The inverse is that of this matrix in double precision, and not the four rounded constants that many libraries print
-(kornia's 0.564, 0.713, 1.403, 1.773 do not invert each other).
+each again in [-1, 1]. The inverse is that of this matrix in double precision, and not the four rounded constants that
+many libraries print (kornia's 0.564, 0.713, 1.403, 1.773 do not invert each other).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _INVERSE = (
 def _apply(matrix: tuple[tuple[float, ...], ...], images: torch.Tensor, name: str) -> torch.Tensor:
     if images.ndim < 3 or images.shape[-3] != 3 or not images.is_floating_point():
         raise ValueError(
-            f"`{name}` must be floating point of shape (..., 3, height, width), got {images.dtype} of shape {tuple(images.shape)}."
+            f"`{name}` must be floating point of shape (..., 3, height, width), got {images.dtype} of shape "
+            f"{tuple(images.shape)}."
         )
     weights = torch.tensor(matrix, dtype=images.dtype, device=images.device)
     return torch.einsum("dc,...chw->...dhw", weights, images)
@@ -47,7 +48,8 @@ def rgb_to_ycbcr(rgb: torch.Tensor) -> torch.Tensor:
         rgb (`torch.Tensor` of shape `(..., 3, H, W)`): R, G, B in [-1, 1].
 
     Returns:
-        `torch.Tensor` of shape `(..., 3, H, W)`: Y, Cb, Cr in [-1, 1]; 127.5 (v + 1) are JFIF's values, up to its half a step (it puts the middle at 128).
+        `torch.Tensor` of shape `(..., 3, H, W)`: Y, Cb, Cr in [-1, 1]; 127.5 (v + 1) are JFIF's values, up to its half
+        a step (it puts the middle at 128).
 
     Raises:
         ValueError: If there are not three channels, or integers.

@@ -1,8 +1,8 @@
 r"""What restoration takes away from an image x in [−1, 1] (LASERS, 2024, sections 12.1 and 12.2).
 
-*Super-resolution*: x is reduced by an integer factor and enlarged again, both bicubic; reducing averages over the pixels that a cubic kernel of the low
-resolution covers (antialiasing), as image libraries do. *Inpainting*: m ∘ x with m = 0 inside the mask, so that hidden pixels are 0, the middle of the range:
-the paper says "0" and not of which range.
+*Super-resolution*: x is reduced by an integer factor and enlarged again, both bicubic; reducing averages over the
+pixels that a cubic kernel of the low resolution covers (antialiasing), as image libraries do. *Inpainting*: m ∘ x with
+m = 0 inside the mask, so that hidden pixels are 0, the middle of the range: the paper says "0" and not of which range.
 """
 
 from __future__ import annotations

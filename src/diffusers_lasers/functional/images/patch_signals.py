@@ -1,9 +1,10 @@
 r"""Latents as signals: one signal a patch of p × p sites.
 
-A latent \(z \in \mathbb{R}^{L \times H \times W}\) becomes \(⌈H/p⌉⌈W/p⌉\) signals of \(p^2 L\) features (LASERS, 2024, section 3.2, patch-level
-coding; the dictionary then has \(p^2 L\) rows, which the paper's \(D \in \mathbb{R}^{K \times L}\) forgets). Each signal holds the values of one
-patch of one image: the authors' release reshaped instead of transposing and mixed patches and images in each column.
-Where p does not divide H or W the latents are padded on the right and below by repeating the edge, and cropped back.
+A latent \(z \in \mathbb{R}^{L \times H \times W}\) becomes \(⌈H/p⌉⌈W/p⌉\) signals of \(p^2 L\) features (LASERS, 2024,
+section 3.2, patch-level coding; the dictionary then has \(p^2 L\) rows, which the paper's \(D \in \mathbb{R}^{K \times
+L}\) forgets). Each signal holds the values of one patch of one image: the authors' release reshaped instead of
+transposing and mixed patches and images in each column. Where p does not divide H or W the latents are padded on the
+right and below by repeating the edge, and cropped back.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def latents_to_signals(latents: torch.Tensor, patch_size: int = 1) -> torch.Tens
         patch_size (`int`, defaults to 1): Side p of the non-overlapping patches, in sites.
 
     Returns:
-        `torch.Tensor` of shape `(B·h·w, p²·L)` with `h, w` from [`patch_grid`]: signals in row-major order of image, row,
-        column; features in order of channel, row, column inside the patch.
+        `torch.Tensor` of shape `(B·h·w, p²·L)` with `h, w` from [`patch_grid`]: signals in row-major order of image,
+        row, column; features in order of channel, row, column inside the patch.
     """
     batch, channels, height, width = latents.shape
     rows, columns = patch_grid(height, width, patch_size)

@@ -10,7 +10,8 @@ def image_psnr(sample: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | 
     PSNR of each image, of one mean squared error over all its channels and pixels.
 
     Args:
-        sample (`torch.Tensor` of shape `(B, C, H, W)`): Reconstructions, floating point, as they are: nothing is clamped.
+        sample (`torch.Tensor` of shape `(B, C, H, W)`): Reconstructions, floating point, as they are: nothing is
+            clamped.
         target (`torch.Tensor` of the same shape): What they should be, in [-1, 1].
         mask (`torch.Tensor` of shape `(B, 1, H, W)`, *optional*): 1 at the pixels that count, 0 elsewhere; at least
             one of each image.

@@ -1,4 +1,5 @@
-"""Compiled kernels for float32 on the CPU, behind custom operators of torch, and the choice between them and tensor operations.
+"""Compiled kernels for float32 on the CPU, behind custom operators of torch, and the choice between them and tensor
+operations.
 
 `csrc/` has the kernels' source, with the mathematics. They are an optional extension: where no C compiler was at hand
 when the package was installed, everything runs in tensor operations. An operator has a fake implementation, so that
@@ -37,7 +38,8 @@ _backend = "auto"
 PANEL = 32  # atoms of a panel of the packed dictionary, as in csrc/pursuit.h
 _PADDING = 128  # to which the number of atoms is padded
 _MAX_GRAM_ATOMS = 8192  # 256 MiB
-# Features from which the Gram form is taken: by an atom's shape alone, so that a code does not depend on the batch, and codes are nested.
+# Features from which the Gram form is taken: by an atom's shape alone, so that a code does not depend on the batch, and
+# codes are nested.
 _GRAM_FROM = 24
 _MAX_WORKSPACE = 2**24  # bytes that a thread may hold
 PRODUCTS_PER_THREAD = 2**21  # multiply-adds below which another thread costs more than it brings
@@ -48,8 +50,9 @@ def set_backend(backend: str) -> None:
     Chooses what sparse coding runs on, for the whole process.
 
     Args:
-        backend (`str`): `"auto"`, the default, takes the compiled kernels where they exist and apply (float32 on the CPU), and tensor
-            operations elsewhere. `"torch"` takes tensor operations everywhere, `"fused"` is `"auto"` that insists on the kernels being there.
+        backend (`str`): `"auto"`, the default, takes the compiled kernels where they exist and apply (float32 on the
+            CPU), and tensor operations elsewhere. `"torch"` takes tensor operations everywhere, `"fused"` is `"auto"`
+            that insists on the kernels being there.
 
     Raises:
         ValueError: If there is no such backend.
@@ -179,7 +182,8 @@ def fused_synthesis_gradients(
         wants_dictionary (`bool`): Whether to compute the second.
 
     Returns:
-        `tuple[torch.Tensor | None, torch.Tensor | None]`: Gradients to the coefficients `(N, sparsity)` and to the dictionary.
+        `tuple[torch.Tensor | None, torch.Tensor | None]`: Gradients to the coefficients `(N, sparsity)` and to the
+        dictionary.
     """
     to_coefficients, to_rows = _synthesis_gradients(
         gradient, indices, coefficients, dictionary, wants_coefficients, wants_dictionary
@@ -238,8 +242,8 @@ def fused_block_update(
     rows: torch.Tensor, residual: torch.Tensor, coupling: torch.Tensor, inverse: torch.Tensor
 ) -> None:
     """
-    Updates the atoms of a block in sequence, in place; `block_coordinate_update` says what the arguments are. Float32 on the CPU; `rows`,
-    `residual` and `inverse` contiguous; `inverse` is 0 for atoms that stay.
+    Updates the atoms of a block in sequence, in place; `block_coordinate_update` says what the arguments are. Float32
+    on the CPU; `rows`, `residual` and `inverse` contiguous; `inverse` is 0 for atoms that stay.
     """
     _block_update(rows, residual, coupling, inverse)
 

@@ -1,9 +1,9 @@
 """The pursuits by name, and when to take which.
 
-All take `(signals, dictionary, sparsity, tolerance=None, *, check_finite=True)` and return `(indices, coefficients)`, least-squares
-coefficients on a support of at most `sparsity` atoms; they differ in how they find it. Mean relative residual ‖y − Dγ‖ / ‖y‖ of 256
-signals with the default options, measured by `pytest tests/functional/test_pursuits.py -k relative_residuals`; random dictionaries; 32 bits a
-coefficient and `support_bits`:
+All take `(signals, dictionary, sparsity, tolerance=None, *, check_finite=True)` and return `(indices, coefficients)`,
+least-squares coefficients on a support of at most `sparsity` atoms; they differ in how they find it. Mean relative
+residual ‖y − Dγ‖ / ‖y‖ of 256 signals with the default options, measured by `pytest tests/functional/test_pursuits.py
+-k relative_residuals`; random dictionaries; 32 bits a coefficient and `support_bits`:
 
     features, atoms, S   bits   signals       omp     ols     iht     fista
     16, 512, 5            198   Gaussian     0.137   0.127   0.239   0.294
@@ -15,13 +15,15 @@ coefficient and `support_bits`:
 (sparse: S atoms with normal weights, and noise of a tenth of their length; signs: the weights are ±1).
 
 * `omp` is the default: nested codes, S products with the dictionary, a compiled kernel.
-* `ols` leaves a shorter residual where features are few and atoms many, as in a latent space, and costs up to twice as much.
-* `iht` and `fista` are for signals that are known to be sums of atoms of the dictionary with weights of like magnitude, where the first
-  choices of a greedy pursuit are often wrong ones; with tens of atoms a signal `fista` finds nearly all. Elsewhere they are worse and
-  many times slower: about `iterations` products with the dictionary, and for `fista` twice that.
+* `ols` leaves a shorter residual where features are few and atoms many, as in a latent space, and costs up to twice as
+  much.
+* `iht` and `fista` are for signals that are known to be sums of atoms of the dictionary with weights of like magnitude,
+  where the first choices of a greedy pursuit are often wrong ones; with tens of atoms a signal `fista` finds nearly
+  all. Elsewhere they are worse and many times slower: about `iterations` products with the dictionary, and for `fista`
+  twice that.
 
-Plain matching pursuit, without the fit, is not among them: it saves time beside tensor operations only, none beside the kernel, and its
-residuals at the same S, hence the same bits, are longer.
+Plain matching pursuit, without the fit, is not among them: it saves time beside tensor operations only, none beside the
+kernel, and its residuals at the same S, hence the same bits, are longer.
 """
 
 from __future__ import annotations

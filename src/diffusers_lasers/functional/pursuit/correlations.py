@@ -1,13 +1,15 @@
-r"""How the greedy pursuits in tensor operations learn which atom fits best: correlations of all atoms with residuals and directions.
+r"""How the greedy pursuits in tensor operations learn which atom fits best: correlations of all atoms with residuals
+and directions.
 
-In the *residual form* they are products, Dᵀ r and Dᵀ q: `features` multiply-adds an atom. In the *Gram form* they follow from the Gram matrix
-G = DᵀD. With the chosen atoms' coefficients γ of the residual r = y − Σ γ_j d_j, and W of a direction q = Σ W_j d_j of their span,
+In the *residual form* they are products, Dᵀ r and Dᵀ q: `features` multiply-adds an atom. In the *Gram form* they
+follow from the Gram matrix G = DᵀD. With the chosen atoms' coefficients γ of the residual r = y − Σ γ_j d_j, and W of a
+direction q = Σ W_j d_j of their span,
 
     Dᵀ r = Dᵀ y − Σ γ_j G_j ,      Dᵀ q = Σ W_j G_j ,
 
-as many multiply-adds an atom as atoms are chosen. `F.embedding_bag` is such a sum of weighted rows, Dᵀ y being one row more. Its rounding grows with
-Σ |γ_j| and Σ |W_j|: where it is not small beside the result, signals that are nearly explained and atoms that are nearly dependent, the product
-is taken in its place.
+as many multiply-adds an atom as atoms are chosen. `F.embedding_bag` is such a sum of weighted rows, Dᵀ y being one row
+more. Its rounding grows with Σ |γ_j| and Σ |W_j|: where it is not small beside the result, signals that are nearly
+explained and atoms that are nearly dependent, the product is taken in its place.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ class ResidualForm:
     def with_residual(
         self, fit: SupportFit, part: slice, magnitude: bool, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Correlations `(n, K)` of the residuals of a part of the signals, or their absolute values; in `out`, where it is given."""
+        """Correlations `(n, K)` of the residuals of a part of the signals, or their absolute values; in `out`, where it
+        is given."""
         return self.product(fit.residual[:, part], magnitude, out)
 
     def with_direction(self, fit: SupportFit, part: slice) -> torch.Tensor:
@@ -82,7 +85,8 @@ class ResidualForm:
         return self.product(fit.basis[len(fit.slots) - 1, :, part], False)
 
     def correct(self, fit: SupportFit, part: slice, values: torch.Tensor) -> None:
-        """Renews those of the correlations `values` with the residual that their updates by `with_direction` have left inexact."""
+        """Renews those of the correlations `values` with the residual that their updates by `with_direction` have left
+        inexact."""
 
 
 class GramForm(ResidualForm):
@@ -158,11 +162,12 @@ class GramForm(ResidualForm):
 
 def _product(atoms: torch.Tensor, transposed: torch.Tensor | None, rows: int):
     """
-    The function that multiplies columns `(L, n)`, mostly `rows` of them, with `atoms (L, K)`, which the CPU has `transposed (K, L)` too: `(n, K)`, or
-    the absolute values of it.
+    The function that multiplies columns `(L, n)`, mostly `rows` of them, with `atoms (L, K)`, which the CPU has
+    `transposed (K, L)` too: `(n, K)`, or the absolute values of it.
 
-    For float32 on the CPU it is the product that `torch.compile` takes for linear layers there (oneDNN): on processors whose BLAS is not
-    tuned for them it has twice the speed, and absolute values cost nothing as the slope −1 of a leaky ReLU.
+    For float32 on the CPU it is the product that `torch.compile` takes for linear layers there (oneDNN): on processors
+    whose BLAS is not tuned for them it has twice the speed, and absolute values cost nothing as the slope −1 of a leaky
+    ReLU.
     """
     eager = atoms.device.type == "cpu" and not torch.compiler.is_compiling()
     if eager and atoms.dtype == torch.float32 and _has_onednn() and atoms.shape[0] >= _FEW_FEATURES:
@@ -185,9 +190,10 @@ def _product(atoms: torch.Tensor, transposed: torch.Tensor | None, rows: int):
 @cache
 def _has_onednn() -> bool:
     """
-    Whether this torch has oneDNN's product; asked once. It writes into fresh memory each time, of which every page costs a fault unless the
-    allocator keeps what was freed: glibc does so up to twice the largest block that it got from the system and gave back, at most
-    32 MiB. Such a block is taken here (untouched, so that it costs nothing) and given back.
+    Whether this torch has oneDNN's product; asked once. It writes into fresh memory each time, of which every page
+    costs a fault unless the allocator keeps what was freed: glibc does so up to twice the largest block that it got
+    from the system and gave back, at most 32 MiB. Such a block is taken here (untouched, so that it costs nothing) and
+    given back.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
     names = ("_linear_pointwise", "_reorder_linear_weight")
@@ -196,11 +202,11 @@ def _has_onednn() -> bool:
 
 def row_maximum(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Largest value `(n,)` of each row of `values (n, K)` and where it stands, the first on ties; K is a multiple of `RUN`. On a CPU it may
-    overwrite the values.
+    Largest value `(n,)` of each row of `values (n, K)` and where it stands, the first on ties; K is a multiple of
+    `RUN`. On a CPU it may overwrite the values.
 
-    `max` with indices runs at a tenth of the speed of `amax` on a CPU. So there the maximum of each run of `RUN` values is found by `amax`, and
-    only the runs' maxima and the best run are searched with indices.
+    `max` with indices runs at a tenth of the speed of `amax` on a CPU. So there the maximum of each run of `RUN` values
+    is found by `amax`, and only the runs' maxima and the best run are searched with indices.
     """
     if values.device.type != "cpu":
         return values.max(dim=1)
@@ -216,8 +222,9 @@ def row_maximum(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _position(values: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """First column of `values (n, RUN)` that holds its row's maximum `best (n,)`; 0 in rows with NaN. Overwrites the values. In float
-    arithmetic, which a CPU does in vectors: the maximum of −column where the value is the best, and of something far below elsewhere."""
+    """First column of `values (n, RUN)` that holds its row's maximum `best (n,)`; 0 in rows with NaN. Overwrites the
+    values. In float arithmetic, which a CPU does in vectors: the maximum of −column where the value is the best, and of
+    something far below elsewhere."""
     columns = torch.arange(0, -RUN, -1, dtype=values.dtype)
     values.sub_(best.unsqueeze(1))
     torch.add(columns, values, alpha=1e38, out=values)

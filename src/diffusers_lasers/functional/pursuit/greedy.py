@@ -4,22 +4,23 @@ For a signal \(y \in \mathbb{R}^L\) and a dictionary \(D \in \mathbb{R}^{L \time
 
     min ‖y − D γ‖₂  subject to  ‖γ‖₀ ≤ S
 
-by adding one atom at a time and refitting all coefficients by least squares on the support (LASERS, 2024, eqs 20–22). With the
-residual r and the projection P on the atoms chosen so far they add
+by adding one atom at a time and refitting all coefficients by least squares on the support (LASERS, 2024, eqs 20–22).
+With the residual r and the projection P on the atoms chosen so far they add
 
     OMP:  argmax |d_jᵀ r| / ‖d_j‖                       (LASERS, 2024, Algorithm 1, eq 19)
     OLS:  argmax |d_jᵀ r| / ‖(I − P) d_j‖               (Chen et al., 1989)
 
-OLS adds the atom after which the residual is shortest. SPAMS computes it under the name `omp`. With one atom both are the same.
+OLS adds the atom after which the residual is shortest. SPAMS computes it under the name `omp`. With one atom both are
+the same.
 
 The paper's Algorithm 1 follows the Gram matrix with a growing Cholesky factor whose corner √(1 − ωᵀω) turns NaN for a
 dependent atom. We keep the residual and an orthonormal basis Q of the chosen atoms instead (Gram–Schmidt, two passes):
-r ← r − q qᵀr, and the coefficients solve the triangular system R γ = Qᵀ y at the end. This never forms an N × K code, and tells a
-dependent atom by the length of its part outside the span.
+r ← r − q qᵀr, and the coefficients solve the triangular system R γ = Qᵀ y at the end. This never forms an N × K code,
+and tells a dependent atom by the length of its part outside the span.
 
-What the paper leaves open is settled so: chosen atoms are never chosen again; a signal stops when its residual is within `tolerance`,
-or when no remaining atom can reduce it in the working precision, and its unused slots hold index −1 and coefficient 0; atoms of any
-length are accepted, zero atoms are never chosen.
+What the paper leaves open is settled so: chosen atoms are never chosen again; a signal stops when its residual is
+within `tolerance`, or when no remaining atom can reduce it in the working precision, and its unused slots hold index −1
+and coefficient 0; atoms of any length are accepted, zero atoms are never chosen.
 
 There are two implementations with the same results up to rounding: tensor operations for every device and precision
 (`greedy_torch.py`), and a compiled kernel for float32 on the CPU (`functional/kernels/`). `_greedy_pursuit` below
@@ -64,8 +65,8 @@ def omp(
         tolerance (`float`, *optional*): A signal takes no further atom once its residual norm ‖y − Dγ‖₂ is at most
             this, in the units of the signals. Defaults to `None`: stop at rounding only.
         check_finite (`bool`, defaults to `True`): Whether to refuse NaN and infinite values, at the price of one host
-            synchronisation on accelerators. Without the check a non-finite signal gets indices −1 and NaN coefficients, and
-            every signal does with a non-finite dictionary.
+            synchronisation on accelerators. Without the check a non-finite signal gets indices −1 and NaN coefficients,
+            and every signal does with a non-finite dictionary.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: `indices (N, sparsity)` (int64, in order of selection, −1 in unused slots)
@@ -86,23 +87,26 @@ def ols(
     check_finite: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
-    Codes each signal with at most `sparsity` atoms by orthogonal least squares (Chen et al., 1989): every step adds the atom that
-    leaves the shortest residual.
+    Codes each signal with at most `sparsity` atoms by orthogonal least squares (Chen et al., 1989): every step adds the
+    atom that leaves the shortest residual.
 
-    At the same number of atoms the residual is shorter than that of [`omp`], the more so the fewer features there are and the more
-    coherent the atoms; a step costs up to twice as much. Atoms whose squared length outside the span of the chosen ones is below 1e-5 of
-    their own (1e-10 in float64) count as dependent. Everything else is as in [`omp`]; codes are nested too.
+    At the same number of atoms the residual is shorter than that of [`omp`], the more so the fewer features there are
+    and the more coherent the atoms; a step costs up to twice as much. Atoms whose squared length outside the span of
+    the chosen ones is below 1e-5 of their own (1e-10 in float64) count as dependent. Everything else is as in [`omp`];
+    codes are nested too.
 
     Args:
         signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals to code; N may be 0.
         dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns, of any length.
             Zero columns are never chosen.
         sparsity (`int`): Number of atoms S a signal may use, `1 <= sparsity <= atoms`.
-        tolerance (`float`, *optional*): Residual norm, in the units of the signals, at which a signal takes no further atom.
+        tolerance (`float`, *optional*): Residual norm, in the units of the signals, at which a signal takes no further
+            atom.
         check_finite (`bool`, defaults to `True`): Whether to refuse NaN and infinite values; see [`omp`].
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: `indices (N, sparsity)` and `coefficients (N, sparsity)`, as those of [`omp`].
+        `tuple[torch.Tensor, torch.Tensor]`: `indices (N, sparsity)` and `coefficients (N, sparsity)`, as those of
+        [`omp`].
 
     Raises:
         ValueError: On shapes that do not fit, a sparsity out of range, a negative tolerance, or non-finite input.

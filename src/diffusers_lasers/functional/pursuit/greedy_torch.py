@@ -1,15 +1,16 @@
 r"""Greedy pursuits in tensor operations: any device, float32 and float64.
 
-A block of n signals is coded at once, its arrays laid out `(…, n)` so that every operation runs along n. The residual r of the chosen
-atoms D_τ = Q R and each new direction q_s are elementwise arithmetic on the atoms themselves (`SupportFit`). Which atom comes next
-depends on the correlations of all atoms, Dᵀ r for OMP and for OLS Dᵀ q_s too, from which it follows α ← α − p_s Dᵀ q_s
-(`correlations.py`): only the choice between nearly equal atoms depends on how these are computed, and on
-`torch.set_float32_matmul_precision`.
+A block of n signals is coded at once, its arrays laid out `(…, n)` so that every operation runs along n. The residual r
+of the chosen atoms D_τ = Q R and each new direction q_s are elementwise arithmetic on the atoms themselves
+(`SupportFit`). Which atom comes next depends on the correlations of all atoms, Dᵀ r for OMP and for OLS Dᵀ q_s too,
+from which it follows α ← α − p_s Dᵀ q_s (`correlations.py`): only the choice between nearly equal atoms depends on how
+these are computed, and on `torch.set_float32_matmul_precision`.
 
-On an accelerator and in a compiled graph nothing is decided on the host, so that it compiles to one graph and never waits for a GPU.
+On an accelerator and in a compiled graph nothing is decided on the host, so that it compiles to one graph and never
+waits for a GPU.
 
-A chosen atom has no correlation left but rounding; should it win all the same, nothing else is left to explain, and `SupportFit` finds it
-dependent.
+A chosen atom has no correlation left but rounding; should it win all the same, nothing else is left to explain, and
+`SupportFit` finds it dependent.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from .correlations import BLOCK_ELEMENTS, RUN, GramForm, faster_form, row_maximu
 from .support_fit import SupportFit, column_norms
 
 
-# Numbers of a basis, or of a triangle, held at a time (signals × sparsity × features or sparsity): blocks of signals are larger than those of
-# correlations, so that an operation on them is worth its start.
+# Numbers of a basis, or of a triangle, held at a time (signals × sparsity × features or sparsity): blocks of signals
+# are larger than those of correlations, so that an operation on them is worth its start.
 _BASIS_ELEMENTS = {"cpu": 2**21, "accelerator": 2**26}
 # Correlations that are kept from step to step (signals × atoms): OLS, and the Gram form.
 _STATE_ELEMENTS = {"cpu": 2**22, "accelerator": 2**26}
@@ -37,7 +38,8 @@ def greedy_pursuit_torch(
     signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None, orthogonal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    OMP, or OLS where `orthogonal`, in blocks of signals; see [`omp`] for the arguments, which are taken as checked and of one dtype.
+    OMP, or OLS where `orthogonal`, in blocks of signals; see [`omp`] for the arguments, which are taken as checked and
+    of one dtype.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Indices and coefficients, `(N, sparsity)` each.

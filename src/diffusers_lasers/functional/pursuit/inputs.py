@@ -54,7 +54,8 @@ def pursuit_arguments(
 
 
 def check_finite_values(**tensors: torch.Tensor) -> None:
-    """Refuses NaN and infinities with a `ValueError`; inside `torch.compile` the check becomes an assertion in the graph."""
+    """Refuses NaN and infinities with a `ValueError`; inside `torch.compile` the check becomes an assertion in the
+    graph."""
     for name, tensor in tensors.items():
         # a NaN is its tensor's maximum, and two reductions are faster than a mask of as many elements
         ends = (tensor.amax(), tensor.amin()) if tensor.numel() else (tensor.new_zeros(()),)

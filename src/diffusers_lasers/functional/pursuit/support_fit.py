@@ -24,9 +24,11 @@ class SupportFit:
     Args:
         signals (`torch.Tensor` of shape `(n, features)`): Signals y.
         atoms (`torch.Tensor` of shape `(features, K)`): Atoms of unit norm, or zero.
-        scale (`torch.Tensor` of shape `(K,)`): Factors from coefficients of these atoms to the caller's; see `unit_atoms`.
+        scale (`torch.Tensor` of shape `(K,)`): Factors from coefficients of these atoms to the caller's; see
+            `unit_atoms`.
         sparsity (`int`): Largest size of a support.
-        rows (`torch.Tensor` of shape `(K, features)`, *optional*): The atoms once more, as rows: a CPU gathers them faster.
+        rows (`torch.Tensor` of shape `(K, features)`, *optional*): The atoms once more, as rows: a CPU gathers them
+            faster.
 
     Attributes:
         residual (`torch.Tensor` of shape `(features, n)`): y − QQᵀy, in units of each signal's largest entry.
@@ -66,9 +68,9 @@ class SupportFit:
 
     def add(self, slot: torch.Tensor, eligible: torch.Tensor, greedy: bool = True) -> None:
         """
-        Adds atom `slot (n,)` to the supports of the active signals among `eligible (n,)`. Where it cannot, the new direction and the
-        projection on it are 0, and a signal stops being active; unless `greedy`, it stays so, and an atom need not explain anything by
-        itself: the support was chosen as a whole.
+        Adds atom `slot (n,)` to the supports of the active signals among `eligible (n,)`. Where it cannot, the new
+        direction and the projection on it are 0, and a signal stops being active; unless `greedy`, it stays so, and an
+        atom need not explain anything by itself: the support was chosen as a whole.
         """
         s = len(self.slots)
         basis, overlaps = self.basis[:s], self.triangle[:s, s]
@@ -103,7 +105,8 @@ class SupportFit:
         self.projections.append(projection)
 
     def code(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Indices and coefficients `(n, s)`: back substitution R γ = Qᵀ y. An unused slot has projection 0, hence coefficient 0."""
+        """Indices and coefficients `(n, s)`: back substitution R γ = Qᵀ y. An unused slot has projection 0, hence
+        coefficient 0."""
         slots, used = torch.stack(self.slots), torch.stack(self.used)  # (s, n)
         values = torch.stack(self.projections)
         for s in reversed(range(len(slots))):
@@ -117,5 +120,6 @@ class SupportFit:
 
 
 def column_norms(columns: torch.Tensor) -> torch.Tensor:
-    """Euclidean lengths `(n,)` of `columns (features, n)`; `torch.linalg.vector_norm` is ten times as slow along this dimension."""
+    """Euclidean lengths `(n,)` of `columns (features, n)`; `torch.linalg.vector_norm` is ten times as slow along this
+    dimension."""
     return columns.square().sum(dim=0).sqrt()

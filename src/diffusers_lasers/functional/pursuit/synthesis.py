@@ -1,12 +1,13 @@
 r"""From sparse codes back to signals, with both gradients.
 
 `synthesize` is the linear map \(\hat y = \sum_s c_s d_{k_s}\) (LASERS, 2024, eq 12) with its plain gradient to the
-coefficients and the atoms. Forward it is an `embedding_bag`, as fast as a kernel of our own; backward the atoms' gradient is summed by the
-compiled kernel, or slot by slot where that does not apply, since `embedding_bag`'s own takes several times as long.
+coefficients and the atoms. Forward it is an `embedding_bag`, as fast as a kernel of our own; backward the atoms'
+gradient is summed by the compiled kernel, or slot by slot where that does not apply, since `embedding_bag`'s own takes
+several times as long.
 
 `projection_synthesis` is the same value seen as a function of the *signal*: for a fixed support τ the least-squares
-reconstruction is the orthogonal projection \(\hat y = D_τ (D_τ^⊤ D_τ)^{-1} D_τ^⊤ y\), so that its Jacobian is known in closed
-form. With \(g = ∂ℓ/∂\hat y\) and \(a = (D_τ^⊤ D_τ)^{-1} D_τ^⊤ g\),
+reconstruction is the orthogonal projection \(\hat y = D_τ (D_τ^⊤ D_τ)^{-1} D_τ^⊤ y\), so that its Jacobian is known in
+closed form. With \(g = ∂ℓ/∂\hat y\) and \(a = (D_τ^⊤ D_τ)^{-1} D_τ^⊤ g\),
 
     ∂ℓ/∂y = D_τ a,        ∂ℓ/∂d_{k_s} += (g − D_τ a) c_s + (y − D_τ c) a_s .
 
@@ -37,8 +38,8 @@ def synthesize(indices: torch.Tensor, coefficients: torch.Tensor, dictionary: to
         dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns.
 
     Returns:
-        `torch.Tensor` of shape `(N, features)`: The signals, in the dtype of `dictionary`; differentiable with respect to
-        `coefficients` and `dictionary`.
+        `torch.Tensor` of shape `(N, features)`: The signals, in the dtype of `dictionary`; differentiable with respect
+        to `coefficients` and `dictionary`.
 
     Raises:
         ValueError: If `indices` and `coefficients` are not of one shape `(N, sparsity)`, a type or device does not
@@ -129,7 +130,8 @@ class _ProjectionSynthesis(torch.autograd.Function):
 
 
 def _projection_gradients(gradient, signals, dictionary, indices, coefficients, reconstruction, wants_dictionary):
-    """The two formulas of the module's text, in float32 at least: gradients to `signals` and to `dictionary` (or `None`)."""
+    """The two formulas of the module's text, in float32 at least: gradients to `signals` and to `dictionary` (or
+    `None`)."""
     dtype = torch.promote_types(dictionary.dtype, torch.float32)
     g, y, c = gradient.to(dtype), signals.to(dtype), coefficients.to(dtype)
     used, slots = indices >= 0, indices.clamp_min(0)
@@ -157,12 +159,13 @@ def projection_synthesis(
     r"""
     Reconstructs signals from their least-squares codes, with the exact gradient for a fixed support.
 
-    The value equals [`synthesize`]; the gradient is that of the orthogonal projection of `signals` on their chosen atoms
-    (see the module's text), to `signals` and to `dictionary`.
+    The value equals [`synthesize`]; the gradient is that of the orthogonal projection of `signals` on their chosen
+    atoms (see the module's text), to `signals` and to `dictionary`.
 
     Args:
         signals (`torch.Tensor` of shape `(N, features)`): The coded signals.
-        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns, of lengths whose squares the dtype holds.
+        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns, of lengths whose squares the dtype
+            holds.
         indices (`torch.Tensor` of shape `(N, sparsity)`): Support found by a pursuit, −1 in unused slots.
         coefficients (`torch.Tensor` of shape `(N, sparsity)`): Least-squares coefficients on that support.
 

@@ -1,13 +1,13 @@
 r"""Vector quantisation with running-mean codebooks.
 
-A codebook of K codewords \(e_k \in \mathbb{R}^L\) codes a signal by its nearest codeword (LASERS, 2024, eqs 1–2). It is learned by
-exponential moving averages of the count \(N_k\) and the sum \(m_k\) of the signals assigned to each codeword (van den Oord et al.,
-2017, appendix A.1),
+A codebook of K codewords \(e_k \in \mathbb{R}^L\) codes a signal by its nearest codeword (LASERS, 2024, eqs 1–2). It is
+learned by exponential moving averages of the count \(N_k\) and the sum \(m_k\) of the signals assigned to each codeword
+(van den Oord et al., 2017, appendix A.1),
 
     N_k ← λ N_k + (1 − λ) n_k,    m_k ← λ m_k + (1 − λ) Σ_{assigned} y,    e_k = m_k / N_k .
 
-A codeword whose count sinks below a share of the mean count is dead; it restarts at a random signal, with its statistics reset
-so that the next average does not pull it back (espnet/espnet#6284 shows what happens otherwise).
+A codeword whose count sinks below a share of the mean count is dead; it restarts at a random signal, with its
+statistics reset so that the next average does not pull it back (espnet/espnet#6284 shows what happens otherwise).
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def codeword_statistics(
         codewords (`int`): Number of codewords.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Counts `(codewords,)` and sums `(codewords, features)`, in the dtype of `signals`.
+        `tuple[torch.Tensor, torch.Tensor]`: Counts `(codewords,)` and sums `(codewords, features)`, in the dtype of
+        `signals`.
 
     Raises:
         ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no
@@ -99,7 +100,8 @@ def update_codebook(
         running_sums (`torch.Tensor` of shape `(codewords, features)`): m_k before the step.
         counts (`torch.Tensor` of shape `(codewords,)`): n_k of this batch (over all ranks).
         sums (`torch.Tensor` of shape `(codewords, features)`): Sums of this batch (over all ranks).
-        candidates (`torch.Tensor` of shape `(codewords, features)`): Signals of this batch, where a dead codeword restarts.
+        candidates (`torch.Tensor` of shape `(codewords, features)`): Signals of this batch, where a dead codeword
+            restarts.
         decay (`float`): λ, in [0, 1).
         dead_share (`float`): A codeword is dead once N_k falls below this share of the mean of N; 0 disables revival.
 
@@ -132,8 +134,8 @@ def kmeans(
         generator (`torch.Generator`, *optional*): Source of randomness, on the CPU or the signals' device.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: The codebook `(codewords, features)` and the counts `(codewords,)` of its last
-        assignment.
+        `tuple[torch.Tensor, torch.Tensor]`: The codebook `(codewords, features)` and the counts `(codewords,)` of its
+        last assignment.
 
     Raises:
         ValueError: If `signals` is no floating-point matrix with at least one row and column, or a number is out of

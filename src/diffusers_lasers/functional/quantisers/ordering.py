@@ -1,13 +1,14 @@
 r"""The order of a codebook (Scribano et al., 2023, section 3.2.1): which codewords get neighbouring indices.
 
-Diffusion on indices treats an index as a number, so that a small error in it should be a small error in the image. The paper asks for neighbours in index to
-be nearest in space (eqs 18, 19, the latter printed with its inequality reversed); we judge the same of all triples, of which theirs are those with a neighbour,
+Diffusion on indices treats an index as a number, so that a small error in it should be a small error in the image. The
+paper asks for neighbours in index to be nearest in space (eqs 18, 19, the latter printed with its inequality reversed);
+we judge the same of all triples, of which theirs are those with a neighbour,
 
     i < j < k   ⇒   ‖c_i − c_j‖ ≤ ‖c_i − c_k‖   and   ‖c_j − c_k‖ ≤ ‖c_i − c_k‖ .
 
-The paper sorts codewords by their projection on the first principal component. That is the line of
-largest variance, which is not the order of smallest neighbour distance; the measures here judge it beside a random order, the order of the
-norms, a spectral order (Fiedler vector) and a travelling salesman's path (nearest neighbour and 2-opt).
+The paper sorts codewords by their projection on the first principal component. That is the line of largest variance,
+which is not the order of smallest neighbour distance; the measures here judge it beside a random order, the order of
+the norms, a spectral order (Fiedler vector) and a travelling salesman's path (nearest neighbour and 2-opt).
 
 An eigenvector has no sign. Here its largest entry is positive.
 """
@@ -30,7 +31,8 @@ class OrderScore(NamedTuple):
     How well an order keeps neighbours together.
 
     Args:
-        neighbour_distance (`float`): Mean distance of codewords with neighbouring indices, over the mean distance of all pairs; small is good.
+        neighbour_distance (`float`): Mean distance of codewords with neighbouring indices, over the mean distance of
+            all pairs; small is good.
         spearman (`float`): Rank correlation of |i − j| and ‖c_i − c_j‖ over all pairs; 1 is best.
         violations (`float`): Share of triples i < j < k that break either inequality; 0 is best.
     """
@@ -43,7 +45,8 @@ class OrderScore(NamedTuple):
 def _check(codebook: torch.Tensor) -> None:
     if codebook.ndim != 2 or len(codebook) < 1 or not codebook.is_floating_point():
         raise ValueError(
-            f"`codebook` must be floating point of shape (codewords, features), got {codebook.dtype} of shape {tuple(codebook.shape)}."
+            f"`codebook` must be floating point of shape (codewords, features), got {codebook.dtype} of shape "
+            f"{tuple(codebook.shape)}."
         )
 
 
@@ -93,7 +96,8 @@ def _signed(vector: torch.Tensor) -> torch.Tensor:
 
 
 def _salesman(points: torch.Tensor) -> torch.Tensor:
-    """A short open path through all points: nearest neighbours from the outermost one, then 2-opt until nothing gets shorter."""
+    """A short open path through all points: nearest neighbours from the outermost one, then 2-opt until nothing gets
+    shorter."""
     distances = torch.cdist(points, points).cpu()
     count = len(points)
     if count < 3:

@@ -1,12 +1,13 @@
 r"""Quantisers that name a vector by several indices (Scribano et al., 2023, sections 3.1.1–3.1.3).
 
-*Product* quantisation cuts the vector, rotated or not, into m parts of n / m entries and names each by its nearest codeword,
+*Product* quantisation cuts the vector, rotated or not, into m parts of n / m entries and names each by its nearest
+codeword,
 
     E(x) = (E_1(x⁽¹⁾), …, E_m(x⁽ᵐ⁾)),    D(i) = (c_{i¹}, …, c_{iᵐ})                              (eqs 11–13)
 
-(eq 12 slices by m where n / m is meant). Vector quantisation is m = 1. *Residual* quantisation adds up one codeword of each stage,
-D(i) = Σ_j c_{iʲ}  (eqs 15–17); the best sum is searched by a beam. With x · c and the products of codewords of different stages in tables, a step
-of the beam is a sum of three looked-up numbers.
+(eq 12 slices by m where n / m is meant). Vector quantisation is m = 1. *Residual* quantisation adds up one codeword of
+each stage, D(i) = Σ_j c_{iʲ}  (eqs 15–17); the best sum is searched by a beam. With x · c and the products of codewords
+of different stages in tables, a step of the beam is a sum of three looked-up numbers.
 """
 
 from __future__ import annotations
@@ -151,12 +152,13 @@ def decode_residual(indices: torch.Tensor, codebooks: torch.Tensor) -> torch.Ten
 
 def decode_channels(indices: torch.Tensor, codebooks: list[torch.Tensor], width: int) -> torch.Tensor:
     """
-    Signals of several channels, each with some of the slots: its codewords are added up where they have as many features as a signal, and stand one after the other
-    otherwise. Differentiable in the codebooks.
+    Signals of several channels, each with some of the slots: its codewords are added up where they have as many
+    features as a signal, and stand one after the other otherwise. Differentiable in the codebooks.
 
     Args:
         indices (`torch.Tensor` of shape `(N, Σ m)`): Indices of all channels' slots, int64.
-        codebooks (`list[torch.Tensor]` of shapes `(m, codewords, d)`): The codebooks of each channel, with d = `width` or m·d = `width`.
+        codebooks (`list[torch.Tensor]` of shapes `(m, codewords, d)`): The codebooks of each channel, with d = `width`
+            or m·d = `width`.
         width (`int`): Features of a signal.
 
     Returns:
