@@ -1,6 +1,6 @@
-"""What the state of a learner has to be before any of it is taken up: a file may be sealed and hold anything.
+"""Checks of a learner's saved state before it is used. A file with a correct hash may still hold wrong values.
 
-Sizes follow from the dictionary that is there, so that nothing is allocated for a number that a file only claims.
+All sizes follow from the dictionary in the state. So no memory is allocated for a size that a file only claims.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _LARGEST_COUNT = 2**62
 
 def check_state(state: dict[str, Any]) -> LearnerConfig:
     """
-    Refuses what no learner could have saved.
+    Raises an error for a state that no learner can have saved.
 
     Args:
-        state (`dict`): What `OnlineDictionaryLearner.state_dict` gave, or a file that claims it.
+        state (`dict`): A result of `OnlineDictionaryLearner.state_dict`, perhaps read from a file.
 
     Returns:
         [`LearnerConfig`]: The learner's arguments.
