@@ -30,7 +30,7 @@ _ORDER = 0  # first counter of the generators that order signals; draws for othe
 @dataclass
 class Position:
     """
-    Where a run stands in its signals.
+    The position of a run in its signals.
 
     Args:
         passes (`int`, defaults to 0): Passes completed.

@@ -140,8 +140,17 @@ class RFID(FrechetInceptionDistance):
             raise ValueError(f"`features` must be a TorchScript file, {str(file)!r} is not one.") from error
 
     def update(self, reconstructions: torch.Tensor | None, references: torch.Tensor | None) -> None:
-        """Adds a batch of pairs. One of the two may be `None`: with `reset_real_features=False`, references are added
-        once for several models."""
+        """
+        Adds a batch of pairs. One of the two may be `None`: with `reset_real_features=False`, references are added once
+        for several models.
+
+        Args:
+            reconstructions (`torch.Tensor` of shape `(B, 3, H, W)`): Reconstructions, uint8 or floats in [-1, 1].
+            references (`torch.Tensor` of shape `(B, 3, H, W)`): Original images, uint8 or floats in [-1, 1].
+
+        Raises:
+            ValueError: If a batch has another shape, type or range.
+        """
         for images, name, real in ((references, "references", True), (reconstructions, "reconstructions", False)):
             if images is None:
                 continue

@@ -97,7 +97,16 @@ class ImagePairMetric(Metric):
 
     @torch.no_grad()
     def update(self, reconstructions: torch.Tensor, references: torch.Tensor) -> None:
-        """Adds a batch of pairs."""
+        """
+        Adds a batch of pairs.
+
+        Args:
+            reconstructions (`torch.Tensor` of shape `(B, 3, H, W)`): Reconstructions, uint8 or floats in [-1, 1].
+            references (`torch.Tensor` of shape `(B, 3, H, W)`): Original images, uint8 or floats in [-1, 1].
+
+        Raises:
+            ValueError: If the two differ in shape, or have another shape, type or range.
+        """
         reconstructions = as_images(reconstructions, "reconstructions")
         references = as_images(references, "references")
         if reconstructions.shape != references.shape:

@@ -49,7 +49,16 @@ class LatentNMSE(Metric):
 
     @torch.no_grad()
     def update(self, quantized_latents: torch.Tensor, latents: torch.Tensor) -> None:
-        """Adds the latents of a batch after and before the bottleneck."""
+        """
+        Adds the latents of a batch.
+
+        Args:
+            quantized_latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents after the bottleneck.
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents before the bottleneck.
+
+        Raises:
+            ValueError: If the shapes differ or do not have `num_channels` channels.
+        """
         if quantized_latents.shape != latents.shape or latents.ndim != 4 or latents.shape[1] != self.sums.numel():
             raise ValueError(
                 f"`quantized_latents` and `latents` must both be (B, {self.sums.numel()}, H, W), got "
