@@ -130,7 +130,7 @@ def test_a_state_of_other_arguments_is_refused():
     state = OnlineDictionaryLearner(**ARGUMENTS).fit(SIGNALS, steps=2, progress=False).state_dict()
     for arguments in ({"num_atoms": 63}, {"batch_size": 49}, {"seed": 4}, {"dtype": torch.float64}):
         other = OnlineDictionaryLearner(**ARGUMENTS | arguments)
-        with pytest.raises(ValueError, match=f"`state` must have {next(iter(arguments))} .* as this learner"):
+        with pytest.raises(ValueError, match=f"`state` must have {next(iter(arguments))} .* like this learner"):
             other.load_state_dict(state)
         assert other.dictionary is None
 

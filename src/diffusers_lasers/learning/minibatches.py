@@ -70,7 +70,7 @@ def as_signals(signals: torch.Tensor | np.ndarray, features: int | None = None) 
             f"{tuple(signals.shape)}."
         )
     if features is not None and signals.shape[1] != features:
-        raise ValueError(f"`signals` must have {features} features as the dictionary, got {signals.shape[1]}.")
+        raise ValueError(f"`signals` must have {features} features like the dictionary, got {signals.shape[1]}.")
     return signals
 
 

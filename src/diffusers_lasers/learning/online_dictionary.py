@@ -329,7 +329,7 @@ class OnlineDictionaryLearner:
         features = head.shape[1]
         if isinstance(self.init, torch.Tensor):
             if self.init.shape[0] != features:
-                raise ValueError(f"`init` must have {features} features as `signals`, got {self.init.shape[0]}.")
+                raise ValueError(f"`init` must have {features} features like `signals`, got {self.init.shape[0]}.")
             dictionary = normalize_atoms(self.init.to(self.dtype))
         elif self.init == "random":
             dictionary = random_dictionary(features, self.config.num_atoms, generator, head.device, self.dtype)
@@ -407,7 +407,9 @@ class OnlineDictionaryLearner:
         theirs = check_state(state)
         for name, value in asdict(self.config).items():
             if getattr(theirs, name) != value:
-                raise ValueError(f"`state` must have {name} {value!r} as this learner, got {getattr(theirs, name)!r}.")
+                raise ValueError(
+                    f"`state` must have {name} {value!r} like this learner, got {getattr(theirs, name)!r}."
+                )
         self.reset()
         self.step, self.position, self.change = state["step"], Position(*state["position"]), state.get("change")
         self.init = state.get("init", self.init)

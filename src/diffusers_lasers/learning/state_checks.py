@@ -34,17 +34,17 @@ def check_state(state: dict[str, Any]) -> LearnerConfig:
     config = _config(state.get("config"))
     given = config.init == "given"
     if given != ("init" in state):
-        _refuse("init", state.get("init"), "a tensor where the arguments say 'given', and missing otherwise")
+        _refuse("init", state.get("init"), "a tensor if the `init` of `config` is 'given', and none otherwise")
     if given:
         check_init(state["init"], config.num_atoms)
     for name, value in (("step", state.get("step")), *zip(("position",) * 3, _three(state.get("position")))):
         if not _is_integer(value) or not 0 <= value < _LARGEST_COUNT:
-            _refuse(name, value, "of integers of at least 0")
+            _refuse(name, value, "an integer of at least 0" if name == "step" else "three integers of at least 0")
     _number(state, "change", optional=True)
     tensors = ("code_statistics", "signal_statistics", "counts", "revived")
     if "dictionary" not in state:
         if state["step"] or any(name in state for name in (*tensors, "scale")):
-            _refuse("dictionary", None, "there after the first step")
+            _refuse("dictionary", None, "after the first step")
         return config
     _number(state, "scale")
     if not state["scale"] > 0:
@@ -65,7 +65,7 @@ def check_state(state: dict[str, Any]) -> LearnerConfig:
         if not isinstance(value, torch.Tensor) or value.shape != shape or value.dtype != kind:
             _refuse(name, value, f"{kind} of shape {shape}")
         if not (value.isfinite() if kind.is_floating_point else value >= 0).all():
-            _refuse(name, value, "finite and, where it counts, not negative")
+            _refuse(name, value, "of finite numbers" if kind.is_floating_point else "of integers of at least 0")
     return config
 
 

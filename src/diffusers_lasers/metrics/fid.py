@@ -132,12 +132,12 @@ class RFID(FrechetInceptionDistance):
     def _load(file: Path) -> nn.Module:
         if not file.is_file():
             raise FileNotFoundError(
-                f"`features` must be 'inception' or a TorchScript file, {str(file)!r} does not exist."
+                f"`features` must be 'inception' or a TorchScript file, got {str(file)!r}, which does not exist."
             )
         try:
             return torch.jit.load(file, map_location="cpu")
         except RuntimeError as error:
-            raise ValueError(f"`features` must be a TorchScript file, {str(file)!r} is not one.") from error
+            raise ValueError(f"`features` must be a TorchScript file, got {str(file)!r}, which is not one.") from error
 
     def update(self, reconstructions: torch.Tensor | None, references: torch.Tensor | None) -> None:
         """

@@ -63,7 +63,7 @@ class CodeRate(Metric):
         keep_apart(self)
         coder = model.coder
         if not coder.levels:
-            raise ValueError(f"`model` must make codes, {type(coder).__name__} does not.")
+            raise ValueError(f"`model` must make codes, got {type(coder).__name__}, which makes none.")
         self.levels, self.ordered, self.bits = coder.levels, coder.ordered, coder.coefficient_bits
         self.nominal_bits_per_site, self.scale = coder.bits_per_site, coder.slot_scales
         slots = len(self.levels)

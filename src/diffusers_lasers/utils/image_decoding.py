@@ -90,7 +90,7 @@ def to_rgb(image: Any, name: str) -> Image.Image:
         if image is None:
             raise ValueError("its cell is empty")
         if isinstance(image, (str, os.PathLike)) and os.path.exists(image) and not os.path.isfile(image):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         if isinstance(image, np.ndarray):
             image = Image.fromarray(_array_levels(image))
         if isinstance(image, Image.Image):
@@ -98,7 +98,7 @@ def to_rgb(image: Any, name: str) -> Image.Image:
         if isinstance(image, (bytes, bytearray, memoryview)):
             image = io.BytesIO(image)
         if not (isinstance(image, (str, os.PathLike)) or hasattr(image, "read")):
-            raise TypeError(f"it is no image but of type {type(image).__name__}")
+            raise TypeError(f"it is not an image but of type {type(image).__name__}")
         with Image.open(image, formats=list(picture_formats())) as opened:
             return _picture(opened)
     except MemoryError:  # not an error of the image
@@ -171,15 +171,15 @@ def _array_levels(values: np.ndarray) -> np.ndarray:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if values.ndim not in (2, 3) or (values.ndim == 3 and not 2 <= values.shape[2] <= 4) or 0 in values.shape:
-        raise ValueError(f"its shape must be (height, width) or (height, width, 1 to 4), it is {values.shape}")
+        raise ValueError(f"its shape must be (height, width) or (height, width, 1 to 4), got {values.shape}")
     if values.dtype.kind == "f":
         if not (values.min() >= 0 and values.max() <= 1):  # also false for NaN
-            raise ValueError(f"its floats must be in [0, 1], they are in [{values.min():.4g}, {values.max():.4g}]")
+            raise ValueError(f"its floats must be in [0, 1], got values in [{values.min():.4g}, {values.max():.4g}]")
         return (values * 255).round().astype(np.uint8)
     if values.dtype == bool:
         return values.astype(np.uint8) * np.uint8(255)
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if values.dtype != np.uint8:
-        raise ValueError(f"its values must be bool, uint8, uint16 or floats in [0, 1], they are {values.dtype}")
+        raise ValueError(f"its values must be bool, uint8, uint16 or floats in [0, 1], got {values.dtype}")
     return np.ascontiguousarray(values)

@@ -74,7 +74,7 @@ class LasersModelMixin(LasersHubMixin):
         for what, names in (("lack", result[1]), ("also hold", result[2])):
             if names:
                 raise ValueError(
-                    f"The weights of {where} must be those of its configuration, they {what} {_list(names)}."
+                    f"The weights of {where} must be those of its configuration: they {what} {_list(names)}."
                 )
         if kwargs.get("dtype") == torch.float16:  # its largest number is 65504
             loaded = {name: tensor for name, tensor in model.state_dict().items() if tensor.device.type != "meta"}
