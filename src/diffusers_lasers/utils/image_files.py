@@ -110,7 +110,7 @@ def _walk(folder: str, skipped: Counter[str]) -> Iterator[str]:
         place = os.stat(parent)
         if (place.st_dev, place.st_ino) in seen:  # a link led to a folder that was already read
             folders.clear()
-            skipped["folders that links lead to again"] += 1
+            skipped["folders that were already read"] += 1
             continue
         seen.add((place.st_dev, place.st_ino))
         # real folders before links, so that a picture is listed under its real path
@@ -120,7 +120,7 @@ def _walk(folder: str, skipped: Counter[str]) -> Iterator[str]:
             if os.path.isfile(path):
                 yield path
             else:
-                skipped["links that lead nowhere" if os.path.islink(path) else "that are no regular files"] += 1
+                skipped["broken links" if os.path.islink(path) else "not regular files"] += 1
 
 
 def _kept(paths: Iterable[str], root: str, skipped: Counter[str]) -> list[str]:
@@ -132,7 +132,7 @@ def _kept(paths: Iterable[str], root: str, skipped: Counter[str]) -> list[str]:
         if any(part.startswith(".") or part.lower() in _HIDDEN for part in Path(os.path.relpath(path, root)).parts):
             skipped["hidden"] += 1
         elif suffix not in known:
-            skipped[f"no images ({suffix or 'without a suffix'})"] += 1
+            skipped[f"not images ({suffix or 'without a suffix'})"] += 1
         else:
             kept.append(path)
     return sorted(kept)
