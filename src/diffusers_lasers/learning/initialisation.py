@@ -63,6 +63,5 @@ def _first_dictionary(signals: torch.Tensor, atoms: int, generator: torch.Genera
     if unchanged:
         parts.append(dictionary_from_signals(usable, unchanged, generator=generator))
     if atoms > unchanged + 1:
-        rest = torch.where(long, rest, 0.0)
-        parts.append(dictionary_from_signals(rest, atoms - unchanged - 1, generator=generator))
+        parts.append(dictionary_from_signals(torch.where(long, rest, 0.0), atoms - unchanged - 1, generator=generator))
     return torch.cat(parts, dim=1)

@@ -62,14 +62,14 @@ def read_state(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         with safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-        valid = metadata["kind"] == kind and metadata["sha256"] == _digest(kind, metadata["values"], tensors)
+        intact = metadata["kind"] == kind and metadata["sha256"] == _digest(kind, metadata["values"], tensors)
         values = json.loads(metadata["values"])
-        valid = valid and isinstance(values, dict)
+        intact = intact and isinstance(values, dict)
     # AttributeError and RuntimeError: a dtype that torch does not have or cannot copy; RuntimeError also covers
     # RecursionError, from deeply nested JSON
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):
-        valid = False
-    if not valid:
+        intact = False
+    if not intact:
         raise ValueError(
             f"`path` must be the unchanged file of a saved {kind}, got {os.fspath(path)!r}, which is truncated, "
             "changed or another file."
