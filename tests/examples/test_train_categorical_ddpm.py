@@ -1,4 +1,5 @@
-"""Runs examples/train_categorical_ddpm.py as a user does, on a few small pictures: every parameterization, resuming, what it refuses."""
+"""Runs examples/train_categorical_ddpm.py as a user does, on a few small pictures: every parameterization, resuming,
+what it refuses."""
 
 import importlib.util
 import json

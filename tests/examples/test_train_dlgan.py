@@ -1,4 +1,5 @@
-"""The options of examples/train_dlgan.py, in this process, on small pictures; test_train_dlgan_processes.py launches it."""
+"""The options of examples/train_dlgan.py, in this process, on small pictures; test_train_dlgan_processes.py launches
+it."""
 
 import argparse
 import json

@@ -340,8 +340,8 @@ def assert_alike(first, second, folders=(".",)):
             torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda text: f"{name}: {text}")
 
 
-# Adam divides by the gradient's size: a larger ε keeps it from blowing up the rounding of vanishing gradients. Revival draws from rank 0's
-# signals, and a coefficient on the border of two cells of the quantiser may fall into either.
+# Adam divides by the gradient's size: a larger ε keeps it from blowing up the rounding of vanishing gradients. Revival
+# draws from rank 0's signals, and a coefficient on the border of two cells of the quantiser may fall into either.
 COMPARABLE = {"revive_every": 0, "coefficient_bits": 0, "adam_epsilon": 1e-3}
 # The flags of two processes that train as one with the whole batch.
 HALVES = {name: value for name, value in {**FLAGS, **COMPARABLE}.items() if name != "gradient_accumulation_steps"}
@@ -385,8 +385,9 @@ def test_two_processes_train_as_one_that_accumulates(train, data, tmp_path):
 
 
 def test_two_processes_share_the_sums_of_block_coordinate_descent(train, data, tmp_path):
-    # Three steps. Eq 27 divides by diagonal entries that are 1e-4 of the largest, so that sums which agree to 3e-7 give atoms that agree to 2e-6. The
-    # first atom takes nearly all of a site's energy here, and what is left is small enough for a support to flip by that in a later step.
+    # Three steps. Eq 27 divides by diagonal entries that are 1e-4 of the largest, so that sums which agree to 3e-7 give
+    # atoms that agree to 2e-6. The first atom takes nearly all of a site's energy here, and what is left is small
+    # enough for a support to flip by that in a later step.
     flags = {**data, **HALVES, "dictionary_update": "bcd", "max_train_steps": 3, "checkpointing_steps": 1}
     del flags["checkpoints_total_limit"]
     train(**{**flags, "train_batch_size": 4}, output_dir=tmp_path / "one")

@@ -1,4 +1,5 @@
-"""Runs examples/train_refiner.py on a few pictures: it learns, the refiner joins a pipeline, the loss is L1 and SSIM."""
+"""Runs examples/train_refiner.py on a few pictures: it learns, the refiner joins a pipeline, the loss is L1 and
+SSIM."""
 
 import importlib.util
 import json
@@ -45,7 +46,8 @@ def test_it_learns_and_joins_a_pipeline(script, tmp_path):
     script.cli(
         [
             "--codec", str(tmp_path / "codec"), "--train_data_dir", str(tmp_path / "images"), "--validation_data_dir",
-            str(tmp_path / "images"), "--pipeline", str(tmp_path / "pipeline"), "--resolution", "16", "--max_train_steps",
+            str(tmp_path / "images"), "--pipeline", str(tmp_path / "pipeline"), "--resolution", "16",
+            "--max_train_steps",
             "60", "--learning_rate", "2e-3", "--lr_warmup_steps", "5", "--block_out_channels", "16", "32",
             "--train_batch_size", "6", "--output_dir", str(tmp_path / "out"),
         ]

@@ -1,4 +1,5 @@
-"""The dictionary's update without a learning rate, in training: against dense float64 algebra, over ranks, resumed, in use."""
+"""The dictionary's update without a learning rate, in training: against dense float64 algebra, over ranks, resumed, in
+use."""
 
 import os
 

@@ -1,4 +1,5 @@
-"""Codes on the disk are those of the images and the model that are asked for, whoever else makes some at once, whatever was killed."""
+"""Codes on the disk are those of the images and the model that are asked for, whoever else makes some at once, whatever
+was killed."""
 
 import multiprocessing
 import os
@@ -167,7 +168,8 @@ def test_processes_that_start_at_once_share_one_making(tmp_path):
 
 KILLED = """
 codes = np.arange(24).reshape(6, 2, 2, 1) % 16
-def get(folder): return cached_codes(folder / "codes", "train", {"a": 1}, lambda: [codes[:4], codes[4:]], codes.shape, 16)
+def parts(): return [codes[:4], codes[4:]]
+def get(folder): return cached_codes(folder / "codes", "train", {"a": 1}, parts, codes.shape, 16)
 def prepare(folder): pass
 def write(folder): get(folder)
 def check(folder, ended):

@@ -148,7 +148,8 @@ def test_modes_of_the_autoencoders_parts_are_kept():
 
 @pytest.mark.parametrize("name", ["dictionary", "vq", "int4", "fsq"])
 def test_latents_are_sent_to_the_bottlenecks_device(name, monkeypatch):
-    """They are kept on the CPU. Without a GPU here: what `signals` is given has been through `.to(device of the bottleneck)`."""
+    """They are kept on the CPU. Without a GPU here: what `signals` is given has been through `.to(device of the
+    bottleneck)`."""
     bottleneck = BOTTLENECKS[name]()
     sent, seen, original, signals = [], [], torch.Tensor.to, type(bottleneck).signals
 

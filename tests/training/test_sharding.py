@@ -1,4 +1,5 @@
-"""Sharding, in two gloo processes and compared with one: what is cut and what stays whole, steps, states; and the same functions without it."""
+"""Sharding, in two gloo processes and compared with one: what is cut and what stays whole, steps, states; and the same
+functions without it."""
 
 import copy
 import functools
@@ -48,7 +49,8 @@ def images(step, rows=slice(None)):
 def train(network, sharded=None, rows=slice(None), steps=range(STEPS), optimizer=None, average=None):
     """Steps on two micro-batches each; gives the optimiser, the average and the gradients' norms."""
     if optimizer is None:
-        # one operation on many parameters is the default on a GPU; asked for here, on a mixture of sharded and whole ones
+        # one operation on many parameters is the default on a GPU; asked for here, on a mixture of sharded and whole
+        # ones
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, eps=1e-3, foreach=True)
         average = ModelAverage(network, decay=0.5)
         if sharded is not None:
