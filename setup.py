@@ -1,7 +1,7 @@
 """Packaging of diffusers_lasers.
 
-Every dependency stands once, with its bounds, in `_deps`; the extras below name packages only. `requirements/constraints.txt`
-holds the exact versions that the tests were run with.
+Every dependency stands once, with its bounds, in `_deps`; the extras below name packages only.
+`requirements/constraints.txt` holds the exact versions that the tests were run with.
 """
 
 import re
@@ -98,7 +98,8 @@ init = (ROOT / "src/diffusers_lasers/__init__.py").read_text(encoding="utf-8")
 version = re.search(r'^__version__ = "(.+)"$', init, re.MULTILINE)[1]
 
 # Sparse coding on the CPU, in plain C. Optional: without a compiler the package installs and computes with torch alone.
-# One build serves every Python from 3.10 on by the stable ABI, which free-threaded ones (3.13t, 3.14t) do not have: they get builds of their own.
+# One build serves every Python from 3.10 on by the stable ABI, which free-threaded ones (3.13t, 3.14t) do not have:
+# they get builds of their own.
 STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 CSRC = "src/diffusers_lasers/csrc"
 kernels = Extension(
@@ -115,7 +116,8 @@ kernels = Extension(
 setup(
     name="diffusers_lasers",
     version=version,
-    description="Structured latent codes for diffusers: sparse dictionary codes and their peers, with the bits they cost",
+    description="Structured latent codes for diffusers: sparse dictionary codes and their peers, "
+    "with the bits they cost",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     keywords="diffusers autoencoder latent dictionary-learning sparse-coding vector-quantization compression",

@@ -28,8 +28,8 @@ from pathlib import Path
 
 # Before anything imports huggingface_hub: no test reaches for the Hub, and a name that is no folder fails at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Tests compute on the CPU, also where there is a GPU: they compare with what this process computes, to the bit in places. `make test_cuda`
-# runs those that need one, and they alone see it.
+# Tests compute on the CPU, also where there is a GPU: they compare with what this process computes, to the bit in
+# places. `make test_cuda` runs those that need one, and they alone see it.
 if not os.environ.get("DIFFUSERS_LASERS_TEST_CUDA"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Before anything imports torch: workers share the cores, in their own processes and in those that they start.
@@ -155,7 +155,8 @@ result["kills"] = kills // {stride}
 
 
 def kill_everywhere(imports: str, write: str, folder: Path, stride: int = 1) -> int:
-    """Kills `write(folder)` at every `stride`-th boundary of its system calls, each time on what `prepare(folder)` made; `check(folder, ended)` looks.
+    """Kills `write(folder)` at every `stride`-th boundary of its system calls, each time on what `prepare(folder)`
+    made; `check(folder, ended)` looks.
 
     `write` is the source of the three functions. The number of kills comes back.
     """
@@ -172,7 +173,8 @@ def killed_everywhere():
 
 
 def run_ranks(worker: Callable, folder: Path) -> list[dict]:
-    """Runs `worker(rank, port, folder)` in two processes for a gloo group; what rank r saves as `r.pt` in `folder` comes back."""
+    """Runs `worker(rank, port, folder)` in two processes for a gloo group; what rank r saves as `r.pt` in `folder`
+    comes back."""
     import torch
 
     with socket.socket() as probe:
@@ -205,7 +207,8 @@ def never_waiting():
 
 
 def run_here(script: Path, *words: object) -> tuple[int, str, str]:
-    """Runs a script as `python SCRIPT WORDS…` does, but in this process, which has imported torch already: code, stdout, stderr."""
+    """Runs a script as `python SCRIPT WORDS…` does, but in this process, which has imported torch already: code,
+    stdout, stderr."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     argv, path, modules = sys.argv, list(sys.path), set(sys.modules)
     sys.argv = [str(script), *map(str, words)]

@@ -2,11 +2,12 @@
 
     python utils/check_repo.py [--root .]
 
-Public is what the lazy root offers, and what stands in an `__all__` under src/diffusers_lasers. Every package states one, and
+Public is what the lazy root offers, and what stands in an `__all__` under src/diffusers_lasers. Every package states
+one, and
 
-* exported: a name of an `__all__` is bound in that module; a class that diffusers can load (a `ModelMixin`, `SchedulerMixin`
-  or `DiffusionPipeline`) is offered by the lazy root, without which `model_index.json` could not name it; what the lazy root
-  offers is bound in the module that it names;
+* exported: a name of an `__all__` is bound in that module; a class that diffusers can load (a `ModelMixin`,
+  `SchedulerMixin` or `DiffusionPipeline`) is offered by the lazy root, without which `model_index.json` could not name
+  it; what the lazy root offers is bound in the module that it names;
 * documented: `[[autodoc]] …Name` stands on a page of docs/source/en, or `NAME` in code style for a constant;
 * tested: the name stands, as a word, in a Python file under tests/.
 

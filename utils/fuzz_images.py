@@ -308,7 +308,8 @@ def main():
     totals = {kind: sum(number for (_, found), number in counts.items() if found == kind) for kind in kinds}
     print("| all | " + " | ".join(map(str, totals.values())) + " |")
     print(
-        f"\n{sum(totals.values())} files, Pillow {Image.__version__}, seed {args.seed}, {seconds:.0f} s: {len(failures)} failures."
+        f"\n{sum(totals.values())} files, Pillow {Image.__version__}, seed {args.seed}, {seconds:.0f} s: "
+        f"{len(failures)} failures."
     )
     return 1 if failures else 0
 

@@ -18,7 +18,8 @@ from diffusers_lasers.functional import support_bits
 
 
 def sparse_rows(rows, atoms, sparsity, seed, scale=None, bits=None):
-    """Random supports of any size with their unused slots last, and coefficients: floats, or points of the quantiser."""
+    """Random supports of any size with their unused slots last, and coefficients: floats, or points of the
+    quantiser."""
     generator = torch.Generator().manual_seed(seed)
     indices = torch.rand(rows, atoms, generator=generator).argsort(dim=1)[:, :sparsity]
     sizes = torch.randint(0, sparsity + 1, (rows, 1), generator=generator)

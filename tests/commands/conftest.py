@@ -37,7 +37,8 @@ def picture(width, height, seed=0):
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    """Models `dl`, `shared`, `vq`, `none`, `codec`, `unfitted`, `bottleneck`, `unet`, a `pipeline`, and pictures `a.png` and `b.png`."""
+    """Models `dl`, `shared`, `vq`, `none`, `codec`, `unfitted`, `bottleneck`, `unet`, a `pipeline`, and pictures
+    `a.png` and `b.png`."""
     folder = tmp_path_factory.mktemp("saved")
     model = autoencoder("dictionary", num_atoms=20, sparsity=3, coefficient_bits=6)
     model.save_pretrained(folder / "dl")

@@ -1,4 +1,5 @@
-"""examples/app.py: its results against other computations, its cache against crashes, and the page in a real browser."""
+"""examples/app.py: its results against other computations, its cache against crashes, and the page in a real
+browser."""
 
 import copy
 import io
@@ -431,7 +432,8 @@ def test_scripts_run_with_the_demos_arguments_and_the_log_is_followed(tmp_path, 
     fitted = fit_codec.parse_args(app_models.command("fit_codec.py", tmp_path, app_models.FITTING)[2:])
     assert fitted.notation == "OPQ-{32-8-8}" and fitted.train_data_dir is None
 
-    script = "import pathlib, sys, time; pathlib.Path(sys.argv[1], 'training_log.jsonl').write_text('{\"step\": 150}\\n{\"st')"
+    script = "import pathlib, sys, time; log = pathlib.Path(sys.argv[1], 'training_log.jsonl')"
+    script += '; log.write_text(\'{"step": 150}\\n{"st\')'
     monkeypatch.setattr(
         app_models, "command", lambda *a: [sys.executable, "-c", f"{script}; time.sleep(0.8)", str(tmp_path)]
     )

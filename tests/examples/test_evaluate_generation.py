@@ -1,4 +1,5 @@
-"""Runs examples/evaluate_generation.py on tiny pipelines: figures against torchmetrics on the same features, floor, pictures, errors."""
+"""Runs examples/evaluate_generation.py on tiny pipelines: figures against torchmetrics on the same features, floor,
+pictures, errors."""
 
 import importlib.util
 import json

@@ -1,4 +1,5 @@
-"""Runs examples/fit_codec.py and examples/benchmark_codec.py as a user does, on small pictures, and checks their figures against other computations."""
+"""Runs examples/fit_codec.py and examples/benchmark_codec.py as a user does, on small pictures, and checks their
+figures against other computations."""
 
 import importlib.util
 import io
@@ -39,7 +40,8 @@ def pictures(tmp_path_factory):
 def fitted(pictures, tmp_path_factory, here):
     folder = tmp_path_factory.mktemp("fit") / "pq"
     code, out, err = here(
-        EXAMPLES / "fit_codec.py", "--train_data_dir", pictures, "--validation_data_dir", pictures, "--notation", "PQ-{16-4-4}",
+        EXAMPLES / "fit_codec.py", "--train_data_dir", pictures, "--validation_data_dir", pictures, "--notation",
+        "PQ-{16-4-4}",
         "--codebook_bits", 4, "--patch_size", 4, "--max_patches", 2000, "--iterations", 5, "--output_dir", folder,
     )  # fmt: skip
     assert code == 0, err
@@ -125,7 +127,8 @@ def benchmark(fitted, pictures, tmp_path_factory, apart):
     torch.manual_seed(0)
     PerceptualSimilarity("squeeze").save_pretrained(folder / "lpips")
     code, output, said = apart(
-        EXAMPLES / "benchmark_codec.py", fitted[0], "--data", pictures, "--lpips_weights", folder / "lpips", "--wrapped_uint8",
+        EXAMPLES / "benchmark_codec.py", fitted[0], "--data", pictures, "--lpips_weights", folder / "lpips",
+        "--wrapped_uint8",
         "--per_image", "--repeats", 1, "--grid_crop", 40, "--output_dir", folder / "out",
     )  # fmt: skip
     assert code == 0, said

@@ -1,4 +1,5 @@
-"""The training scripts and the command line on a GPU, as a user runs them: mixed precision, resumption, NCCL. Skipped without a GPU."""
+"""The training scripts and the command line on a GPU, as a user runs them: mixed precision, resumption, NCCL. Skipped
+without a GPU."""
 
 import json
 import math
@@ -97,7 +98,8 @@ def test_dlgan_over_nccl(photos, tmp_path, config):
 
 
 def test_runs_on_the_gpu_and_on_the_cpu_start_alike(photos, tmp_path):
-    """The same seed gives the same weights and batches on both: the first loss is the same up to TF32 in convolutions."""
+    """The same seed gives the same weights and batches on both: the first loss is the same up to TF32 in
+    convolutions."""
     flags = {**DLGAN, "train_data_dir": photos, "validation_data_dir": photos, "max_train_steps": 1, "log_steps": 1}
     for name, place in (("gpu", ()), ("cpu", ("--cpu",))):
         launch("train_dlgan.py", words(**flags, output_dir=tmp_path / name), *one_gpu("no"), *place)
@@ -120,9 +122,11 @@ def codec(tmp_path_factory):
 def test_diffusion_on_indices(photos, codec, tmp_path, parameterization, precision):
     out = tmp_path / "out"
     flags = {
-        "codec": codec, "train_data_dir": photos, "validation_data_dir": photos, "output_dir": out, "codes_dir": tmp_path / "codes",
+        "codec": codec, "train_data_dir": photos, "validation_data_dir": photos, "output_dir": out,
+        "codes_dir": tmp_path / "codes",
         "resolution": 16, "train_batch_size": 4, "block_out_channels": 32, "num_inference_steps": 3, "log_steps": 1,
-        "num_validation_images": 2, "parameterization": parameterization, "self_conditioning": None, "snr_gamma": 5, "use_ema": None,
+        "num_validation_images": 2, "parameterization": parameterization, "self_conditioning": None, "snr_gamma": 5,
+        "use_ema": None,
         "max_train_steps": 6, "report_to": "none",
     }  # fmt: skip
     launch("train_categorical_ddpm.py", words(**flags), *one_gpu(precision))

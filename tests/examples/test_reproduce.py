@@ -1,4 +1,5 @@
-"""Runs examples/reproduce/run.py on configurations of its own, and checks that the real ones name runs, scripts and flags that exist."""
+"""Runs examples/reproduce/run.py on configurations of its own, and checks that the real ones name runs, scripts and
+flags that exist."""
 
 import importlib.util
 import json
@@ -74,7 +75,8 @@ if value == "fail":
 values = [json.loads((pathlib.Path(o) / "results.json").read_text())["models"][0]["psnr"] for o in others]
 with open(pathlib.Path(folder) / "calls", "a") as calls:
     calls.write("x")
-(pathlib.Path(folder) / "results.json").write_text(json.dumps({"models": [{"name": "a", "psnr": float(value) + sum(values)}]}))
+results = {"models": [{"name": "a", "psnr": float(value) + sum(values)}]}
+(pathlib.Path(folder) / "results.json").write_text(json.dumps(results))
 from PIL import Image
 Image.new("RGB", (2000, 20), "red").save(pathlib.Path(folder) / "grid.png")
 """
@@ -275,7 +277,8 @@ def test_a_run_that_was_interrupted_can_begin_again(runner, scale):
 
 
 def test_a_script_finds_its_folder_as_it_left_it(house):
-    """The runner's own files are beside it, so that a script which refuses a folder with something in it begins at all."""
+    """The runner's own files are beside it, so that a script which refuses a folder with something in it begins at
+    all."""
     run, here, out = house
     guard = "import os, sys\nassert not os.listdir(sys.argv[1]), os.listdir(sys.argv[1])\n"
     (here / "script.py").write_text(guard + SCRIPT)

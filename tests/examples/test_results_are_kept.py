@@ -1,4 +1,5 @@
-"""What is the same of all small scripts: a result is on the disk before it is judged, what is wrong is found before the work, no token is written."""
+"""What is the same of all small scripts: a result is on the disk before it is judged, what is wrong is found before the
+work, no token is written."""
 
 import importlib.util
 import logging
@@ -24,10 +25,12 @@ from diffusers_lasers import (
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MAKERS = {
     "fit_codec": "--notation PQ-{8-4-4} --patch_size 4 --codebook_bits 4 --max_patches 500 --iterations 2",
-    "fit_latent_bottleneck": "--autoencoder {at}/vae --resolution 16 --num_symbols 8 --sparsity 2 --passes 1 --device cpu",
-    "train_refiner": "--codec {at}/codec --resolution 16 --train_batch_size 4 --max_train_steps 2 --block_out_channels 16",
-    "train_categorical_ddpm": "--codec {at}/codec --resolution 16 --train_batch_size 4 --max_train_steps 2 --block_out_channels 32 "
-    "--num_inference_steps 2 --num_validation_images 2",
+    "fit_latent_bottleneck": "--autoencoder {at}/vae --resolution 16 --num_symbols 8 --sparsity 2 --passes 1 "
+    "--device cpu",
+    "train_refiner": "--codec {at}/codec --resolution 16 --train_batch_size 4 --max_train_steps 2 "
+    "--block_out_channels 16",
+    "train_categorical_ddpm": "--codec {at}/codec --resolution 16 --train_batch_size 4 --max_train_steps 2 "
+    "--block_out_channels 32 --num_inference_steps 2 --num_validation_images 2",
 }
 SAVED = {
     "fit_codec": (ModelBasedVQCodec, "."),
@@ -36,12 +39,15 @@ SAVED = {
     "train_categorical_ddpm": (CategoricalUNet2DModel, "unet"),
 }
 JUDGES = {
-    "evaluate_generation": "{at}/pipeline --data {at}/photos --features {at}/features.pt --feature_resize 0 --num_images 4 --kid_subset_size 3 "
-    "--num_inference_steps 2 --device cpu",
-    "evaluate_autoencoder": "{at}/dl {at}/dl2 --data {at}/photos --resolution 16 --lpips_weights {at}/none --device cpu",
-    "benchmark_codec": "{at}/codec --data {at}/photos --formats jpeg --repeats 1 --lpips_weights {at}/none --device cpu",
-    "evaluate_retrofit": "--autoencoder {at}/vae --train_data_dir {at}/photos --validation_data_dir {at}/photos --resolution 16 --grid none "
-    "--configurations scalar:bits=4 scalar:bits=6 --image_metrics 2 --lpips_weights {at}/none --device cpu",
+    "evaluate_generation": "{at}/pipeline --data {at}/photos --features {at}/features.pt --feature_resize 0 "
+    "--num_images 4 --kid_subset_size 3 --num_inference_steps 2 --device cpu",
+    "evaluate_autoencoder": "{at}/dl {at}/dl2 --data {at}/photos --resolution 16 --lpips_weights {at}/none "
+    "--device cpu",
+    "benchmark_codec": "{at}/codec --data {at}/photos --formats jpeg --repeats 1 --lpips_weights {at}/none "
+    "--device cpu",
+    "evaluate_retrofit": "--autoencoder {at}/vae --train_data_dir {at}/photos --validation_data_dir {at}/photos "
+    "--resolution 16 --grid none --configurations scalar:bits=4 scalar:bits=6 --image_metrics 2 "
+    "--lpips_weights {at}/none --device cpu",
     "reproduce/model_pictures": "{at}/dl {at}/dl2 --data {at}/photos --resolution 16 --map pca --device cpu",
 }
 

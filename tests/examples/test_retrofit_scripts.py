@@ -1,4 +1,5 @@
-"""Runs examples/fit_latent_bottleneck.py and examples/evaluate_retrofit.py on a tiny autoencoder, and checks their figures against other computations."""
+"""Runs examples/fit_latent_bottleneck.py and examples/evaluate_retrofit.py on a tiny autoencoder, and checks their
+figures against other computations."""
 
 import importlib.util
 import json
@@ -47,7 +48,8 @@ def folder(tmp_path_factory):
             coarse.resize((40, 36), Image.Resampling.BICUBIC).save(folder / split / f"{number}.png")
     torch.manual_seed(0)
     AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
         norm_num_groups=4, latent_channels=4, scaling_factor=0.5,
     ).save_pretrained(folder / "pipeline" / "vae")  # fmt: skip
     PerceptualSimilarity("squeeze").save_pretrained(folder / "lpips")
@@ -116,7 +118,8 @@ def test_fits_the_other_bottlenecks(folder, tmp_path, flags, monkeypatch):
 
 
 def test_every_family_is_judged_at_its_rate(folder, tmp_path, apart):
-    configurations = "dictionary:K=32,S=1 dictionary:K=32,S=3,pursuit=ols,scale=shared dictionary:K=64,S=3,p=2,tolerance=0.3 vq:K=16 rvq:K=16,D=1 rvq:K=16,D=3"
+    configurations = "dictionary:K=32,S=1 dictionary:K=32,S=3,pursuit=ols,scale=shared"
+    configurations += " dictionary:K=64,S=3,p=2,tolerance=0.3 vq:K=16 rvq:K=16,D=1 rvq:K=16,D=3"
     configurations += " fsq:levels=5,channels=2 scalar:bits=4 scalar:bits=8 klt:step=0.2 klt:step=0.6 float:bits=16"
     command = [*sources(folder), "--grid", "none", "--configurations"]
     command += [*configurations.split(), "--lpips_weights", folder / "lpips", "--fid_features", folder / "features.pt"]

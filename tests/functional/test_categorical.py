@@ -1,4 +1,5 @@
-"""Categorical sampling: frequencies by χ², limits of the temperatures, numbers and indices, the discrete forward processes."""
+"""Categorical sampling: frequencies by χ², limits of the temperatures, numbers and indices, the discrete forward
+processes."""
 
 import pytest
 import torch

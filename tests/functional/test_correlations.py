@@ -1,4 +1,5 @@
-"""How the tensor operations of the greedy pursuits find the best atom: by products or through the Gram matrix, with the same results."""
+"""How the tensor operations of the greedy pursuits find the best atom: by products or through the Gram matrix, with the
+same results."""
 
 import math
 
@@ -29,7 +30,8 @@ def use_gram(monkeypatch, yes):
 
 
 def decaying_sums_of_twins():
-    """Signals that eight atoms explain, with weights down to 1e-5, of a dictionary whose atoms come in pairs; float64."""
+    """Signals that eight atoms explain, with weights down to 1e-5, of a dictionary whose atoms come in pairs;
+    float64."""
     generator = seeded()
     atoms = torch.randn(64, 128, generator=generator, dtype=torch.float64)
     twins = atoms + 0.02 * torch.randn(64, 128, generator=generator, dtype=torch.float64)

@@ -1,4 +1,5 @@
-"""Greedy pursuits, on both backends: against scikit-learn and brute force in float64, and invariances; edge cases are in test_pursuits.py."""
+"""Greedy pursuits, on both backends: against scikit-learn and brute force in float64, and invariances; edge cases are
+in test_pursuits.py."""
 
 import functools
 import math
@@ -17,7 +18,8 @@ from diffusers_lasers.functional.pursuit import correlations, greedy_torch
 
 @pytest.fixture(params=["torch", "gram", "fused"], autouse=True)
 def backend(request, monkeypatch):
-    """Every test of this file runs on tensor operations, by products and by the Gram matrix, and on the compiled kernels."""
+    """Every test of this file runs on tensor operations, by products and by the Gram matrix, and on the compiled
+    kernels."""
     if request.param == "fused" and kernels._kernels is None:
         pytest.skip("the compiled kernels were not built")
     monkeypatch.setattr(correlations, "_gram_is_faster", lambda *sizes: request.param == "gram")

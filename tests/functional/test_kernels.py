@@ -1,4 +1,5 @@
-"""The compiled kernels: every instruction set and form against tensor operations, threads, forks, workers, and torch's compilers."""
+"""The compiled kernels: every instruction set and form against tensor operations, threads, forks, workers, and torch's
+compilers."""
 
 import multiprocessing
 import os

@@ -1,4 +1,5 @@
-"""Pursuits, synthesis and codewords on a GPU: the results of the CPU in float64, no wait of the host, one compiled graph. Skipped without a GPU."""
+"""Pursuits, synthesis and codewords on a GPU: the results of the CPU in float64, no wait of the host, one compiled
+graph. Skipped without a GPU."""
 
 import pytest
 import torch

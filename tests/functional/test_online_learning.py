@@ -1,4 +1,5 @@
-"""Online dictionary learning: dense statistics, a transcription of Mairal's Algorithm 2, descent, planted dictionaries."""
+"""Online dictionary learning: dense statistics, a transcription of Mairal's Algorithm 2, descent, planted
+dictionaries."""
 
 import numpy as np
 import pytest

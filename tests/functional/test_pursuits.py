@@ -1,4 +1,5 @@
-"""All pursuits: the properties that define a code, on every edge case and backend; and which of them does well where."""
+"""All pursuits: the properties that define a code, on every edge case and backend; and which of them does well
+where."""
 
 import math
 

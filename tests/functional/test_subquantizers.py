@@ -134,7 +134,7 @@ def test_channels_refuse_what_does_not_fit():
     indices, books = channels(10)
     with pytest.raises(ValueError, match=r"`indices` must have shape \(N, 14\)"):
         decode_channels(indices[:, 1:], books, 64)
-    with pytest.raises(ValueError, match="`codebooks` must make signals of 63 features"):
+    with pytest.raises(ValueError, match="`codebooks` must give signals of 63 features"):
         decode_channels(indices, books, 63)
     for wrong in ([], [torch.zeros(0, 3, 64)]):
         with pytest.raises(ValueError, match="`codebooks` must"):

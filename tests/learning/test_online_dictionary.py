@@ -1,4 +1,5 @@
-"""OnlineDictionaryLearner: planted dictionaries, peers, the definition of a step, revival, ranks, and what it refuses."""
+"""OnlineDictionaryLearner: planted dictionaries, peers, the definition of a step, revival, ranks, and what it
+refuses."""
 
 import itertools
 import math
@@ -448,7 +449,7 @@ def test_calls_are_checked():
         fit(gaussian(), passes=1.5)
     with pytest.raises(ValueError, match="got none in pass 2"):
         fit(iter([gaussian()]), passes=2)
-    with pytest.raises(ValueError, match="`init` must have 8 features as `signals`, got 5"):
+    with pytest.raises(ValueError, match="`init` must have 8 features like `signals`, got 5"):
         fit(gaussian(), init=torch.ones(5, ATOMS))
     with pytest.raises(ValueError, match="`signals` must have 8 features"):
         fit(gaussian()).encode(gaussian(10, 9))

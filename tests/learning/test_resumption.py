@@ -130,7 +130,7 @@ def test_a_state_of_other_arguments_is_refused():
     state = OnlineDictionaryLearner(**ARGUMENTS).fit(SIGNALS, steps=2, progress=False).state_dict()
     for arguments in ({"num_atoms": 63}, {"batch_size": 49}, {"seed": 4}, {"dtype": torch.float64}):
         other = OnlineDictionaryLearner(**ARGUMENTS | arguments)
-        with pytest.raises(ValueError, match=f"`state` must have {next(iter(arguments))} .* as this learner"):
+        with pytest.raises(ValueError, match=f"`state` must have {next(iter(arguments))} .* like this learner"):
             other.load_state_dict(state)
         assert other.dictionary is None
 
@@ -156,7 +156,9 @@ def test_a_file_is_replaced_in_one_step(file, monkeypatch):
 @pytest.mark.parametrize("length", [0, 4, 100, 2000, -1])
 def test_a_file_that_was_cut_off_is_refused(file, length):
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(ValueError, match=r"`path` must be a whole file of a saved OnlineDictionaryLearner, got '.*"):
+    with pytest.raises(
+        ValueError, match=r"`path` must be the unchanged file of a saved OnlineDictionaryLearner, got '.*"
+    ):
         OnlineDictionaryLearner.load(file)
 
 
@@ -169,7 +171,7 @@ def test_a_changed_byte_is_noticed_anywhere(file):
         changed = bytearray(content)
         changed[place] ^= 1
         file.write_bytes(changed)
-        with pytest.raises(ValueError, match="`path` must be a whole file"):
+        with pytest.raises(ValueError, match="`path` must be the unchanged file"):
             OnlineDictionaryLearner.load(file)
 
 
@@ -178,7 +180,7 @@ def test_other_files_are_refused(tmp_path):
     save_file({"x": torch.zeros(3)}, tmp_path / "other", {"kind": "Other", "values": json.dumps({}), "sha256": ""})
     (tmp_path / "text").write_text("a dictionary")
     for name in ("weights", "other", "text"):
-        with pytest.raises(ValueError, match="`path` must be a whole file"):
+        with pytest.raises(ValueError, match="`path` must be the unchanged file"):
             OnlineDictionaryLearner.load(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         OnlineDictionaryLearner.load(tmp_path / "nothing")
@@ -188,9 +190,12 @@ def test_other_files_are_refused(tmp_path):
 
 KIND = "OnlineDictionaryLearner"
 _VALUES = [
-    None, True, -1, 0, 3, 2**31, 2**70, 0.5, -0.5, 1e300, math.nan, math.inf, -math.inf, "", "omp", "given", "float16", [], [1, 2], [0, 0, -1],
-    [0, 0, 2**80], {}, {"a": 1}, [[]], "\u0000", torch.zeros(0), torch.zeros(3), torch.tensor(math.nan), torch.zeros(8, 64, dtype=torch.int8),
-    torch.full((8, 64), math.nan), torch.full((64, 64), math.inf), torch.full((64,), -1), torch.zeros(64, 8, dtype=torch.complex64),
+    None, True, -1, 0, 3, 2**31, 2**70, 0.5, -0.5, 1e300, math.nan, math.inf, -math.inf, "", "omp", "given", "float16",
+    [], [1, 2], [0, 0, -1],
+    [0, 0, 2**80], {}, {"a": 1}, [[]], "\u0000", torch.zeros(0), torch.zeros(3), torch.tensor(math.nan),
+    torch.zeros(8, 64, dtype=torch.int8),
+    torch.full((8, 64), math.nan), torch.full((64, 64), math.inf), torch.full((64,), -1),
+    torch.zeros(64, 8, dtype=torch.complex64),
     torch.zeros(64, 64, dtype=torch.float64), torch.zeros(8, 64, dtype=torch.float8_e4m3fn), torch.zeros(2, 2, 2),
 ]  # fmt: skip
 
@@ -285,7 +290,7 @@ def test_a_file_of_many_brackets_and_what_is_no_file(tmp_path):
     save_file(tensors, tmp_path / "brackets", {"kind": KIND, "values": values, "sha256": digest})
     os.mkfifo(tmp_path / "pipe")
     for name in ("brackets", "pipe", "."):
-        with pytest.raises(ValueError, match="`path` must be a whole file"):
+        with pytest.raises(ValueError, match="`path` must be the unchanged file"):
             OnlineDictionaryLearner.load(tmp_path / name)
     with pytest.raises(ValueError, match="`path` must be a regular file"):
         OnlineDictionaryLearner(**ARGUMENTS).save(tmp_path / "pipe")

@@ -143,7 +143,8 @@ def test_half_precision_images_are_accepted():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_psnr_of_a_part_is_that_of_its_pixels(dtype):
-    """With a mask against scikit-image on the pixels inside; without one, the metric is the mean of the function's values."""
+    """With a mask against scikit-image on the pixels inside; without one, the metric is the mean of the function's
+    values."""
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.rand(3, 3, 20, 16, generator=generator).to(dtype) * 2 - 1 for _ in range(2))
     mask = torch.zeros(3, 1, 20, 16)

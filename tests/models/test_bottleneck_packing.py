@@ -1,4 +1,5 @@
-"""Codes of bottlenecks as bytes: the same latents to the bit, at the nominal rate, and refused by any other bottleneck."""
+"""Codes of bottlenecks as bytes: the same latents to the bit, at the nominal rate, and refused by any other
+bottleneck."""
 
 import struct
 import tracemalloc

@@ -426,7 +426,8 @@ def test_no_bottleneck_passes_latents_and_has_no_code():
 
 
 def test_gain_shape_code_of_one_atom_beats_vq_by_its_gain():
-    """S = 1 with unit atoms is gain–shape VQ, not VQ as the paper says: it spends a coefficient and reads lower error."""
+    """S = 1 with unit atoms is gain–shape VQ, not VQ as the paper says: it spends a coefficient and reads lower
+    error."""
     z = latents(32)
     vq, dictionary = VectorQuantizerBottleneck(6, 24), dictionary_bottleneck(sparsity=1)
     with torch.no_grad():
@@ -547,7 +548,8 @@ def test_klt_decorrelates_and_one_step_bounds_every_error():
 
 @pytest.mark.parametrize(
     "arguments, sentence",
-    [({"bits": 0}, "`bits`"), ({"bits": 13}, "from 1 to 12, got 13"), ({"transform": "dct"}, "`transform`"), ({"step": -1.0}, "`step`")],
+    [({"bits": 0}, "`bits`"), ({"bits": 13}, "from 1 to 12, got 13"), ({"transform": "dct"}, "`transform`"),
+        ({"step": -1.0}, "`step`")],
 )  # fmt: skip
 def test_wrong_arguments_of_scalar_quantisation(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):

@@ -137,7 +137,8 @@ def test_each_index_bottleneck_has_its_own_float32_tensors():
 def test_nothing_outside_coding_asks_which_kind_a_code_is():
     root = Path(diffusers_lasers.__file__).parent
     asks = re.compile(
-        r"isinstance\([^()]*\b(Code|SparseCode|IndexCode)\b|hasattr\(model, \"bottleneck\"|getattr\(code, \"(num_atoms|levels)"
+        r"isinstance\([^()]*\b(Code|SparseCode|IndexCode)\b"
+        r"|hasattr\(model, \"bottleneck\"|getattr\(code, \"(num_atoms|levels)"
     )
     private = re.compile(r"\b(model|codec|bottleneck|coder|autoencoder)\._[a-z]")
     for path in root.rglob("*.py"):

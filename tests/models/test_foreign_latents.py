@@ -19,17 +19,25 @@ def kl(**config):
 AUTOENCODERS = {
     "kl": kl,
     "kl-shift": lambda: kl(shift_factor=0.3, scaling_factor=0.5),
-    "kl-statistics": lambda: kl(latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0], scaling_factor=0.5),
+    "kl-statistics": lambda: kl(
+        latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0], scaling_factor=0.5
+    ),
     "tiny": lambda: AutoencoderTiny(
-        latent_channels=4, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)
+        latent_channels=4, encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)
     ),
     "vq": lambda: VQModel(down_block_types=DOWN, up_block_types=UP, latent_channels=4, num_vq_embeddings=8, **BLOCKS),
     "dc": lambda: AutoencoderDC(
-        latent_channels=4, attention_head_dim=8, encoder_block_types="ResBlock", decoder_block_types="ResBlock", encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1), encoder_qkv_multiscales=((), ()),
+        latent_channels=4, attention_head_dim=8, encoder_block_types="ResBlock", decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8), encoder_layers_per_block=(1, 1), decoder_layers_per_block=(1, 1),
+        encoder_qkv_multiscales=((), ()),
         decoder_qkv_multiscales=((), ()), scaling_factor=0.4,
     ),
-    "dl": lambda: AutoencoderDL(latent_channels=4, block_out_channels=(8, 8), residual_channels=4, bottleneck_config={"num_atoms": 8, "sparsity": 2}),
+    "dl": lambda: AutoencoderDL(
+        latent_channels=4, block_out_channels=(8, 8), residual_channels=4,
+        bottleneck_config={"num_atoms": 8, "sparsity": 2},
+    ),
 }  # fmt: skip
 
 

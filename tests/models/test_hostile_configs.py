@@ -59,22 +59,35 @@ SMALL = {
     UniformD3PMScheduler: {},
 }
 HOSTILE = [
-    *(None, True, False, "", "8", "omp", "NaN", b"8", 0, -1, -(2**63), 2**31, 2**63, 10**30, 10**5000, 0.0, -0.5, 0.5, 1.5, 8.0),
-    *(1e308, 1e-320, math.nan, math.inf, -math.inf, 1j, [], {}, (), set(), [None], ["8"], [8, "8"], [8, -8], [2**31, 2**31], [math.nan]),
-    *([[8], [8]], {"8": 8}, {8: 8}, {"num_atoms": "8"}, {"num_atoms": 2**31}, {"tolerance": math.nan}, {"self": 1}, {"latent_channels": 3}),
+    *(None, True, False, "", "8", "omp", "NaN", b"8", 0, -1, -(2**63), 2**31, 2**63, 10**30, 10**5000, 0.0, -0.5, 0.5,
+        1.5, 8.0),
+    *(1e308, 1e-320, math.nan, math.inf, -math.inf, 1j, [], {}, (), set(), [None], ["8"], [8, "8"], [8, -8],
+        [2**31, 2**31], [math.nan]),
+    *([[8], [8]], {"8": 8}, {8: 8}, {"num_atoms": "8"}, {"num_atoms": 2**31}, {"tolerance": math.nan}, {"self": 1},
+        {"latent_channels": 3}),
     *(object(), torch.ones(2), torch.ones(()), torch.float32, [8] * 10**5, range(3), "x" * 10**6),
 ]  # fmt: skip
 CASES = [(cls, name) for cls in SMALL for name in cls._config_fields]
 
 
 RUN = {
-    AutoencoderDL: lambda model: model.config.in_channels <= 64 and model(torch.zeros(1, model.config.in_channels, 16, 16)),
-    CategoricalUNet2DModel: lambda model: model(
-        torch.zeros(1, model.config.num_slots, 4, 4, dtype=torch.int64 if model.token_embedding is not None else torch.float32), 0
+    AutoencoderDL: lambda model: (
+        model.config.in_channels <= 64 and model(torch.zeros(1, model.config.in_channels, 16, 16))
     ),
-    LatentRefiner: lambda model: model.config.in_channels <= 64 and model(torch.zeros(1, model.config.in_channels, 8, 8)),
-    PatchDiscriminator: lambda model: model.config.num_layers <= 3 and model(torch.zeros(1, model.config.in_channels, 32, 32)),
-}  # fmt: skip
+    CategoricalUNet2DModel: lambda model: model(
+        torch.zeros(
+            *(1, model.config.num_slots, 4, 4),
+            dtype=torch.int64 if model.token_embedding is not None else torch.float32,
+        ),
+        0,
+    ),
+    LatentRefiner: lambda model: (
+        model.config.in_channels <= 64 and model(torch.zeros(1, model.config.in_channels, 8, 8))
+    ),
+    PatchDiscriminator: lambda model: (
+        model.config.num_layers <= 3 and model(torch.zeros(1, model.config.in_channels, 32, 32))
+    ),
+}
 
 
 def build(cls, **arguments):
@@ -119,7 +132,8 @@ def test_a_hostile_value_is_refused_in_one_sentence_or_works(cls, name):
 
 
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.integers(2**24, 2**70), st.floats(), st.text(max_size=8), st.binary(max_size=4)
+    st.none(), st.booleans(), st.integers(), st.integers(2**24, 2**70), st.floats(), st.text(max_size=8),
+    st.binary(max_size=4)
 )  # fmt: skip
 values = st.recursive(
     scalars,
@@ -143,15 +157,20 @@ def test_any_json_value_is_refused_in_one_sentence_or_works(data):
 
 def test_what_was_seen():
     for cls, arguments, sentence in (
-        (AutoencoderDL, {"layers_per_block": 2**31}, "`layers_per_block` must be an integer from 0 to 128, got 2147483648"),
+        (AutoencoderDL, {"layers_per_block": 2**31},
+            "`layers_per_block` must be an integer from 0 to 128, got 2147483648"),
         (AutoencoderDL, {"layers_per_block": "2"}, "`layers_per_block` must be an integer from 0 to 128, got '2'"),
-        (AutoencoderDL, {"bottleneck_config": {"tolerance": "8"}}, "`tolerance` must be a finite number of at least 0 or None, got '8'"),
+        (AutoencoderDL, {"bottleneck_config": {"tolerance": "8"}},
+            "`tolerance` must be a finite number of at least 0 or None, got '8'"),
         (DictionaryBottleneck, {"tolerance": math.nan}, "`tolerance` must be a finite number"),
-        (CategoricalDDPMScheduler, {"temperature": "1"}, "`temperature` must be a finite number of at least 0, got '1'"),
+        (CategoricalDDPMScheduler, {"temperature": "1"},
+         "`temperature` must be a finite number of at least 0, got '1'"),
         (VectorQuantizerBottleneck, {"commitment_weight": math.inf}, "`commitment_weight` must be"),
-        (CategoricalUNet2DModel, {"attention_head_dim": 16}, "`attention_head_dim` must be at most the last of `block_out_channels`, 8, got 16"),
+        (CategoricalUNet2DModel, {"attention_head_dim": 16},
+            "`attention_head_dim` must be at most the last of `block_out_channels`, 8, got 16"),
         (AutoencoderDL, {"backbone": "diffusers", "norm_num_groups": 3}, "`norm_num_groups` must divide all"),
-        (AutoencoderDL, {"backbone": "diffusers", "norm_num_groups": 2, "layers_per_block": 0}, "`layers_per_block` must be at least 1"),
+        (AutoencoderDL, {"backbone": "diffusers", "norm_num_groups": 2, "layers_per_block": 0},
+            "`layers_per_block` must be at least 1"),
         (ModelBasedVQCodec, {"codebook_bits": True}, "`codebook_bits` must be an integer from 1 to 12, got True"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=sentence):

@@ -1,7 +1,8 @@
-"""Codes that earlier versions packed are read, and packed again to the same payload; their models' weights keep their names.
+"""Codes that earlier versions packed are read, and packed again to the same payload; their models' weights keep their
+names.
 
-Weights and codes are plain numbers, so that the bytes are the same on all machines. The bottlenecks' are of version 1 of
-the container (commit 41e16a0), the codec's of version 2 (commit 2bb280c); older codecs' are refused.
+Weights and codes are plain numbers, so that the bytes are the same on all machines. The bottlenecks' are of version 1
+of the container (commit 41e16a0), the codec's of version 2 (commit 2bb280c); older codecs' are refused.
 """
 
 import pytest

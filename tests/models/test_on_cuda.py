@@ -1,4 +1,5 @@
-"""Models on a GPU: the codes of the CPU, half precision, no wait of the host in a training step. Skipped without a GPU."""
+"""Models on a GPU: the codes of the CPU, half precision, no wait of the host in a training step. Skipped without a
+GPU."""
 
 import pytest
 import torch

@@ -33,7 +33,8 @@ def make_text_encoder(kind, size=16):
     torch.manual_seed(0)
     config = CLIPTextConfig(
         vocab_size=64, hidden_size=size, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=size, hidden_act="gelu",
+        max_position_embeddings=16, bos_token_id=0, eos_token_id=1, pad_token_id=1, projection_dim=size,
+        hidden_act="gelu",
     )  # fmt: skip
     return kind(config).eval()
 
@@ -41,7 +42,8 @@ def make_text_encoder(kind, size=16):
 def make_vae(**config):
     torch.manual_seed(0)
     return AutoencoderKL(
-        block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 32), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
         latent_channels=4, norm_num_groups=8, sample_size=32, **config,
     ).eval()  # fmt: skip
 
@@ -50,7 +52,8 @@ def make_unet(**config):
     torch.manual_seed(0)
     arguments = {"cross_attention_dim": 16, **config}
     return UNet2DConditionModel(
-        block_out_channels=(16, 32), layers_per_block=1, sample_size=16, in_channels=4, out_channels=4, norm_num_groups=8,
+        block_out_channels=(16, 32), layers_per_block=1, sample_size=16, in_channels=4, out_channels=4,
+        norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=(2, 4), **arguments,
     ).eval()  # fmt: skip

@@ -107,7 +107,8 @@ def test_xl(stable_diffusion_xl, tmp_path):
 SCRIPTS = {
     "ours first": """
         import diffusers_lasers
-        result["lazy"] = "diffusers.pipelines.auto_pipeline" not in sys.modules and "diffusers_lasers.pipelines.latent_dl" not in sys.modules
+        names = {"diffusers.pipelines.auto_pipeline", "diffusers_lasers.pipelines.latent_dl"}
+        result["lazy"] = not names & set(sys.modules)
         from diffusers.pipelines import auto_pipeline
     """,
     "diffusers first": """
@@ -127,7 +128,8 @@ SCRIPTS = {
 ORDERS = """
 import json, os, sys, textwrap, traceback
 import torch, transformers
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPVisionModelWithProjection
 result["clean"] = not {"diffusers", "diffusers_lasers"} & set(sys.modules)
 results, scripts = result, SCRIPTS
 for order, script in scripts.items():

@@ -1,4 +1,5 @@
-"""LatentDLPipeline on a tiny but complete Stable Diffusion checkpoint: loading, every output, codes, equality with the parent, errors."""
+"""LatentDLPipeline on a tiny but complete Stable Diffusion checkpoint: loading, every output, codes, equality with the
+parent, errors."""
 
 import inspect
 import json
@@ -300,7 +301,8 @@ def test_stable_diffusion_xl(stable_diffusion_xl, tmp_path):
 def test_an_autoencoder_keeps_its_own_bottleneck_unless_another_takes_its_place(stable_diffusion):
     torch.manual_seed(0)
     vae = AutoencoderDL(
-        latent_channels=4, block_out_channels=(8, 8), residual_channels=4, bottleneck_config={"num_atoms": 8, "sparsity": 1}
+        latent_channels=4, block_out_channels=(8, 8), residual_channels=4,
+        bottleneck_config={"num_atoms": 8, "sparsity": 1}
     ).eval()  # fmt: skip
     plain = quiet(StableDiffusionPipeline.from_pretrained(stable_diffusion, vae=vae))
     ours = quiet(LatentDLPipeline.from_pretrained(stable_diffusion, vae=vae, bottleneck=None))

@@ -15,7 +15,8 @@ from diffusers_lasers.functional import hide, upscale_bicubic
 def pipeline(task, **arguments):
     torch.manual_seed(0)
     vae = AutoencoderDL(
-        block_out_channels=(8, 8), residual_channels=4, latent_channels=4, bottleneck_config={"num_atoms": 16, "sparsity": 2}
+        block_out_channels=(8, 8), residual_channels=4, latent_channels=4,
+        bottleneck_config={"num_atoms": 16, "sparsity": 2}
     ).eval()  # fmt: skip
     return DLRestorationPipeline(vae, task=task, **arguments)
 

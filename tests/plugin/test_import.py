@@ -1,7 +1,7 @@
 """`import diffusers_lasers` loads no model code, and makes the package known to diffusers.
 
-The row in `LOADABLE_CLASSES` is tested here where the table is imported last; `test_loading` has the order package, pipelines
-and `test_hub` pipelines, package.
+The row in `LOADABLE_CLASSES` is tested here where the table is imported last; `test_loading` has the order package,
+pipelines and `test_hub` pipelines, package.
 """
 
 SCRIPT = """
@@ -34,8 +34,10 @@ result["row after reload"] = importlib.reload(utils).LOADABLE_CLASSES.get("diffu
 # every public name, and the submodules
 names = [name for names in diffusers_lasers._import_structure.values() for name in names]
 result["missing"] = [name for name in names if getattr(diffusers_lasers, name, None) is None]
-result["modules"] = [getattr(diffusers_lasers, name).__name__ for name in ("functional", "coding", "models", "training", "metrics")]
-result["bases"] = [getattr(diffusers_lasers, base) is getattr(diffusers, base) for base in utils.LOADABLE_CLASSES["diffusers_lasers"]]
+submodules = ("functional", "coding", "models", "training", "metrics")
+result["modules"] = [getattr(diffusers_lasers, name).__name__ for name in submodules]
+bases = utils.LOADABLE_CLASSES["diffusers_lasers"]
+result["bases"] = [getattr(diffusers_lasers, base) is getattr(diffusers, base) for base in bases]
 """
 
 METHODS = ["save_pretrained", "from_pretrained"]

@@ -1,4 +1,5 @@
-"""The documentation names objects, files, tests and flags that exist, its examples run, and its links lead somewhere."""
+"""The documentation names objects, files, tests and flags that exist, its examples run, and its links lead
+somewhere."""
 
 import argparse
 import importlib.util
@@ -89,7 +90,8 @@ def defaults(module, words):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_tables_of_flags_are_those_of_the_scripts(script):
-    """Every flag stands in a table of the training page and nothing else does; what the table begins with is the default."""
+    """Every flag stands in a table of the training page and nothing else does; what the table begins with is the
+    default."""
     module, words = load(ROOT / "examples" / f"{script}.py"), SCRIPTS[script]
     given = {"default": defaults(module, words)}
     if script == "train_dlgan":

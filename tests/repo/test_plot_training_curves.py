@@ -51,8 +51,8 @@ def test_the_picture_and_the_figures_across_the_start(plot, tmp_path, capsys):
         (["--labels", "a", "b"], "--labels must be as many as the runs, 1, got 2"),
         (["RUN"], "--labels must tell the runs apart, got vae vae"),
         ([".."], "holds no training_log.jsonl"),
-        (["--smooth", "4"], "`smooth` must be an odd number from 3, got 4"),
-        (["--figures", "lpips"], "`figures` must be among"),
+        (["--smooth", "4"], "`smooth` must be an odd number of at least 3, got 4"),
+        (["--figures", "lpips"], "`figures` must be names in the records"),
         (["--output", "a.bmp"], "`path` must end with one of"),
     ],
 )

@@ -1,4 +1,5 @@
-"""UniformD3PMScheduler: its forward process against exact D3PM algebra, its posterior by Bayes' rule, its files and errors."""
+"""UniformD3PMScheduler: its forward process against exact D3PM algebra, its posterior by Bayes' rule, its files and
+errors."""
 
 import json
 

@@ -120,9 +120,9 @@ def test_two_writers_at_once_leave_one_whole_file(tmp_path):
 @pytest.mark.parametrize("name", ["a.psd", "a.xyz", "a", "a.svg"])
 def test_pictures_that_cannot_be_written_are_refused_first(tmp_path, name):
     assert image_format("a.JPG") == "JPEG"
-    with pytest.raises(ValueError, match="must end as a picture that Pillow can write"):
+    with pytest.raises(ValueError, match="must have the suffix of a picture that Pillow can write"):
         image_format(name)
-    with pytest.raises(ValueError, match="must end as a picture that Pillow can write"):
+    with pytest.raises(ValueError, match="must have the suffix of a picture that Pillow can write"):
         save_image(tmp_path / name, Image.new("RGB", (3, 2)))
     assert not any(tmp_path.iterdir())
 

@@ -1,4 +1,5 @@
-"""Any image as RGB of 8 bits: its values, what is transparent, which way up it stands, and one error for all that is damaged."""
+"""Any image as RGB of 8 bits: its values, what is transparent, which way up it stands, and one error for all that is
+damaged."""
 
 import io
 import os
@@ -250,13 +251,13 @@ def test_a_dds_of_an_unknown_kind_and_broken_avifs_are_unreadable():
 
 def test_what_is_no_image_is_said_to_be_none(tmp_path):
     for value in (7, 0.5, [1, 2], object()):
-        with pytest.raises(UnreadableImageError, match=f"it is no image but of type {type(value).__name__}"):
+        with pytest.raises(UnreadableImageError, match=f"it is not an image but of type {type(value).__name__}"):
             to_rgb(value, "row 3")
-    with pytest.raises(UnreadableImageError, match="it is no regular file"):
+    with pytest.raises(UnreadableImageError, match="it is not a regular file"):
         to_rgb(tmp_path, "x")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.png")
-        with pytest.raises(UnreadableImageError, match=r"pipe.png' cannot be read: it is no regular file"):
+        with pytest.raises(UnreadableImageError, match=r"pipe.png' cannot be read: it is not a regular file"):
             to_rgb(str(tmp_path / "pipe.png"), "x")
 
 

@@ -115,7 +115,8 @@ def test_masks():
     expected = torch.from_numpy(mask).float()[None, None]
     levels = mask.astype(np.uint8) * 255
     for form in (
-        *(mask, levels, levels / 255, levels[None], levels[..., None], torch.from_numpy(levels), expected, expected[0], Image.fromarray(levels)),
+        *(mask, levels, levels / 255, levels[None], levels[..., None], torch.from_numpy(levels), expected, expected[0],
+            Image.fromarray(levels)),
         *(Image.fromarray(levels).convert(mode) for mode in ("1", "RGB", "P")),
     ):  # fmt: skip
         assert torch.equal(preprocess_masks(form), expected)

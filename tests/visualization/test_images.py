@@ -56,7 +56,7 @@ def test_large_images_keep_their_size_and_labels_have_their_place():
     [
         ([], 96, "at least one image"),
         ([("a", torch.zeros(0, 3, 4, 4))], 96, "at least one image"),
-        ([("a", torch.zeros(3, 4, 4))], 96, "images of row 'a' must have the shape"),
+        ([("a", torch.zeros(3, 4, 4))], 96, "`rows` must hold images of shape .* in the row 'a'"),
         ([("a", torch.zeros(1, 3, 4, 4))], 0, "`cell` must be at least 1"),
     ],
 )

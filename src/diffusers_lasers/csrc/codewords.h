@@ -1,5 +1,5 @@
-/* Signals from codewords. Each channel has some of the slots, with codebooks of its own: its signal is the sum of the codewords that its slots name, or they
- * stand one after the other where their features add up to the signal's. */
+/* Signals from codewords. Each channel has some of the slots, with its own codebooks. Its signal is the sum of the
+ * codewords of its slots, or their concatenation if their features add up to those of a signal. */
 
 #ifndef CODEWORDS
 #define CODEWORDS
@@ -12,7 +12,7 @@ typedef struct codewords {
     const channel *channels;
     const int64_t *indices; /* (n, stride): the slots of all channels */
     float *signals;         /* (channels, n, width) */
-    atomic_int *outside;    /* set to 1 where an index names no codeword */
+    atomic_int *outside;    /* set to 1 if an index is out of range */
     long number, n, stride, width;
 } codewords;
 #endif
@@ -22,7 +22,8 @@ typedef struct codewords {
 TASK void NAME(codewords_task)(const void *arguments, void *workspace, long index)
 {
     const codewords *p = arguments;
-    long blocks = (p->n + CODES_A_TASK - 1) / CODES_A_TASK, number = index / blocks, first = index % blocks * CODES_A_TASK;
+    long blocks = (p->n + CODES_A_TASK - 1) / CODES_A_TASK;
+    long number = index / blocks, first = index % blocks * CODES_A_TASK;
     long last = first + CODES_A_TASK < p->n ? first + CODES_A_TASK : p->n;
     const channel c = p->channels[number];
     const int64_t *indices = p->indices;
@@ -45,9 +46,11 @@ TASK void NAME(codewords_task)(const void *arguments, void *workspace, long inde
                 vf x0 = NAME(load)(x), x1 = NAME(load)(x + W), x2 = NAME(load)(x + 2 * W), x3 = NAME(load)(x + 3 * W);
                 for (long s = 1; s < summed; s++) {
                     x = books + s * book + at[s] * c.features + l;
-                    x0 += NAME(load)(x), x1 += NAME(load)(x + W), x2 += NAME(load)(x + 2 * W), x3 += NAME(load)(x + 3 * W);
+                    x0 += NAME(load)(x), x1 += NAME(load)(x + W);
+                    x2 += NAME(load)(x + 2 * W), x3 += NAME(load)(x + 3 * W);
                 }
-                NAME(store)(out + l, x0), NAME(store)(out + l + W, x1), NAME(store)(out + l + 2 * W, x2), NAME(store)(out + l + 3 * W, x3);
+                NAME(store)(out + l, x0), NAME(store)(out + l + W, x1);
+                NAME(store)(out + l + 2 * W, x2), NAME(store)(out + l + 3 * W, x3);
             }
             for (; l + W <= c.features; l += W) {
                 vf x = NAME(load)(books + at[0] * c.features + l);
@@ -65,7 +68,8 @@ TASK void NAME(codewords_task)(const void *arguments, void *workspace, long inde
 
 static int NAME(codewords)(codewords *p, int threads)
 {
-    job j = {.arguments = p, .task = NAME(codewords_task), .tasks = p->number * ((p->n + CODES_A_TASK - 1) / CODES_A_TASK)};
+    long blocks = (p->n + CODES_A_TASK - 1) / CODES_A_TASK;
+    job j = {.arguments = p, .task = NAME(codewords_task), .tasks = p->number * blocks};
     return run(&j, threads);
 }
 

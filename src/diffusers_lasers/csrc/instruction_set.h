@@ -1,4 +1,4 @@
-/* All kernels for one instruction set; included once for each. */
+/* All kernels for one instruction set. This file is included once for each set. */
 
 #include "simd.h"
 
@@ -33,9 +33,10 @@ static int NAME(pursue)(pursuit *p, int threads)
         }
         j.task = NAME(gram_form_task), j.tasks = (p->n + SIGNALS - 1) / SIGNALS, j.workspace = NAME(gram_workspace)(p);
     } else {
-        p->tiles = p->n / (4L * threads * LANES); /* four tasks a thread */
+        p->tiles = p->n / (4L * threads * LANES); /* four tasks for each thread */
         p->tiles = p->tiles < 1 ? 1 : p->tiles > 64 ? 64 : p->tiles;
-        j.task = NAME(lanes_task), j.tasks = (p->n + p->tiles * LANES - 1) / (p->tiles * LANES), j.workspace = NAME(lanes_workspace)(p);
+        j.task = NAME(lanes_task), j.tasks = (p->n + p->tiles * LANES - 1) / (p->tiles * LANES);
+        j.workspace = NAME(lanes_workspace)(p);
     }
     return run(&j, threads);
 }

@@ -1,7 +1,7 @@
-/* Coding on the CPU for diffusers_lasers, float32: greedy pursuits and what training needs around them, and codewords.
+/* Float32 kernels of diffusers_lasers for the CPU: greedy pursuits, gradients and updates around them, and codewords.
  *
- * Python passes addresses of contiguous tensors (functional/kernels/operators.py checks them), the interpreter's lock is released, and the best
- * instruction set of the machine is chosen at run time.
+ * Python passes addresses of contiguous tensors, which functional/kernels/operators.py has checked. The interpreter's
+ * lock is released. The best instruction set of the machine is chosen at run time.
  */
 
 #define PY_SSIZE_T_CLEAN
@@ -57,15 +57,15 @@ static void choose(int level)
 #if X86
     __builtin_cpu_init();
     if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) chosen = &implementation_avx2;
-    if (level >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
+    if (level >= 2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
         chosen = &implementation_avx512;
 #endif
 }
 
 static void *at(unsigned long long address) { return (void *)(uintptr_t)address; }
 
-/* Sizes that no tensor has: the last fence behind the checks of functional/operands.py, which know the tensors. */
+/* A last check of sizes. functional/operands.py has checked the tensors themselves. */
 #define LARGEST 2147483391 /* atoms and codewords are counted in 32 bits, with room for padding */
 
 static int within(long size) { return size >= 1 && size <= LARGEST; }
@@ -82,7 +82,8 @@ static PyObject *finish(int failed)
     Py_RETURN_NONE;
 }
 
-/* pursue(signals, atoms, packed, scale, gram or 0, indices, coefficients, n, features, count, panels, sparsity, tolerance, orthogonal, gram_form, threads) */
+/* pursue(signals, atoms, packed, scale, gram or 0, indices, coefficients, n, features, count, panels, sparsity,
+ * tolerance, orthogonal, gram_form, threads) */
 static PyObject *pursue(PyObject *self, PyObject *args)
 {
     unsigned long long signals, atoms, packed, scale, gram, indices, coefficients;
@@ -90,8 +91,8 @@ static PyObject *pursue(PyObject *self, PyObject *args)
     int threads, failed;
     (void)self;
     if (!PyArg_ParseTuple(
-            args, "KKKKKKKlllllfiii", &signals, &atoms, &packed, &scale, &gram, &indices, &coefficients, &p.n, &p.features, &p.count,
-            &p.panels, &p.sparsity, &p.tolerance, &p.orthogonal, &p.gram_form, &threads))
+            args, "KKKKKKKlllllfiii", &signals, &atoms, &packed, &scale, &gram, &indices, &coefficients, &p.n,
+            &p.features, &p.count, &p.panels, &p.sparsity, &p.tolerance, &p.orthogonal, &p.gram_form, &threads))
         return NULL;
     if (p.n < 0 || !within(p.features) || !within(p.count) || !within(p.sparsity)) return refuse();
     if (p.panels < 1 || p.panels > (p.count + 255) / PANEL) return refuse();
@@ -103,7 +104,8 @@ static PyObject *pursue(PyObject *self, PyObject *args)
     return finish(failed);
 }
 
-/* synthesis_gradients(gradient, indices, coefficients, atoms, to_atoms or 0, to_coefficients or 0, n, features, count, sparsity, threads) */
+/* synthesis_gradients(gradient, indices, coefficients, atoms, to_atoms or 0, to_coefficients or 0, n, features, count,
+ * sparsity, threads) */
 static PyObject *synthesis_gradients(PyObject *self, PyObject *args)
 {
     unsigned long long gradient, indices, coefficients, atoms, to_atoms, to_coefficients;
@@ -111,8 +113,8 @@ static PyObject *synthesis_gradients(PyObject *self, PyObject *args)
     int threads, failed;
     (void)self;
     if (!PyArg_ParseTuple(
-            args, "KKKKKKlllli", &gradient, &indices, &coefficients, &atoms, &to_atoms, &to_coefficients, &p.n, &p.features, &p.count,
-            &p.sparsity, &threads))
+            args, "KKKKKKlllli", &gradient, &indices, &coefficients, &atoms, &to_atoms, &to_coefficients, &p.n,
+            &p.features, &p.count, &p.sparsity, &threads))
         return NULL;
     if (p.n < 0 || p.sparsity < 0 || !within(p.features) || !within(p.count)) return refuse();
     p.gradient = at(gradient), p.indices = at(indices), p.coefficients = at(coefficients), p.atoms = at(atoms);
@@ -131,10 +133,11 @@ static PyObject *nearest_codewords(PyObject *self, PyObject *args)
     int threads, failed;
     (void)self;
     if (!PyArg_ParseTuple(
-            args, "KKKKllllli", &signals, &packed, &offsets, &indices, &p.n, &p.stride, &p.slots, &p.features, &p.panels, &threads))
+            args, "KKKKllllli", &signals, &packed, &offsets, &indices, &p.n, &p.stride, &p.slots, &p.features,
+            &p.panels, &threads))
         return NULL;
-    if (p.n < 0 || !within(p.slots) || !within(p.features) || p.stride < p.slots * p.features || p.panels < 1 || p.panels > LARGEST / PANEL)
-        return refuse();
+    if (p.n < 0 || !within(p.slots) || !within(p.features) || p.stride < p.slots * p.features) return refuse();
+    if (p.panels < 1 || p.panels > LARGEST / PANEL) return refuse();
     p.signals = at(signals), p.packed = at(packed), p.offsets = at(offsets), p.indices = at(indices);
     Py_BEGIN_ALLOW_THREADS;
     failed = chosen->nearest(&p, threads);
@@ -142,8 +145,8 @@ static PyObject *nearest_codewords(PyObject *self, PyObject *args)
     return finish(failed);
 }
 
-/* codewords(channels, indices, signals, number, n, stride, width, threads) -> whether all indices name a codeword; `channels` is `number` rows of
- * (address of the codebooks, slots, codewords, features) in int64 */
+/* codewords(channels, indices, signals, number, n, stride, width, threads) -> whether all indices are in range.
+ * `channels` has `number` rows of int64: (address of the codebooks, slots, codewords, features). */
 static PyObject *decode_codewords(PyObject *self, PyObject *args)
 {
     unsigned long long rows, indices, signals;
@@ -151,7 +154,9 @@ static PyObject *decode_codewords(PyObject *self, PyObject *args)
     codewords p = {.outside = &outside};
     int threads, failed;
     (void)self;
-    if (!PyArg_ParseTuple(args, "KKKlllli", &rows, &indices, &signals, &p.number, &p.n, &p.stride, &p.width, &threads)) return NULL;
+    if (!PyArg_ParseTuple(
+            args, "KKKlllli", &rows, &indices, &signals, &p.number, &p.n, &p.stride, &p.width, &threads))
+        return NULL;
     if (p.n < 0 || !within(p.number) || !within(p.stride) || !within(p.width)) return refuse();
     channel *channels = malloc(p.number * sizeof(channel));
     if (!channels) return PyErr_NoMemory();
@@ -183,7 +188,7 @@ static PyObject *block_update(PyObject *self, PyObject *args)
     return finish(failed);
 }
 
-/* use_team(address of GOMP_parallel, or 0 for threads of a call's own) */
+/* use_team(address of GOMP_parallel, or 0: each call then starts its own threads) */
 static PyObject *use_team(PyObject *self, PyObject *args)
 {
     unsigned long long address;
@@ -194,7 +199,8 @@ static PyObject *use_team(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* instruction_set(level or −1) -> name: 2 AVX-512, 1 AVX2, 0 neither; the best that the machine has up to that. For tests. */
+/* instruction_set(level or −1) -> name of the set in use. Levels are 2 for AVX-512, 1 for AVX2 and 0 for neither. The
+ * best set of the machine up to the level is chosen, and −1 changes nothing. For tests. */
 static PyObject *instruction_set(PyObject *self, PyObject *args)
 {
     int level;
@@ -206,22 +212,26 @@ static PyObject *instruction_set(PyObject *self, PyObject *args)
 
 static PyMethodDef methods[] = {
     {"pursue", pursue, METH_VARARGS, "Greedy pursuits, see functional/kernels/operators.py."},
-    {"synthesis_gradients", synthesis_gradients, METH_VARARGS, "Gradients of synthesis, see functional/kernels/operators.py."},
+    {"synthesis_gradients", synthesis_gradients, METH_VARARGS,
+     "Gradients of synthesis, see functional/kernels/operators.py."},
     {"nearest", nearest_codewords, METH_VARARGS, "Nearest codewords, see functional/kernels/operators.py."},
     {"codewords", decode_codewords, METH_VARARGS, "Signals from codewords, see functional/kernels/operators.py."},
-    {"block_update", block_update, METH_VARARGS, "Block-coordinate descent, see functional/dictionary/online_learning.py."},
-    {"use_team", use_team, METH_VARARGS, "Entry of the OpenMP library whose threads do the work, or 0."},
-    {"instruction_set", instruction_set, METH_VARARGS, "Name of the instruction set in use; a level of 0 to 2 limits it."},
+    {"block_update", block_update, METH_VARARGS,
+     "Block-coordinate descent, see functional/dictionary/online_learning.py."},
+    {"use_team", use_team, METH_VARARGS, "Address of the entry of the OpenMP library whose threads are used, or 0."},
+    {"instruction_set", instruction_set, METH_VARARGS,
+     "Name of the instruction set in use. A level of 0 to 2 limits it."},
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernels", "Compiled kernels of diffusers_lasers.", -1, methods};
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_kernels", "Compiled kernels of diffusers_lasers.", -1, methods};
 
 PyMODINIT_FUNC PyInit__kernels(void)
 {
     choose(2);
     PyObject *module = PyModule_Create(&definition);
-#ifdef Py_GIL_DISABLED /* nothing here is written after import, but by the tests' `instruction_set` */
+#ifdef Py_GIL_DISABLED /* after import, only `instruction_set` writes shared variables, and only tests call it */
     if (module) PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED);
 #endif
     return module;

@@ -1,7 +1,9 @@
-/* The nearest codeword of each part of each signal: the one that maximises xᵀc − ‖c‖²/2. Each of the `slots` parts has a codebook of its own.
+/* The nearest codeword of each part of each signal, which maximises xᵀc − ‖c‖²/2. Each of the `slots` parts has its own
+ * codebook.
  *
- * Products and maxima in one pass: a tile of ROWS signals and 2·W codewords stays in registers, and only the running maximum of each lane, with its
- * position, is kept. Codewords that fill up the last panel have −‖c‖²/2 = −∞ and never win.
+ * Products and maxima are computed in one pass. A tile of ROWS signals and 2·W codewords stays in registers, and only
+ * the running maximum of each lane and its position are kept. The codewords that pad the last panel have
+ * −‖c‖²/2 = −∞ and are never chosen.
  */
 
 #ifndef NEAREST
@@ -15,13 +17,13 @@ typedef struct nearest {
 } nearest;
 #endif
 
-#define NEAREST_SIGNALS (8 * ROWS) /* of a task */
+#define NEAREST_SIGNALS (8 * ROWS) /* in a task */
 
 TASK void NAME(nearest_task)(const void *arguments, void *workspace, long index)
 {
     const nearest *p = arguments;
-    long slot = index % p->slots, first = index / p->slots * NEAREST_SIGNALS, rest = p->n - first, width = p->panels * PANEL;
-    long rows = rest < NEAREST_SIGNALS ? rest : NEAREST_SIGNALS;
+    long slot = index % p->slots, first = index / p->slots * NEAREST_SIGNALS, width = p->panels * PANEL;
+    long rest = p->n - first, rows = rest < NEAREST_SIGNALS ? rest : NEAREST_SIGNALS;
     const float *signals = p->signals + first * p->stride + slot * p->features;
     const float *packed = p->packed + slot * width * p->features, *offsets = p->offsets + slot * width;
     vf best[NEAREST_SIGNALS];
@@ -34,11 +36,15 @@ TASK void NAME(nearest_task)(const void *arguments, void *workspace, long index)
         vf o0 = NAME(load)(offsets + k), o1 = NAME(load)(offsets + k + W);
         vi at0 = lanes + NAME(isplat)((int)k), at1 = at0 + NAME(isplat)(W);
         for (long start = 0; start < rows; start += ROWS) {
-            /* The last tile may reach back over rows that were done: their maxima stay as they are. */
-            long from = start + ROWS <= rows ? start : rows >= ROWS ? rows - ROWS : start, count = rows - from < ROWS ? rows - from : ROWS;
+            /* The last tile may repeat rows of the tile before. Their maxima do not change. */
+            long from = start + ROWS <= rows ? start : rows >= ROWS ? rows - ROWS : start;
+            long count = rows - from < ROWS ? rows - from : ROWS;
             const float *x[ROWS];
             vf c[ROWS][2];
-            for (int i = 0; i < ROWS; i++) x[i] = signals + (from + (i < count ? i : count - 1)) * p->stride, c[i][0] = o0, c[i][1] = o1;
+            for (int i = 0; i < ROWS; i++) {
+                x[i] = signals + (from + (i < count ? i : count - 1)) * p->stride;
+                c[i][0] = o0, c[i][1] = o1;
+            }
             for (long l = 0; l < p->features; l++) {
                 vf d0 = NAME(load)(d + l * PANEL), d1 = NAME(load)(d + l * PANEL + W);
 #pragma GCC unroll 8
@@ -65,7 +71,8 @@ TASK void NAME(nearest_task)(const void *arguments, void *workspace, long index)
 
 static int NAME(nearest)(nearest *p, int threads)
 {
-    job j = {.arguments = p, .task = NAME(nearest_task), .tasks = p->slots * ((p->n + NEAREST_SIGNALS - 1) / NEAREST_SIGNALS)};
+    long blocks = (p->n + NEAREST_SIGNALS - 1) / NEAREST_SIGNALS;
+    job j = {.arguments = p, .task = NAME(nearest_task), .tasks = p->slots * blocks};
     return run(&j, threads);
 }
 

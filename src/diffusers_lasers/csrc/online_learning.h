@@ -1,11 +1,12 @@
 /* Block-coordinate descent over the atoms of one block in sequence (LASERS, 2024, eqs 27 and 28).
  *
- * With E_j = b_j − D a_j from before the block, atom j becomes the unit vector along
- * d_j + (E_j − Σ_{i<j} A_ji δ_i) / A_jj, where δ_i is what the update of atom i changed.
+ * Let E_j = b_j − D a_j be the residual before the block. Atom j becomes the unit vector along
+ * d_j + (E_j − Σ_{i<j} A_ji δ_i) / A_jj, where δ_i is the change of atom i.
  */
 
-/* `rows (b, features)` are overwritten; `residual (b, features)` is E; `coupling (b, stride)` the block of A; `inverse (b,)` is 1 / A_jj, 0 for
- * an atom without statistics, which stays. 0, or −1 where memory ran out. */
+/* `rows (b, features)` are the atoms, which are overwritten. `residual (b, features)` is E, and `coupling (b, stride)`
+ * the block of A. `inverse (b,)` is 1 / A_jj, or 0 for an atom without statistics, which does not change. Returns 0, or
+ * −1 if there is not enough memory. */
 TASK int NAME(block_update)(
     float *rows, const float *residual, const float *coupling, const float *inverse, long b, long features, long stride)
 {
@@ -22,13 +23,14 @@ TASK int NAME(block_update)(
         vf scale = NAME(splat)(inverse[j]), total = NAME(splat)(0);
         for (long l = 0; l < f; l += W) {
             vf x = NAME(load)(target + l);
-            for (long i = 0; i < j; i++) x = NAME(fnma)(NAME(splat)(coupling[j * stride + i]), NAME(load)(changes + i * f + l), x);
+            for (long i = 0; i < j; i++)
+                x = NAME(fnma)(NAME(splat)(coupling[j * stride + i]), NAME(load)(changes + i * f + l), x);
             x = NAME(fma)(scale, x, NAME(load)(old + l));
             NAME(store)(target + l, x);
             total = NAME(fma)(x, x, total);
         }
         float norm = sqrtf(NAME(sum)(total));
-        if (!(norm >= 1.17549435e-38f && norm < INFINITY)) continue; /* no direction left */
+        if (!(norm >= 1.17549435e-38f && norm < INFINITY)) continue; /* no direction: 0, infinite or NaN */
         for (long l = 0; l < features; l++) {
             row[l] = target[l] / norm;
             change[l] = row[l] - old[l];

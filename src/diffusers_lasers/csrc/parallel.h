@@ -1,9 +1,10 @@
-/* Tasks of one call spread over threads.
+/* Distributes the tasks of one call over threads.
  *
- * Torch's threads stay awake for a while after their own work, so that threads of ours would wait for a core for milliseconds. Where torch runs on
- * GNU's OpenMP, `team` is the entry of the very library that it has loaded, and its threads do our tasks too; nothing is linked. That pool does not survive a
- * fork. In a child, and where there is no such library, a call starts threads of its own that live as long as it does. Tasks are handed out one at a time by
- * a counter: a thread that starts late, or shares its core, takes fewer.
+ * The threads of torch stay active for a while after their work. Threads of our own would wait for a core for
+ * milliseconds. If torch runs on GNU's OpenMP, `team` is the entry of the library that torch has loaded, and its
+ * threads do our tasks too; nothing is linked. This pool of threads does not survive a fork. In a forked child, and if there is
+ * no such library, each call starts its own threads and joins them at the end. A counter hands out one task at a time,
+ * so that a thread that starts late or shares its core gets fewer tasks.
  */
 
 typedef void (*team_entry)(void (*task)(void *), void *data, unsigned threads, unsigned flags); /* GOMP_parallel */
@@ -13,7 +14,7 @@ static pid_t team_process;
 typedef struct job {
     void (*task)(const void *arguments, void *workspace, long index);
     const void *arguments;
-    size_t workspace; /* bytes that each thread gets, uninitialised and aligned */
+    size_t workspace; /* bytes for each thread, uninitialised and aligned */
     long tasks;
     atomic_long next;
     atomic_int failed;
@@ -36,7 +37,7 @@ static void work_in_team(void *pointer) { work(pointer); }
 
 #define MAX_THREADS 256
 
-/* 0, or −1 where memory ran out. Fewer threads than asked for are no error. */
+/* Returns 0, or −1 if there is not enough memory. It may use fewer threads than given. */
 static int run(job *j, int threads)
 {
     pthread_t thread[MAX_THREADS];
@@ -53,7 +54,7 @@ static int run(job *j, int threads)
     return atomic_load(&j->failed) ? -1 : 0;
 }
 
-/* Asks for large pages in a large array: rows read at random then seldom miss the TLB. */
+/* Requests huge pages for a large array, so that random reads of its rows seldom miss the TLB. */
 static void prefer_huge_pages(const void *memory, size_t bytes)
 {
 #ifdef MADV_HUGEPAGE

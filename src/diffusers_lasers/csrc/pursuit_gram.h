@@ -1,21 +1,23 @@
-/* Greedy pursuits one signal at a time, with the correlations followed through the Gram matrix.
+/* Greedy pursuits of one signal at a time, with correlations from the Gram matrix: the Gram form.
  *
- * With the orthonormal basis q_1 … q_s of the chosen atoms, Q R = D_τ, the correlations of a new direction with all atoms are
+ * Let q_1 … q_s be the orthonormal basis of the chosen atoms, Q R = D_τ. The correlations of a new direction with all
+ * atoms are
  *
- *     w_s = Dᵀ q_s = (G_{j_s} − Σ_{t<s} R_ts w_t) / R_ss ,      α ← α − p_s w_s ,      n ← n − w_s² (OLS) ,
+ *     w_s = Dᵀ q_s = (G_{j_s} − Σ_{t<s} R_ts w_t) / R_ss ,      α ← α − p_s w_s ,      n ← n − w_s² (OLS) .
  *
- * s multiply-adds an atom instead of `features`. Q, R, the residual and hence the coefficients are computed from the atoms themselves, as in
- * the residual form; only the choice of the next atom rests on the recursion. Its rounding, in units of that of a product, is bounded by
- * e_s = (1 + Σ |R_ts| e_t) / R_ss: where that grows, w_s is computed directly, and so is α once the residual has become short.
+ * This takes s multiply-adds for each atom instead of `features`. Q, R, the residual and the coefficients are computed
+ * from the atoms themselves, as in the residual form. Only the choice of the next atom uses the recursion. Its rounding
+ * error, in units of that of a product, is at most e_s = (1 + Σ |R_ts| e_t) / R_ss. Where this is large, w_s is
+ * computed directly. α is computed directly when the residual has become short.
  *
- * Few signals do not need all rows of the Gram matrix: without a table of it, each is computed when its atom is chosen. Its bits are those of the
- * table's, so that a signal's code does not depend on how many come with it.
+ * Few signals do not need all rows of the Gram matrix. Without a table of it, a row is computed when its atom is
+ * chosen. It has the same bits as in the table, so that a signal's code does not depend on the number of signals.
  */
 
-#define SIGNALS (4 * ROWS)   /* of a task */
+#define SIGNALS (4 * ROWS)   /* in a task */
 #define BLOCK (8 * W)        /* atoms at a time; divides the padded number of atoms */
-#define WORST_ROUNDING 16.0f /* e_s that the recursion may reach */
-#define SHORT 0.03f          /* share of the residual's length at the last direct computation of α that asks for the next */
+#define WORST_ROUNDING 16.0f /* largest e_s for which the recursion is used */
+#define SHORT 0.03f          /* α is computed directly when the residual is this short, relative to the last time */
 
 FUNCTION float NAME(dot)(const float *a, const float *b, long length)
 {
@@ -34,7 +36,7 @@ FUNCTION void NAME(subtract)(float *a, const float *factor, const float *b, long
     }
 }
 
-/* Position of the largest lane, the first on ties; −1 where no lane has one. */
+/* Position of the largest value of all lanes, the first one on ties, or −1 if no lane has one. */
 FUNCTION long NAME(first_of_lanes)(vf best, vi where)
 {
 #if ISA_AVX512
@@ -49,12 +51,13 @@ FUNCTION long NAME(first_of_lanes)(vf best, vi where)
 #endif
 }
 
-/* Lowers α (and n) by a direction's correlations and finds the next atom, in one pass.
- * `row`: G_j, or w itself where `terms` is 0 and `inverse` 1; `w (blocks, sparsity, BLOCK)`: earlier ones, and where w_s is stored as number
- * `current`; `ahead`: the row that the other signal in flight needs next, fetched meanwhile. */
+/* Updates α (and n) with the correlations of a direction and finds the next atom, in one pass.
+ * `row` is G_j, or w itself if `terms` is 0 and `inverse` 1. `w (blocks, sparsity, BLOCK)` holds the earlier w_t, and
+ * w_s is stored there as number `current`. `ahead` is the row that the other signal in work needs next; it is
+ * prefetched. */
 FUNCTION long NAME(advance)(
-    const float *row, const float *column, long terms, float inverse, float step, float *w, long current, long sparsity, float *alpha,
-    float *length, long width, float smallest, const float *ahead)
+    const float *row, const float *column, long terms, float inverse, float step, float *w, long current, long sparsity,
+    float *alpha, float *length, long width, float smallest, const float *ahead)
 {
     vf scale = NAME(splat)(inverse), along = NAME(splat)(step), least = NAME(splat)(LEAST_SQUARED_LENGTH);
     vf best = NAME(splat)(length ? smallest * smallest : smallest), below = NAME(splat)(1);
@@ -91,7 +94,7 @@ FUNCTION long NAME(advance)(
     return NAME(first_of_lanes)(best / below, where);
 }
 
-/* The first atom: α is given, and all atoms have length 1 (or 0, with α = 0). */
+/* The first atom, from given α. All atoms have length 1, or 0 with α = 0. */
 FUNCTION long NAME(first_atom)(const float *alpha, long width, float smallest)
 {
     vf best = NAME(splat)(smallest);
@@ -105,21 +108,22 @@ FUNCTION long NAME(first_atom)(const float *alpha, long width, float smallest)
     return NAME(first_of_lanes)(best, where);
 }
 
-/* A signal in flight. */
+/* The state of one signal in work. */
 typedef struct NAME(state) {
     float *residual, *alpha, *basis, *w, *length, *triangle, *projection, *rounding, *directly, *atom, *overlap;
     int64_t *indices;
     float *coefficients;
     float peak, smallest, goal, direct;
-    long s, next; /* atoms so far; the one to add, or −1 */
+    long s, next; /* number of atoms so far; the next atom, or −1 */
 } NAME(state);
 
-/* Places a state's arrays in `memory` (or only counts, where that is NULL); returns the floats taken. */
+/* Places the arrays of a state in `memory`, unless that is NULL, and returns the number of floats that they take. */
 static size_t NAME(place)(const pursuit *p, NAME(state) *x, float *memory)
 {
     size_t f = padded(p->features), k = p->panels * PANEL, s = p->sparsity, taken = 0;
     size_t sizes[] = {s * f, s * k, k, padded(s * (s + 1) / 2), padded(s), padded(s), k, f, padded(s)};
-    float **arrays[] = {&x->basis, &x->w, &x->length, &x->triangle, &x->projection, &x->rounding, &x->directly, &x->atom, &x->overlap};
+    float **arrays[] = {&x->basis,    &x->w,        &x->length, &x->triangle, &x->projection,
+                        &x->rounding, &x->directly, &x->atom,   &x->overlap};
     for (int i = 0; i < 9; i++) {
         if (memory) *arrays[i] = memory + taken;
         taken += sizes[i];
@@ -145,7 +149,7 @@ TASK void NAME(begin)(const pursuit *p, NAME(state) *x)
         for (long k = 0; k < width; k++) x->length[k] = k < p->count && p->scale[k] != 0 ? 1.0f : 0.0f;
 }
 
-/* Adds the atom that was chosen and chooses the next. */
+/* Adds the chosen atom and chooses the next one. */
 TASK void NAME(step)(const pursuit *p, NAME(state) *x, const float *ahead)
 {
     long f = padded(p->features), width = p->panels * PANEL, s = x->s, chosen_atom = x->next;
@@ -154,7 +158,7 @@ TASK void NAME(step)(const pursuit *p, NAME(state) *x, const float *ahead)
     memcpy(atom, p->atoms + chosen_atom * p->features, p->features * sizeof(float));
     for (long t = 0; t < s; t++) column[t] = 0;
     float height = 1, before;
-    do { /* classical Gram–Schmidt; again where it cancelled much, and then twice is enough */
+    do { /* classical Gram–Schmidt, with a second pass where the first one cancelled much */
         before = height;
         for (long t = 0; t < s; t++) x->overlap[t] = NAME(dot)(x->basis + t * f, atom, f);
         NAME(subtract)(atom, x->overlap, x->basis, s, f);
@@ -180,18 +184,21 @@ TASK void NAME(step)(const pursuit *p, NAME(state) *x, const float *ahead)
         NAME(correlate)(q, 1, f, p->packed, p->features, 0, p->panels, x->directly, width);
         x->rounding[s] = 1, row = x->directly, terms = 0, inverse = 1;
     } else if (!p->gram)
-        NAME(correlate)(p->atoms + chosen_atom * p->features, 1, p->features, p->packed, p->features, 0, p->panels, x->directly, width);
+        NAME(correlate)(
+            p->atoms + chosen_atom * p->features, 1, p->features, p->packed, p->features, 0, p->panels, x->directly,
+            width);
     if (norm < SHORT * x->direct) {
         NAME(correlate)(x->residual, 1, f, p->packed, p->features, 0, p->panels, x->alpha, width);
         x->direct = norm, along = 0;
     }
     x->next = NAME(advance)(
-        row, column, terms, inverse, along, x->w, s, p->sparsity, x->alpha, p->orthogonal ? x->length : NULL, width, x->smallest, ahead);
+        row, column, terms, inverse, along, x->w, s, p->sparsity, x->alpha, p->orthogonal ? x->length : NULL, width,
+        x->smallest, ahead);
 }
 
 TASK void NAME(finish)(const pursuit *p, NAME(state) *x)
 {
-    for (long i = x->s; i-- > 0;) { /* back substitution R γ = Qᵀ y */
+    for (long i = x->s; i-- > 0;) { /* back substitution in R γ = Qᵀ y */
         float value = x->projection[i];
         for (long t = i + 1; t < x->s; t++) value -= x->triangle[t * (t + 1) / 2 + i] * x->projection[t];
         x->projection[i] = value / x->triangle[i * (i + 1) / 2 + i];
@@ -223,7 +230,7 @@ TASK void NAME(gram_form_task)(const void *arguments, void *workspace, long inde
     }
     NAME(correlate)(residual, rows, f, p->packed, p->features, 0, p->panels, alpha, width);
 
-    /* Two signals in flight, a step of one, then of the other: rows of the Gram matrix arrive while the other is at work. */
+    /* Two signals are in work, with steps in turn. A row of the Gram matrix is fetched during a step of the other. */
     NAME(state) flight[2];
     memory += NAME(place)(p, &flight[0], memory);
     NAME(place)(p, &flight[1], memory);
@@ -233,12 +240,14 @@ TASK void NAME(gram_form_task)(const void *arguments, void *workspace, long inde
         NAME(state) *x = &flight[turn];
         if (!busy[turn] && loaded < rows) {
             x->residual = residual + loaded * f, x->alpha = alpha + loaded * width, x->peak = peak[loaded];
-            x->indices = p->indices + (start + loaded) * p->sparsity, x->coefficients = p->coefficients + (start + loaded) * p->sparsity;
+            x->indices = p->indices + (start + loaded) * p->sparsity;
+            x->coefficients = p->coefficients + (start + loaded) * p->sparsity;
             loaded++;
             if (x->peak > 0)
                 NAME(begin)(p, x), busy[turn] = 1;
             else
-                for (long s = 0; s < p->sparsity; s++) x->indices[s] = -1, x->coefficients[s] = x->peak == 0 ? 0.0f : NAN;
+                for (long s = 0; s < p->sparsity; s++)
+                    x->indices[s] = -1, x->coefficients[s] = x->peak == 0 ? 0.0f : NAN;
         } else if (busy[turn]) {
             const NAME(state) *other = &flight[!turn];
             long ahead = busy[!turn] && other->next >= 0 ? other->next : x->next;

@@ -1,8 +1,9 @@
-/* Greedy pursuits of 2·W signals at once, one in each lane: the residual form.
+/* Greedy pursuits of 2·W signals at once, one in each lane of the vectors: the residual form.
  *
- * Everything a signal needs is a vector over lanes, so that a step has no overhead for a single signal: the correlations of the residuals
- * with an atom are `features` multiply-adds, their maximum is kept in registers and nothing of size n × atoms is written. OLS keeps
- * correlations and squared lengths outside the span, 2·atoms vectors, and lowers both by the correlations of the new direction,
+ * All numbers of the signals are vectors over lanes, so that a step has no overhead for a single signal. The
+ * correlations of the residuals with an atom take `features` multiply-adds. Their maximum is kept in registers, and no
+ * array of size n × atoms is written. OLS stores the correlations and the squared lengths outside the span, 2·atoms
+ * vectors. It updates both with the correlations of the new direction,
  *
  *     α_k ← α_k − p qᵀd_k,    n_k ← n_k − (qᵀd_k)² .
  */
@@ -28,7 +29,7 @@ FUNCTION void NAME(products)(const float *panel, const vf *x, long features, vf 
     }
 }
 
-/* OMP: the atom most correlated with each residual, and −1 where none exceeds `best`. */
+/* OMP: the atom most correlated with each residual, or −1 where no correlation exceeds `best`. */
 FUNCTION void NAME(lanes_omp)(const pursuit *p, const vf *residual, vf *best, vi *where)
 {
     for (int v = 0; v < VECTORS; v++) where[v] = NAME(isplat)(-1);
@@ -39,18 +40,21 @@ FUNCTION void NAME(lanes_omp)(const pursuit *p, const vf *residual, vf *best, vi
     }
 }
 
-/* OLS: the atom that lowers each residual most, and −1 where none lowers its length by `best`. At first, with no `projection`,
- * `direction` is the signal itself. */
+/* OLS: the atom that shortens each residual most, or −1 where none shortens it by `best`. In the first step there is no
+ * `projection`, and `direction` is the signal itself. */
 FUNCTION void NAME(lanes_ols)(
     const pursuit *p, const vf *direction, const vf *projection, vf *gain, vf *length, const vf *smallest, vi *where)
 {
     vf least = NAME(splat)(LEAST_SQUARED_LENGTH), best[VECTORS], below[VECTORS];
-    for (int v = 0; v < VECTORS; v++) best[v] = smallest[v] * smallest[v], below[v] = NAME(splat)(1), where[v] = NAME(isplat)(-1);
+    for (int v = 0; v < VECTORS; v++)
+        best[v] = smallest[v] * smallest[v], below[v] = NAME(splat)(1), where[v] = NAME(isplat)(-1);
     for (long first = 0; first < p->count; first += GROUP) {
         vf c[VECTORS][GROUP];
         NAME(products)(p->packed + first / PANEL * PANEL * p->features + first % PANEL, direction, p->features, c);
         for (int v = 0; v < VECTORS; v++) {
-            vf g[GROUP], n[GROUP], *stored_gain = gain + (first * VECTORS + v * GROUP), *stored_length = length + (first * VECTORS + v * GROUP);
+            vf g[GROUP], n[GROUP];
+            vf *stored_gain = gain + (first * VECTORS + v * GROUP);
+            vf *stored_length = length + (first * VECTORS + v * GROUP);
 #pragma GCC unroll 8
             for (int a = 0; a < GROUP; a++) {
                 if (projection) {
@@ -86,7 +90,8 @@ FUNCTION void NAME(lanes_pursuit)(const pursuit *p, void *workspace, long start)
     long features = p->features, sparsity = p->sparsity;
     long signals = p->n - start < LANES ? p->n - start : LANES;
     vf *residual = workspace, *direction = residual + features * VECTORS, *basis = direction + features * VECTORS;
-    vf *triangle = basis + sparsity * features * VECTORS, *projection = triangle + sparsity * (sparsity + 1) / 2 * VECTORS;
+    vf *triangle = basis + sparsity * features * VECTORS;
+    vf *projection = triangle + sparsity * (sparsity + 1) / 2 * VECTORS;
     vi *slots = (vi *)(projection + sparsity * VECTORS);
     vf *gain = (vf *)(slots + sparsity * VECTORS), *length = gain + p->panels * PANEL * VECTORS;
     vf peak[VECTORS], smallest[VECTORS], goal[VECTORS];
@@ -131,7 +136,8 @@ FUNCTION void NAME(lanes_pursuit)(const pursuit *p, void *workspace, long start)
         else if (steps == 0)
             NAME(lanes_ols)(p, residual, NULL, gain, length, smallest, where);
         else
-            NAME(lanes_ols)(p, q - features * VECTORS, projection + (steps - 1) * VECTORS, gain, length, smallest, where);
+            NAME(lanes_ols)(
+                p, q - features * VECTORS, projection + (steps - 1) * VECTORS, gain, length, smallest, where);
         for (int v = 0; v < VECTORS; v++) active[v] &= where[v] >= 0;
         for (int v = 0; v < VECTORS; v++)
             for (int i = 0; i < W; i++) {
@@ -141,12 +147,13 @@ FUNCTION void NAME(lanes_pursuit)(const pursuit *p, void *workspace, long start)
         for (int v = 0; v < VECTORS; v++) {
             vf *d = direction + v;
             for (long t = 0; t < steps; t++) column[t * VECTORS + v] = zero;
-            for (int pass = 0; pass < 2; pass++) /* modified Gram–Schmidt, twice is enough */
+            for (int pass = 0; pass < 2; pass++) /* modified Gram–Schmidt; two passes are enough */
                 for (long t = 0; t < steps; t++) {
                     const vf *b = basis + t * features * VECTORS + v;
                     vf overlap = zero;
                     for (long l = 0; l < features; l++) overlap = NAME(fma)(b[l * VECTORS], d[l * VECTORS], overlap);
-                    for (long l = 0; l < features; l++) d[l * VECTORS] = NAME(fnma)(overlap, b[l * VECTORS], d[l * VECTORS]);
+                    for (long l = 0; l < features; l++)
+                        d[l * VECTORS] = NAME(fnma)(overlap, b[l * VECTORS], d[l * VECTORS]);
                     column[t * VECTORS + v] += overlap;
                 }
             vf height = NAME(lanes_norm)(direction, features, v), along = zero;
@@ -166,7 +173,7 @@ FUNCTION void NAME(lanes_pursuit)(const pursuit *p, void *workspace, long start)
         }
     }
 
-    /* Back substitution R γ = Qᵀ y. An unused slot has projection 0 and index −1; all that follow it are unused too. */
+    /* Back substitution in R γ = Qᵀ y. An unused slot has projection 0 and index −1, and so have all slots after it. */
     for (long s = steps; s-- > 0;)
         for (int v = 0; v < VECTORS; v++) {
             vf value = projection[s * VECTORS + v];
@@ -188,7 +195,8 @@ FUNCTION void NAME(lanes_pursuit)(const pursuit *p, void *workspace, long start)
     }
 }
 
-/* Several tiles a task: by turns on neighbouring tiles, two threads gain nothing on one where signals are short. */
+/* A task has several neighbouring tiles. If two threads took them in turns, they would be no faster than one thread for
+ * short signals. */
 TASK void NAME(lanes_task)(const void *arguments, void *workspace, long index)
 {
     const pursuit *p = arguments;

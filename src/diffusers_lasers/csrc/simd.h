@@ -1,8 +1,8 @@
-/* Vectors of W floats for one instruction set, on the compiler's vector extension.
+/* Vectors of W floats for one instruction set, with the vector extension of the compiler.
  *
- * kernels.c includes the kernels once for each instruction set, after setting W, ISA_AVX512 or ISA_AVX2 and FUNCTION (a static
- * function compiled for that set). What the vector extension expresses badly – absolute value, fused multiply-add, a running maximum
- * with its position – is spelled with intrinsics where there are any.
+ * kernels.c includes the kernels once for each instruction set. Before, it defines W, ISA_AVX512 or ISA_AVX2, and
+ * FUNCTION (a static function compiled for that set). Some operations are not expressed well by the extension, such as
+ * a fused multiply-add or a running maximum with its position. They use intrinsics where these exist.
  */
 
 #define PASTE_(a, b) a##b
@@ -40,7 +40,7 @@ FUNCTION vi NAME(isplat)(int x)
     return v + x;
 }
 
-/* mask ? a : b, with a mask of zeros and ones in all bits, as comparisons give it. */
+/* mask ? a : b. In each lane of the mask all bits are 0 or all are 1, as in the result of a comparison. */
 FUNCTION vf NAME(pick)(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 
 FUNCTION vf NAME(magnitude)(vf x) { return (vf)((vi)x & 0x7fffffff); }
@@ -94,7 +94,7 @@ FUNCTION vf NAME(fnma)(vf a, vf b, vf c)
 #endif
 }
 
-/* Where x exceeds *best: *best = x and *where = position. Ties keep the earlier position, NaN never wins. */
+/* Where x exceeds *best: *best = x and *where = position. On ties the earlier position is kept. NaN never exceeds. */
 FUNCTION void NAME(keep_larger)(vf x, vi position, vf *best, vi *where)
 {
 #if ISA_AVX512
@@ -112,7 +112,7 @@ FUNCTION void NAME(keep_larger)(vf x, vi position, vf *best, vi *where)
 #endif
 }
 
-/* The same for ratios x/n of numbers that are not negative, n > 0; cross-multiplied, so that nothing is divided. */
+/* The same for ratios x/n with x ≥ 0 and n > 0. They are compared by cross-multiplication, without a division. */
 FUNCTION void NAME(keep_larger_ratio)(vf x, vf n, vi position, vf *best, vf *below, vi *where)
 {
     vf left = x * *below, right = *best * n;
@@ -129,7 +129,8 @@ FUNCTION void NAME(keep_larger_ratio)(vf x, vf n, vi position, vf *best, vf *bel
 #endif
 }
 
-/* The larger of eight in each lane, found by pairs, so that eight comparisons do not wait for each other, into *best and *where. */
+/* Updates *best and *where with the largest of eight magnitudes in each lane. It is found by pairs, so that comparisons
+ * do not wait for each other. */
 FUNCTION void NAME(keep_largest)(const vf x[8], vi position, int spacing, vf *best, vi *where)
 {
     vf top[8];
@@ -143,8 +144,9 @@ FUNCTION void NAME(keep_largest)(const vf x[8], vi position, int spacing, vf *be
     NAME(keep_larger)(top[0], at[0], best, where);
 }
 
-/* The same for ratios x²/n. */
-FUNCTION void NAME(keep_largest_ratio)(const vf x[8], const vf n[8], vi position, int spacing, vf least, vf *best, vf *below, vi *where)
+/* The same for ratios x²/n, of which those with n > `least` count. */
+FUNCTION void NAME(keep_largest_ratio)(
+    const vf x[8], const vf n[8], vi position, int spacing, vf least, vf *best, vf *below, vi *where)
 {
     vf top[8], bottom[8];
     vi at[8];

@@ -2,8 +2,8 @@
  *
  *     ∂ℓ/∂d_k = Σ_{(n,s): k_ns = k} c_ns g_n ,      ∂ℓ/∂c_ns = gᵀ_n d_{k_ns} .
  *
- * The slots are sorted by atom (a counting sort), so that each atom's sum is the work of one thread, in the order of the signals: nothing is
- * written twice, and the result does not depend on the number of threads.
+ * The slots are sorted by atom with a counting sort. One thread then computes the sum of an atom in the order of the
+ * signals. So no two threads write the same numbers, and the result does not depend on the number of threads.
  */
 
 #ifndef SYNTHESIS
@@ -12,7 +12,7 @@ typedef struct synthesis {
     const float *gradient, *coefficients, *atoms; /* (n, features), (n, sparsity), (atoms, features) */
     const int64_t *indices;                       /* (n, sparsity) */
     float *to_atoms, *to_coefficients;            /* (atoms, features) and (n, sparsity); NULL where not wanted */
-    const int *start, *slots;                     /* (atoms + 1,): where an atom's slots begin in `slots (n × sparsity,)` */
+    const int *start, *slots;                     /* (atoms + 1,): first slot of an atom in `slots (n × sparsity,)` */
     long n, features, count, sparsity;
 } synthesis;
 #endif
@@ -36,7 +36,8 @@ TASK void NAME(atoms_task)(const void *arguments, void *workspace, long index)
                 x0 = NAME(fma)(c, NAME(load)(g), x0), x1 = NAME(fma)(c, NAME(load)(g + W), x1);
                 x2 = NAME(fma)(c, NAME(load)(g + 2 * W), x2), x3 = NAME(fma)(c, NAME(load)(g + 3 * W), x3);
             }
-            NAME(store)(out + l, x0), NAME(store)(out + l + W, x1), NAME(store)(out + l + 2 * W, x2), NAME(store)(out + l + 3 * W, x3);
+            NAME(store)(out + l, x0), NAME(store)(out + l + W, x1);
+            NAME(store)(out + l + 2 * W, x2), NAME(store)(out + l + 3 * W, x3);
         }
         for (; l + W <= p->features; l += W) {
             vf x = NAME(splat)(0);
@@ -78,7 +79,8 @@ TASK void NAME(coefficients_task)(const void *arguments, void *workspace, long i
 static int NAME(synthesis_gradients)(synthesis *p, int threads)
 {
     if (p->to_coefficients) {
-        job j = {.arguments = p, .task = NAME(coefficients_task), .tasks = (p->n + SIGNALS_A_TASK - 1) / SIGNALS_A_TASK};
+        long tasks = (p->n + SIGNALS_A_TASK - 1) / SIGNALS_A_TASK;
+        job j = {.arguments = p, .task = NAME(coefficients_task), .tasks = tasks};
         if (run(&j, threads)) return -1;
     }
     if (!p->to_atoms) return 0;
@@ -86,7 +88,7 @@ static int NAME(synthesis_gradients)(synthesis *p, int threads)
     int *start = calloc(p->count + 2, sizeof(int)), *slots = malloc((total + 1) * sizeof(int));
     int failed = !start || !slots;
     if (!failed) {
-        int *next = start + 1; /* counts, shifted by one so that placing the slots leaves the starts */
+        int *next = start + 1; /* counts, shifted by one; they become the first slots when the slots are placed */
         for (long i = 0; i < total; i++)
             if (p->indices[i] >= 0) next[p->indices[i] + 1]++;
         for (long k = 0; k < p->count; k++) next[k + 1] += next[k];

@@ -1,6 +1,6 @@
 """Mathematics as free functions on tensors: no state, no configuration, no files.
 
-One folder an idea; all public names are here too.
+Each folder holds one idea. All public names can be imported from here too.
 """
 
 from .dictionary import (

@@ -1,10 +1,9 @@
-"""What functions and compiled operators ask of their tensors before anything is computed: C believes the sizes that it
-is told.
+"""Checks of tensors before functions and compiled operators use them: the C code checks no sizes itself.
 
-Shapes are written as the names of their sizes, `"N features"`; a name means the same number wherever it occurs in one
-call. Checks of shapes, types and devices cost microseconds and never read a value. Checks of values (`check_indices`)
-are made on the CPU only, outside `torch.compile`: on a GPU they would make the host wait, and its own kernels stop the
-process at an index that is out of range.
+A shape is written as the names of its sizes, such as `"N features"`. In one call, a name stands for the same number
+everywhere. Checks of shapes, types and devices take microseconds and read no values. Values are checked
+(`check_indices`) only on the CPU and outside `torch.compile`. On a GPU the host would have to wait for them, and there
+torch's own kernels stop the process at an index that is out of range.
 """
 
 from __future__ import annotations
@@ -16,31 +15,31 @@ import torch
 
 
 _MAY_BE_ZERO = ("N", "sparsity")
-_LARGEST = 2**31 - 256  # atoms, codewords: the kernels count them in 32 bits, with room for padding
+_LARGEST = 2**31 - 256  # the kernels count atoms and codewords in 32 bits, with room for padding
 
 Operand = tuple[torch.Tensor, str]
 
 
 def as_tensor(name: str, values: torch.Tensor | np.ndarray) -> torch.Tensor:
     """
-    A tensor as it is, an array of NumPy as a tensor on the CPU, which shares its memory where it can.
+    Returns a tensor unchanged, and a NumPy array as a tensor on the CPU, which shares its memory where possible.
 
     Args:
-        name (`str`): Name of the argument.
-        values (`torch.Tensor` or `numpy.ndarray`): Numbers.
+        name (`str`): Name of the argument, for the error.
+        values (`torch.Tensor` or `numpy.ndarray`): A tensor or an array.
 
     Returns:
         `torch.Tensor`: The same numbers.
 
     Raises:
-        ValueError: If it is neither, or of a type that tensors do not have.
+        ValueError: If `values` is neither, or has a type that tensors do not have.
     """
     if isinstance(values, torch.Tensor):
         return values
     if not isinstance(values, np.ndarray):
         raise ValueError(f"`{name}` must be a tensor or an array of NumPy, got {type(values).__name__}.")
     if not values.dtype.isnative or min(values.strides, default=0) < 0:
-        values = np.array(values, dtype=values.dtype.newbyteorder("="))  # what a tensor cannot share
+        values = np.array(values, dtype=values.dtype.newbyteorder("="))  # a tensor cannot share such memory
     try:
         with warnings.catch_warnings():  # nothing here writes into an argument
             warnings.filterwarnings("ignore", "The given NumPy array is not writ")
@@ -53,14 +52,14 @@ def check_operands(
     dtype: torch.dtype | None = None, *, device: str | None = None, mixed: bool = False, **operands: Operand
 ) -> dict[str, int]:
     """
-    Refuses tensors that do not fit each other.
+    Raises an error for tensors that do not fit each other.
 
     Args:
-        dtype (`torch.dtype`, *optional*): What all have to be of. Defaults to `None`: of one floating-point type.
+        dtype (`torch.dtype`, *optional*): Type that all must have. Defaults to `None`: any one floating-point type.
         mixed (`bool`, defaults to `False`): Whether floating-point types may differ.
-        device (`str`, *optional*): Type of the device where all have to be. Defaults to `None`: on one device.
-        operands (`tuple[torch.Tensor, str]`): Tensors by name, each with its shape, e.g. `"N features"`. All sizes but
-            N and sparsity are at least 1.
+        device (`str`, *optional*): Type of device where all must be. Defaults to `None`: any one device.
+        operands (`tuple[torch.Tensor, str]`): Tensors by name, each with its shape, e.g. `"N features"`. All sizes
+            except N and sparsity are at least 1.
 
     Returns:
         `dict[str, int]`: The sizes by name.
@@ -95,7 +94,7 @@ def check_operands(
 
 
 def is_integer(tensor: torch.Tensor) -> bool:
-    """Whether a tensor may hold indices."""
+    """Whether `tensor` is a tensor of an integer type that indices may have."""
     return isinstance(tensor, torch.Tensor) and tensor.dtype in (
         torch.int64,
         torch.int32,
@@ -106,8 +105,8 @@ def is_integer(tensor: torch.Tensor) -> bool:
 
 
 def check_slots(indices: torch.Tensor, slots: int, dtype: torch.dtype | None = None, n: int | None = None) -> None:
-    """Refuses `indices` that are no integers (of `dtype`, where it is given) of shape `(n, slots)` on the CPU; n may
-    be any number."""
+    """Raises an error unless `indices` are integers (of `dtype`, if given) of shape `(n, slots)` on the CPU. If `n` is
+    `None`, any number of rows is allowed."""
     fitting = indices.dtype == dtype if dtype else is_integer(indices)
     shaped = indices.ndim == 2 and indices.shape[1] == slots and n in (None, indices.shape[0])
     if not (fitting and shaped and indices.device.type == "cpu" and indices.layout == torch.strided):
@@ -119,17 +118,17 @@ def check_slots(indices: torch.Tensor, slots: int, dtype: torch.dtype | None = N
 
 def check_indices(name: str, indices: torch.Tensor, count: int, least: int = 0, of: str = "atoms") -> None:
     """
-    Refuses what is no integer, and on the CPU outside `torch.compile` what names nothing.
+    Raises an error if indices are not integers or, on the CPU and outside `torch.compile`, out of range.
 
     Args:
-        name (`str`): Name of the argument.
+        name (`str`): Name of the argument, for the error.
         indices (`torch.Tensor`): Indices of any shape.
-        count (`int`): What they are below.
-        least (`int`, defaults to 0): The smallest that is allowed; −1 where that marks an unused slot.
-        of (`str`, defaults to `"atoms"`): What they name.
+        count (`int`): Number of atoms or codewords. Indices must be below it.
+        least (`int`, defaults to 0): Smallest allowed index; −1 where that marks an unused slot.
+        of (`str`, defaults to `"atoms"`): Word for what is indexed, for the error.
 
     Raises:
-        ValueError: If a type or a value does not fit.
+        ValueError: If the type or a value does not fit.
     """
     if not is_integer(indices):
         raise ValueError(
@@ -147,6 +146,6 @@ def check_indices(name: str, indices: torch.Tensor, count: int, least: int = 0, 
 
 
 def check_sparsity(sparsity: int, atoms: int) -> None:
-    """Refuses what is no number of atoms that a code may have."""
+    """Raises an error unless `sparsity` is an integer from 1 to the number of atoms."""
     if isinstance(sparsity, bool) or not isinstance(sparsity, int) or not 1 <= sparsity <= atoms:
         raise ValueError(f"`sparsity` must be an integer from 1 to the number of atoms ({atoms}), got {sparsity!r}.")

@@ -4,13 +4,13 @@ A sparse code with at most \(S\) of \(K\) atoms is one of
 
     M = Σ_{s=0}^{S} K! / (s! (K − s)!)  (a set of atoms),      M = Σ_{s=0}^{S} K! / (K − s)!  (a sequence of atoms)
 
-supports, so that naming one costs \(\log_2 M\) bits before entropy coding; the coefficients cost extra. Counting
-supports of *at most* \(S\) atoms, not of exactly \(S\), is what a code with unused slots needs.
+supports. Naming one of them costs \(\log_2 M\) bits before entropy coding. The coefficients cost extra. Supports of *at
+most* \(S\) atoms are counted, not of exactly \(S\), because a code may have unused slots.
 
 Usage is measured by the entropy of the atoms' shares \(p_k\) of the support slots, \(H(p) = -\sum_k p_k \log_2 p_k\),
 and by the perplexity \(2^{H}\): the number of equally used symbols that has the same entropy. Equation 17 of LASERS
-(2024) is defined for one symbol a site only; with shares of slots a code that always picks the same \(S\) atoms scores
-\(S\), and one that uses all atoms equally scores \(K\).
+(2024) is defined only for one symbol at each site. With shares of slots, a code that always picks the same \(S\) atoms
+has perplexity \(S\), and one that uses all atoms equally has perplexity \(K\).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Atoms of unit length, as pursuits and kernels compute with them, and the factors back to the caller's atoms."""
+"""Atoms scaled to unit length for pursuits and kernels, and the factors back to the caller's atoms."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 
 def unit_atoms(dictionary: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Unit-norm columns, whatever the scale of the given ones.
+    Scales columns to unit norm, whatever their lengths.
 
     Args:
         dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns; zero columns stay zero.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: The columns, and the factors `(atoms,)` that turn their coefficients into those of the given
-        columns: 0 for a zero column, NaN for one that is not finite.
+        `tuple[torch.Tensor, torch.Tensor]`: The unit columns, and factors `(atoms,)` that turn their coefficients into
+        those of the given columns. A factor is 0 for a zero column and NaN for one that is not finite.
     """
     peak = dictionary.abs().amax(dim=0)
     safe = torch.where(peak > 0, peak, torch.ones_like(peak))

@@ -1,4 +1,4 @@
-"""Fitting dictionaries and codebooks to fixed signals: state, but no `nn.Module`."""
+"""Dictionaries and codebooks fitted to fixed signals. Nothing here is an `nn.Module`."""
 
 from .codebooks import QUANTIZERS, fit_quantizer
 from .online_dictionary import OnlineDictionaryLearner

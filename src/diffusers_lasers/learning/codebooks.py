@@ -1,8 +1,12 @@
-r"""Codebooks from signals, by faiss (Scribano et al., 2023, sections 3.1.1–3.1.3).
+r"""Codebooks fitted to signals with faiss (Scribano et al., 2023, sections 3.1.1–3.1.3).
 
-*VQ* and each part of *PQ*: k-means. *OPQ*: an orthogonal matrix R and codebooks in turn (eq 14), then k-means of the rotated parts once more with all
-signals. *RQ*: stage after stage on what a beam search leaves. faiss on its own looks at 256 signals a codeword and ignores the rest; here it sees as many as
-it is given, up to a limit for the two expensive ones. The same seed gives the same codebooks on one machine.
+* *VQ*, and each part of *PQ*: k-means.
+* *OPQ*: alternates between an orthogonal matrix R and the codebooks (eq 14). Then k-means fits the rotated parts once
+  more, with all signals.
+* *RQ*: fits one stage after the other to the residuals of a beam search.
+
+By default faiss uses at most 256 signals for each codeword. Here it uses all signals, up to a limit for OPQ and RQ,
+which are expensive. On one machine, the same seed gives the same codebooks.
 """
 
 from __future__ import annotations
@@ -21,13 +25,13 @@ __all__ = ["QUANTIZERS", "fit_quantizer"]
 
 #: Kinds of quantisers.
 QUANTIZERS = ("VQ", "PQ", "OPQ", "RQ")
-_ROTATION_SIGNALS = 2**18  # what the alternation of OPQ looks at
-_RESIDUAL_SIGNALS = 2**18  # what the stages of RQ look at
+_ROTATION_SIGNALS = 2**18  # largest number of signals for the alternation of OPQ
+_RESIDUAL_SIGNALS = 2**18  # largest number of signals for the stages of RQ
 
 
 @contextmanager
 def _threads(faiss: ModuleType, count: int | None):
-    """faiss with so many threads."""
+    """Sets the number of threads of faiss within a block."""
     before = faiss.omp_get_max_threads()
     if count is not None:
         faiss.omp_set_num_threads(count)
@@ -53,19 +57,21 @@ def fit_quantizer(
     Args:
         signals (`numpy.ndarray` of shape `(N, n)`): Signals, float32; at least as many as codewords.
         kind (`str`): `"VQ"`, `"PQ"`, `"OPQ"` or `"RQ"`.
-        slots (`int`): Sub-quantisers m; 1 for VQ. They divide n for PQ and OPQ.
-        bits (`int`): Bits of each: 2^bits codewords.
+        slots (`int`): Number m of sub-quantisers. It is 1 for VQ and divides n for PQ and OPQ.
+        bits (`int`): Bits of each sub-quantiser, which has 2^bits codewords.
         seed (`int`, defaults to 0): Seed.
-        iterations (`int`, defaults to 100): Iterations of k-means; half as many alternations of OPQ, a quarter as many in each stage of RQ.
-        threads (`int`, *optional*): Threads of faiss. Defaults to what it has.
-        report (`Callable[[str], Any]`, *optional*): Is told of each finished stage.
+        iterations (`int`, defaults to 100): Iterations of k-means. OPQ makes half as many alternations, and each stage
+            of RQ a quarter as many iterations.
+        threads (`int`, *optional*): Number of threads of faiss. Defaults to its current number.
+        report (`Callable[[str], Any]`, *optional*): Called with the name of each finished stage.
 
     Returns:
-        `tuple`: Codebooks `(m, 2^bits, d)` with d = n / m, or n for RQ, float32; and the rotation R `(n, n)` of OPQ, of which a signal's
-        parts are those of R x. It is `None` for the others and for m = 1.
+        `tuple`: Codebooks `(m, 2^bits, d)`, float32, with d = n / m, or d = n for RQ; and the rotation R `(n, n)` of
+        OPQ. The parts of a signal x are then those of R x. R is `None` for the other kinds and for m = 1.
 
     Raises:
-        ValueError: If the arguments do not fit. ImportError: If faiss is missing (`pip install diffusers_lasers[codec]`).
+        ValueError: If the arguments do not fit.
+        ImportError: If faiss is missing (`pip install diffusers_lasers[codec]`).
     """
     if kind not in QUANTIZERS:
         raise ValueError(f"`kind` must be one of {QUANTIZERS}, got {kind!r}.")
@@ -113,7 +119,7 @@ def _rotation(faiss: ModuleType, signals: np.ndarray, slots: int, bits: int, see
     subset = _subset(signals, _ROTATION_SIGNALS, seed)
     opq.train(subset)
     matrix = faiss.vector_to_array(opq.A).reshape(features, features)
-    left, _, right = np.linalg.svd(matrix.astype(np.float64))  # orthogonal in float32 only
+    left, _, right = np.linalg.svd(matrix.astype(np.float64))  # faiss's matrix is orthogonal only in float32
     return np.ascontiguousarray(left @ right, dtype=np.float32)
 
 

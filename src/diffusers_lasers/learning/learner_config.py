@@ -1,4 +1,4 @@
-"""The arguments of a learner: checked, and as values that JSON can hold."""
+"""The arguments of a learner, checked and as values that JSON can hold."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..functional.pursuit.by_name import PURSUITS
 from ..utils.config_checks import described
 
 
-_USES_OF_A_WINDOW = 64
-_SHORTEST_WINDOW = 10
+_USES_OF_A_WINDOW = 64  # how often an atom of average use is used within a window
+_SHORTEST_WINDOW = 10  # steps
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
     """
-    The arguments of [`OnlineDictionaryLearner`] that JSON can hold; `init` is `"given"` for a given dictionary.
+    The arguments of [`OnlineDictionaryLearner`] that JSON can hold. If a dictionary was given, `init` is `"given"`.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of range.
     """
 
     num_atoms: int
@@ -64,17 +64,18 @@ class LearnerConfig:
 
     def window(self, ranks: int) -> int:
         """
-        Steps of a window of usage.
+        Number of steps over which the use of atoms is counted.
 
         Args:
-            ranks (`int`): Ranks that share a minibatch.
+            ranks (`int`): Number of ranks that share a minibatch.
 
         Returns:
-            `int`: `revive_every`, or what gives an atom of average use 64 uses, at least 10.
+            `int`: `revive_every` if it is given. Otherwise the number of steps in which an atom of average use is used
+            64 times, at least 10.
         """
         if self.revive_every is not None:
             return self.revive_every
-        uses = self.sparsity * self.batch_size * ranks / self.num_atoms  # of an average atom, in a step
+        uses = self.sparsity * self.batch_size * ranks / self.num_atoms  # of an average atom in one step
         return max(_SHORTEST_WINDOW, math.ceil(_USES_OF_A_WINDOW / uses))
 
 
@@ -84,14 +85,14 @@ def _is_number(value: object) -> bool:
 
 def check_init(init: torch.Tensor, atoms: int) -> None:
     """
-    Refuses what is no dictionary of so many atoms.
+    Checks a given first dictionary.
 
     Args:
         init (`torch.Tensor` of shape `(features, atoms)`): The dictionary.
-        atoms (`int`): Number of atoms.
+        atoms (`int`): Number of atoms that it must have.
 
     Raises:
-        ValueError: If it has another shape, or is not finite.
+        ValueError: If it has another shape or type, or is not finite.
     """
     fitting = isinstance(init, torch.Tensor) and init.ndim == 2 and init.shape[0] > 0 and init.shape[1] == atoms
     if not fitting or init.dtype not in _FLOATING or not init.isfinite().all():

@@ -1,11 +1,12 @@
-r"""Minibatches of fixed signals, in an order that is a function of (seed, position) alone.
+r"""Minibatches of fixed signals, in an order that depends on (seed, position) only.
 
-Signals come as items: matrices `(n, features)`, one (a tensor) or many (an iterable). The n signals of item i of pass p are
-visited in the order of a permutation π seeded by (seed, p, i), ξ at a time: minibatch j holds π(jξ), …, π((j + 1)ξ − 1). So the
-position (p, i, j) is all that a run has to remember to go on where it stopped, and no state of a generator.
+Signals come as items, which are matrices `(n, features)`. A tensor is one item, an iterable gives many. The n signals
+of item i in pass p are visited in the order of a permutation π, which is seeded by (seed, p, i). Minibatch j holds the
+ξ signals π(jξ), …, π((j + 1)ξ − 1). So a run only has to store the position (p, i, j), and no state of a generator, to
+continue where it stopped.
 
-Over ranks, minibatch j of one rank meets minibatch j of the others. A rank that has fewer of them, or fewer items, gives
-empty ones, since a reduction waits for every rank.
+With several ranks, all ranks reduce their minibatches j together. A rank with fewer minibatches or items gives empty
+ones, since a reduction waits for every rank.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from ..utils.distributed import all_reduce_max
 from ..utils.seeding import seeded_generator
 
 
-_ORDER = 0  # first counter of the generators that order signals; whoever draws for another purpose takes another
+_ORDER = 0  # first counter of the generators that order signals; draws for other purposes use other numbers
 
 
 @dataclass
 class Position:
     """
-    Where a run stands in its signals.
+    The position of a run in its signals.
 
     Args:
         passes (`int`, defaults to 0): Passes completed.
@@ -44,17 +45,17 @@ class Position:
 
 def as_signals(signals: torch.Tensor | np.ndarray, features: int | None = None) -> torch.Tensor:
     """
-    Refuses what is no matrix of signals.
+    Checks signals and returns them as a tensor.
 
     Args:
         signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals; floating point.
-        features (`int`, *optional*): What their length has to be.
+        features (`int`, *optional*): Number of features that they must have.
 
     Returns:
-        `torch.Tensor` of shape `(N, features)`: The signals; those of an array share its memory.
+        `torch.Tensor` of shape `(N, features)`: The signals. If they came as an array, its memory is shared.
 
     Raises:
-        ValueError: If it is no floating-point matrix, or of another length.
+        ValueError: If they are not a floating-point matrix, or have another number of features.
     """
     if isinstance(signals, np.ndarray):
         signals = as_tensor("signals", signals)
@@ -69,7 +70,7 @@ def as_signals(signals: torch.Tensor | np.ndarray, features: int | None = None) 
             f"{tuple(signals.shape)}."
         )
     if features is not None and signals.shape[1] != features:
-        raise ValueError(f"`signals` must have {features} features as the dictionary, got {signals.shape[1]}.")
+        raise ValueError(f"`signals` must have {features} features like the dictionary, got {signals.shape[1]}.")
     return signals
 
 
@@ -77,16 +78,17 @@ def leading_signals(
     signals: torch.Tensor | Iterable[torch.Tensor], amount: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor | Iterable[torch.Tensor]]:
     """
-    Signals to start from: random ones of a tensor, the first ones of an iterable.
+    Signals for the first dictionary: random ones of a tensor, or the first ones of an iterable.
 
     Args:
         signals (`torch.Tensor` of shape `(N, features)`, or an iterable of such tensors): All signals.
-        amount (`int`): How many are wanted; as many as there are, if fewer. The last item of an iterable comes whole.
+        amount (`int`): Number of signals. All signals are taken if there are fewer. From an iterable, entire items are
+            taken, so that the result may have more.
         generator (`torch.Generator`): Source of randomness for a tensor.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor or Iterable]`: The signals `(n, features)`, and all signals: what was given, or for an
-        iterator (which can be read once) one that gives the same.
+        `tuple[torch.Tensor, torch.Tensor or Iterable]`: The chosen signals `(n, features)`, and all signals. The second
+        is `signals`, unless that is an iterator, which can be read only once; then it is one with the same items.
 
     Raises:
         ValueError: If there is no signal.
@@ -123,22 +125,23 @@ def minibatches(
     """
     Yields the minibatches from a position on.
 
-    The caller adds 1 to `position.batch` when it is done with a minibatch; the rest of the position is moved here.
+    The caller adds 1 to `position.batch` after each minibatch. `position.item` and `position.passes` are updated here.
 
     Args:
-        signals (`torch.Tensor` of shape `(N, features)`, or an iterable of such tensors): The signals; the same in every pass.
-        batch_size (`int`): Signals ξ of a minibatch; the last one of an item has fewer where n is not a multiple.
+        signals (`torch.Tensor` of shape `(N, features)`, or an iterable of such tensors): The signals, which must be
+            the same in every pass.
+        batch_size (`int`): Number ξ of signals in a minibatch. The last one of an item may have fewer.
         seed (`int`): Seed of the order.
-        position ([`Position`]): Where to start; it is moved on.
-        passes (`int` or `None`): Passes after which the minibatches end; `None`: never.
+        position ([`Position`]): Where to start. It is changed in place.
+        passes (`int` or `None`): Number of passes after which the minibatches end. `None` means that they never end.
         features (`int`): Length of a signal.
-        device (`torch.device`): Where ranks reduce.
+        device (`torch.device`): Device for reductions over ranks.
 
     Yields:
         `torch.Tensor` of shape `(n, features)`: Signals on their own device and in their own dtype, `n <= batch_size`.
 
     Raises:
-        ValueError: If an item is no matrix of such signals, or a pass has no item.
+        ValueError: If an item is not a matrix of such signals, or if a pass has no item.
     """
     while passes is None or position.passes < passes:
         items = iter([signals] if isinstance(signals, (torch.Tensor, np.ndarray)) else signals)

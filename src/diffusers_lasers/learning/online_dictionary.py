@@ -1,23 +1,24 @@
-r"""Online dictionary learning of fixed signals (Mairal et al., 2010; LASERS, 2024, supplement 8).
+r"""Online dictionary learning from fixed signals (Mairal et al., 2010; LASERS, 2024, supplement 8).
 
     min_D  E_y  min_γ ½ ‖y − D γ‖²   subject to  ‖γ‖₀ ≤ S,  ‖d_k‖₂ = 1
 
-by alternation over minibatches: code a minibatch with the current atoms, add the codes to the statistics A and B (eqs 23–26),
-and update the atoms one after the other (eqs 27, 28). The mathematics is in `functional/dictionary/online_learning.py` and
-`statistics.py`; here are the start, the order and the end. What we add:
+is solved by alternation over minibatches: code a minibatch with the current atoms, add the codes to the statistics A
+and B (eqs 23–26), and update the atoms one after the other (eqs 27, 28). The mathematics is in
+`functional/dictionary/online_learning.py` and `statistics.py`. What we add:
 
-* *A start* from signals less what they share, see `initialisation.py`.
-* *Faster forgetting.* βᵖ with p = 4 in place of the paper's β: minibatch s of t has the weight (s / t)⁴ and not s / t, since its codes are
-  of an older dictionary. A larger p is better after very many minibatches and worse before.
-* *Revival.* An atom that no code chose for a window of steps is replaced by a signal, drawn in proportion to the energy that its
-  code leaves unexplained. Its rows and columns of A and B are zeroed: they belong to the atom that is gone, and eq 27 would
-  pull the new one back to it. The window gives an atom of average use 64 uses; with a shorter one, atoms that rare signals need are
-  lost, for large S most of all.
-* *Exact resumption.* Every draw is seeded by (seed, purpose, position), so that tensors and counters are all that a run needs to
-  go on as if it had not been stopped.
-* *Ranks.* ξ is the minibatch of all ranks together; rank 0 gives the first dictionary and the revived atoms.
+* *Initialisation* from signals without the direction that they share; see `initialisation.py`.
+* *Faster forgetting.* The paper's β is replaced by βᵖ with p = 4. After t minibatches, minibatch s has the weight
+  (s / t)⁴ and not s / t, since its codes come from an older dictionary. A larger p is better after very many
+  minibatches, and worse before.
+* *Revival.* An atom that no code used for a window of steps is replaced by a signal. Signals are drawn in proportion to
+  the energy of their residuals. The rows and columns of the atom in A and B are set to zero, because they describe the
+  old atom, and eq 27 would pull the new one back to it. In a window, an atom of average use is used 64 times. A shorter
+  window loses atoms that rare signals need, above all for large S.
+* *Exact resumption.* Every draw is seeded by (seed, purpose, position). So a run that is resumed from its tensors and
+  counters gives the same result as one that was never stopped.
+* *Ranks.* ξ counts the signals of all ranks. Rank 0 draws the first dictionary and the revived atoms.
 
-What start, forgetting and revival are worth is measured by `benchmarks/benchmark_dictionary_learning.py --variants`.
+`benchmarks/benchmark_dictionary_learning.py --variants` measures the effect of initialisation, forgetting and revival.
 """
 
 from __future__ import annotations
@@ -52,51 +53,56 @@ from .statistics import ScaledStatistics
 
 __all__ = ["OnlineDictionaryLearner"]
 
-_INITIALISATION, _REVIVAL = 1, 2  # purposes of draws, see `minibatches._ORDER`
-_LEADING_SIGNALS = 10  # for each atom: what the first dictionary is taken from
+_INITIALISATION, _REVIVAL = 1, 2  # purposes of draws; see `minibatches._ORDER`
+_LEADING_SIGNALS = 10  # number of signals for each atom, from which the first dictionary is made
 _JITTER = 0.05  # noise on a revived atom, relative to its norm
 _BLOCK = 65536  # signals encoded at a time
 
 
 class OnlineDictionaryLearner:
     r"""
-    Creates a learner of a dictionary for fixed signals: latents of a frozen autoencoder, image patches.
+    Creates a learner that fits a dictionary to fixed signals, such as latents of a frozen autoencoder or image patches.
 
     Args:
-        num_atoms (`int`): Atoms K of the dictionary.
-        sparsity (`int`): Atoms S that a signal may use, at most `num_atoms`.
-        batch_size (`int`, *optional*, defaults to 512): Signals of a minibatch, on each rank.
-        pursuit (`str`, *optional*, defaults to `"omp"`): How signals are coded: `"omp"`, `"ols"`, `"iht"` or `"fista"`.
-        tolerance (`float`, *optional*): Residual norm below which a signal takes no further atom. Defaults to `None`: at
-            rounding only.
+        num_atoms (`int`): Number K of atoms of the dictionary, from 1 to 2³¹ − 1.
+        sparsity (`int`): Largest number S of atoms of a signal, from 1 to `num_atoms`.
+        batch_size (`int`, *optional*, defaults to 512): Number of signals in a minibatch, on each rank; at least 1.
+        pursuit (`str`, *optional*, defaults to `"omp"`): Method that codes signals: `"omp"`, `"ols"`, `"iht"` or
+            `"fista"`.
+        tolerance (`float`, *optional*): Residual norm at which a signal takes no further atom, in the units of the
+            signals; at least 0. Defaults to `None`: only rounding sets the limit.
         init (`str`, or `torch.Tensor` or `numpy.ndarray` of shape `(features, num_atoms)`, *optional*, defaults to
-            `"signals"`): First atoms: random signals, less what they nearly all share (`initialisation.py`);
-            `"random"`: uniform on the sphere; or those given, which are normalised.
-        forgetting (`float`, *optional*, defaults to 4.0): Exponent p of the forgetting factor of eq 25, at least 0; 1 is the paper's, 0 forgets
-            nothing.
-        revive_every (`int`, *optional*): Steps of a window of usage, after which unused atoms are replaced; 0: never. Defaults to `None`: as many
-            as give an atom of average use 64 uses, at least 10.
-        revive_fraction (`float`, *optional*, defaults to 0.05): Largest share of the atoms, in [0, 1], that one event replaces, rounded up.
-        seed (`int`, *optional*, defaults to 0): Seed of the order of the signals, the first atoms and the revivals, at least 0. The global
-            generator is not touched.
-        device (`torch.device` or `str`, *optional*): Where to compute. Defaults to `None`: where the first signals are.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): `torch.float32` or `torch.float64`, of everything here; signals may have
-            any floating-point type.
+            `"signals"`): First atoms. `"signals"` takes random signals without the direction that they share
+            (`initialisation.py`). `"random"` draws uniformly from the sphere. Given atoms are normalised.
+        forgetting (`float`, *optional*, defaults to 4.0): Exponent p of the forgetting factor of eq 25, at least 0. The
+            paper has 1; 0 forgets nothing.
+        revive_every (`int`, *optional*): Number of steps of a window, after which unused atoms are replaced. 0 disables
+            revival. Defaults to `None`: the number of steps in which an atom of average use is used 64 times, at least
+            10.
+        revive_fraction (`float`, *optional*, defaults to 0.05): Largest share of the atoms that are replaced at once,
+            in [0, 1]; the number of atoms is rounded up.
+        seed (`int`, *optional*, defaults to 0): Seed of the order of the signals, the first atoms and the revivals, at
+            least 0. The global generator is not used.
+        device (`torch.device` or `str`, *optional*): Device of the computation. Defaults to `None`: the device of the
+            first signals.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Type of all tensors of the learner,
+            `torch.float32` or `torch.float64`. Signals may have any floating-point type.
 
     Attributes:
-        dictionary (`torch.Tensor` of shape `(features, atoms)`): The atoms, unit-norm columns. All tensors are `None` before the first signals.
+        dictionary (`torch.Tensor` of shape `(features, atoms)`): The atoms, unit-norm columns. All tensors are `None`
+            before the first signals.
         A (`torch.Tensor` of shape `(atoms, atoms)`): Statistics of the codes (eq 23).
         B (`torch.Tensor` of shape `(features, atoms)`): Statistics of signals and codes (eq 24).
-        step (`int`): Minibatches learned.
+        step (`int`): Number of minibatches learned.
         position ([`Position`]): Passes, items and minibatches completed by `fit`.
-        change (`float` or `None`): ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ of the last step (Frobenius norms), where `fit` had a
+        change (`float` or `None`): ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ of the last step (Frobenius norms), if `fit` had a
             `change_tolerance`.
-        counts (`torch.Tensor` of shape `(atoms,)`): Codes that used each atom in the current window (without revival: so far), over all
-            ranks; int64.
-        revived (`torch.Tensor`): Atoms replaced so far, 0-dim; int64.
+        counts (`torch.Tensor` of shape `(atoms,)`): Number of codes that used each atom in the current window, over all
+            ranks; int64. Without revival, the window is all steps so far.
+        revived (`torch.Tensor`): Number of atoms replaced so far, 0-dim; int64.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of range.
 
     Example:
         ```py
@@ -122,7 +128,7 @@ class OnlineDictionaryLearner:
     ):
         init = as_tensor("init", init) if isinstance(init, np.ndarray) else init
         given = isinstance(init, torch.Tensor)
-        if isinstance(init, str) and init == "given":  # how a configuration names a tensor
+        if isinstance(init, str) and init == "given":  # the word of a configuration for a tensor
             raise ValueError("`init` must be 'signals', 'random' or a tensor, got 'given'.")
         self.config = LearnerConfig(
             num_atoms=num_atoms,
@@ -160,7 +166,7 @@ class OnlineDictionaryLearner:
 
     @property
     def counts(self) -> torch.Tensor | None:
-        """Codes that used each atom in the current window, `(atoms,)`."""
+        """Number of codes that used each atom in the current window, `(atoms,)`."""
         return None if self._statistics is None else self._statistics.counts
 
     def fit(
@@ -175,32 +181,33 @@ class OnlineDictionaryLearner:
         callback: Callable[[OnlineDictionaryLearner], Any] | None = None,
     ) -> OnlineDictionaryLearner:
         """
-        Learns from all signals, in minibatches of random ones.
+        Learns from all signals, in minibatches in random order.
 
         Args:
             signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`, or an iterable of such): The signals,
-                on any device; what is on the CPU may be mapped from a file. The minibatches of an iterable are drawn
-                within its items, one after the other: items of many signals each, in random order, learn best. Over
-                ranks, each rank gives its own signals.
-            passes (`int`, *optional*, defaults to 1): Passes over the signals.
-            steps (`int`, *optional*): Minibatches to learn instead, in as many passes as that takes.
-            change_tolerance (`float`, *optional*, defaults to 0.0): The fit ends early after a step that changed the
-                dictionary by at most this share, ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ (as `tol` of scikit-learn's
-                `MiniBatchDictionaryLearning`). 0 never ends it, and spares the look at the change, for which the host
-                waits.
-            resume (`bool`, *optional*, defaults to `False`): Whether to go on from where the learner stands until `passes` or `steps` are
-                reached, both counted from the very start; an iterable has to give the same items again. Otherwise all that was
-                learned is forgotten first.
-            progress (`bool`, *optional*, defaults to `True`): Whether to show a bar with the objective of a recent minibatch.
-            callback (`Callable`, *optional*): Called with the learner after each minibatch, e.g. to save it. The learner may be saved and
-                resumed at any of these calls, also after an exception raised here.
+                on any device. Those on the CPU may be mapped from a file. The minibatches of an iterable are drawn from
+                one item after the other; items with many signals in random order are best. With several ranks, each
+                rank gives its own signals.
+            passes (`int`, *optional*, defaults to 1): Number of passes over the signals, at least 1.
+            steps (`int`, *optional*): Number of minibatches, at least 1. If it is given, `passes` is ignored.
+            change_tolerance (`float`, *optional*, defaults to 0.0): The fit ends early after a step with a relative
+                change ‖D_t − D_{t−1}‖ / ‖D_{t−1}‖ of at most this, like `tol` of scikit-learn's
+                `MiniBatchDictionaryLearning`. With 0 it never ends early, and the change is not computed, for which the
+                host would have to wait.
+            resume (`bool`, *optional*, defaults to `False`): Whether to continue from the current state until `passes`
+                or `steps` are reached, both counted from the first step. An iterable must give the same items again.
+                Otherwise the learner is reset first.
+            progress (`bool`, *optional*, defaults to `True`): Whether to show a progress bar with the objective of a
+                recent minibatch.
+            callback (`Callable`, *optional*): Called with the learner after each minibatch, e.g. to save it. A learner
+                saved in such a call can be resumed, also if the call raised an exception.
 
         Returns:
             [`OnlineDictionaryLearner`]: The learner.
 
         Raises:
-            ValueError: If the signals are no finite floating-point matrices of one length, there is none, `passes` or
-                `steps` is below 1, or `change_tolerance` is no finite number of at least 0.
+            ValueError: If the signals are not finite floating-point matrices of one length, if there are none, if
+                `passes` or `steps` is below 1, or if `change_tolerance` is not a finite number of at least 0.
         """
         for name, value in (("passes", passes), ("steps", 1 if steps is None else steps)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -240,8 +247,7 @@ class OnlineDictionaryLearner:
         return self
 
     def _change_from(self, before: torch.Tensor) -> float:
-        """How far the dictionary has moved, as a share of its norm; the same on all ranks, which have to end
-        together."""
+        """The relative change of the dictionary. All ranks get the same number, since they have to end together."""
         change = (self.dictionary - before).norm() / before.norm().clamp_min(1e-30)
         return float(broadcast(change))
 
@@ -250,17 +256,18 @@ class OnlineDictionaryLearner:
 
     def partial_fit(self, batch: torch.Tensor | np.ndarray) -> OnlineDictionaryLearner:
         """
-        Learns from one minibatch, as it is given; the first one also initialises the dictionary.
+        Learns from one given minibatch. The first minibatch also initialises the dictionary.
 
         Args:
-            batch (`torch.Tensor` or `numpy.ndarray` of shape `(n, features)`): Signals. Minibatches weigh by their
-                number of signals.
+            batch (`torch.Tensor` or `numpy.ndarray` of shape `(n, features)`): Signals. The weight of a minibatch is
+                proportional to n.
 
         Returns:
             [`OnlineDictionaryLearner`]: The learner.
 
         Raises:
-            ValueError: If it is no finite floating-point matrix that fits the dictionary, or the first one has no signal.
+            ValueError: If `batch` is not a finite floating-point matrix that fits the dictionary, or if the first one
+                has no signal.
         """
         batch = as_signals(batch, None if self.dictionary is None else self.dictionary.shape[0])
         if self.dictionary is None:
@@ -278,11 +285,11 @@ class OnlineDictionaryLearner:
             signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`): Signals, on any device.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: Indices `(N, sparsity)`, int64 and −1 in unused slots, and coefficients `(N, sparsity)`, on
-            the learner's device.
+            `tuple[torch.Tensor, torch.Tensor]`: Indices `(N, sparsity)`, int64, −1 in unused slots; and coefficients
+            `(N, sparsity)`. Both are on the learner's device.
 
         Raises:
-            ValueError: If the signals do not fit the dictionary, or there is none yet.
+            ValueError: If the signals do not fit the dictionary, or if there is no dictionary yet.
         """
         if self.dictionary is None:
             raise ValueError("The learner has no dictionary before `fit` or `partial_fit`.")
@@ -293,7 +300,7 @@ class OnlineDictionaryLearner:
     @torch.no_grad()
     def objective(self, signals: torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray]) -> float:
         """
-        Mean of ½ ‖y − D γ‖² over signals, coded with the atoms learned so far; of this rank alone.
+        Mean of ½ ‖y − D γ‖² over signals, which are coded with the atoms learned so far. Ranks are not combined.
 
         Args:
             signals (`torch.Tensor` or `numpy.ndarray` of shape `(N, features)`, or an iterable of such): Signals.
@@ -302,7 +309,7 @@ class OnlineDictionaryLearner:
             `float`: The mean, in squared units of the signals.
 
         Raises:
-            ValueError: If the signals do not fit the dictionary, or there is none.
+            ValueError: If the signals do not fit the dictionary, if there is no signal, or if there is no dictionary.
         """
         total, count = 0.0, 0
         for item in [signals] if isinstance(signals, (torch.Tensor, np.ndarray)) else signals:
@@ -317,12 +324,12 @@ class OnlineDictionaryLearner:
         return total / count
 
     def _initialise(self, head: torch.Tensor, generator: torch.Generator) -> None:
-        """Sets the first dictionary, that of rank 0, from signals `(n, features)`."""
+        """Makes the first dictionary from signals `(n, features)`. All ranks take that of rank 0."""
         self.device = head.device if self.device is None else self.device
         features = head.shape[1]
         if isinstance(self.init, torch.Tensor):
             if self.init.shape[0] != features:
-                raise ValueError(f"`init` must have {features} features as `signals`, got {self.init.shape[0]}.")
+                raise ValueError(f"`init` must have {features} features like `signals`, got {self.init.shape[0]}.")
             dictionary = normalize_atoms(self.init.to(self.dtype))
         elif self.init == "random":
             dictionary = random_dictionary(features, self.config.num_atoms, generator, head.device, self.dtype)
@@ -350,7 +357,8 @@ class OnlineDictionaryLearner:
 
     @torch.no_grad()
     def _revive(self, signals: torch.Tensor, indices: torch.Tensor, coefficients: torch.Tensor) -> None:
-        """Replaces atoms that the window did not use by badly coded signals of the minibatch; nothing is decided on the host."""
+        """Replaces atoms that were not used in the window by badly coded signals of the minibatch. Nothing is decided
+        on the host."""
         limit = math.ceil(self.config.revive_fraction * self.config.num_atoms)
         generator = seeded_generator(self.config.seed, _REVIVAL, self.step)
         self.dictionary, dead = revive_unused(
@@ -361,7 +369,7 @@ class OnlineDictionaryLearner:
         self.counts.zero_()
 
     def _bar(self, signals, passes: int, steps: int | None) -> Any:
-        """A bar over the minibatches, on rank 0."""
+        """A progress bar over the minibatches, shown on rank 0."""
         total = steps
         if steps is None and isinstance(signals, torch.Tensor):
             total = passes * -(-len(signals) // self.config.batch_size)
@@ -371,7 +379,7 @@ class OnlineDictionaryLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """
-        Everything that a learner with the same arguments needs to go on exactly.
+        The state from which a learner with the same arguments continues exactly.
 
         Returns:
             `dict`: Copies of tensors, and values that JSON can hold.
@@ -387,19 +395,21 @@ class OnlineDictionaryLearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        Goes on from a saved state, on this learner's device (by default the state's).
+        Loads a saved state to the device of this learner, or to the state's device if the learner has none.
 
         Args:
-            state (`dict`): What `state_dict` gave.
+            state (`dict`): A result of `state_dict`.
 
         Raises:
-            ValueError: If it was made with other arguments than this learner's, or is damaged: of other shapes, not
-                finite. The learner then stays as it was.
+            ValueError: If the state comes from a learner with other arguments, or has wrong shapes or values that are
+                not finite. The learner is then unchanged.
         """
         theirs = check_state(state)
         for name, value in asdict(self.config).items():
             if getattr(theirs, name) != value:
-                raise ValueError(f"`state` must have {name} {value!r} as this learner, got {getattr(theirs, name)!r}.")
+                raise ValueError(
+                    f"`state` must have {name} {value!r} like this learner, got {getattr(theirs, name)!r}."
+                )
         self.reset()
         self.step, self.position, self.change = state["step"], Position(*state["position"]), state.get("change")
         self.init = state.get("init", self.init)
@@ -413,27 +423,29 @@ class OnlineDictionaryLearner:
 
     def save(self, path: str | os.PathLike) -> None:
         """
-        Writes the state and the arguments to one safetensors file, whole or not at all. Over ranks, call it on one.
+        Writes the state and the arguments to one safetensors file. With several ranks, call it on one of them.
+
+        The file is written completely or not at all.
 
         Args:
-            path (`str` or `os.PathLike`): The file; an old one is replaced. Its folder exists.
+            path (`str` or `os.PathLike`): The file, in an existing folder. An existing file is replaced.
         """
         write_state(path, type(self).__name__, self.state_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str | None = None) -> OnlineDictionaryLearner:
         """
-        Reads a learner back.
+        Reads a learner from a file.
 
         Args:
             path (`str` or `os.PathLike`): A file that [`~OnlineDictionaryLearner.save`] wrote.
-            device (`torch.device` or `str`, *optional*): Where to compute. Defaults to `None`: the CPU.
+            device (`torch.device` or `str`, *optional*): Device of the learner. Defaults to `None`: the CPU.
 
         Returns:
-            [`OnlineDictionaryLearner`]: The learner; `fit(signals, …, resume=True)` goes on.
+            [`OnlineDictionaryLearner`]: The learner. `fit(signals, …, resume=True)` continues its fit.
 
         Raises:
-            FileNotFoundError: If there is no such file.
+            FileNotFoundError: If the file does not exist.
             ValueError: If the file was cut off or changed, is another one, or holds what no learner can be.
         """
         state = read_state(path, cls.__name__)

@@ -1,7 +1,8 @@
 r"""A uniform sample of the overlapping patches of many images, in bounded memory (Scribano et al., 2023, section 4.1).
 
-All patches of a set are millions; each patch gets a random key, and those with the smallest keys are kept. One pass suffices, the images may come from
-anywhere, and the sample is that of drawing without replacement. Colours are YCbCr in [-1, 1].
+A set of images has millions of patches. Each patch gets a random key, and the patches with the smallest keys are kept.
+This is sampling without replacement. It needs one pass over the images, which may come from any iterable. Colours are
+YCbCr in [-1, 1].
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ def sample_patches(
     Draws patches of images and, with `flip`, of their upside-down copies.
 
     Args:
-        images (`Iterable[torch.Tensor]`): Images `(3, H, W)`, RGB in [-1, 1], of any sizes; one smaller than a patch is enlarged by its edge.
-        patch_size (`int`): Side s of a patch in pixels.
-        stride (`int`, defaults to 1): Pixels between patches; 1 gives all of them.
-        max_patches (`int`, defaults to 524288): Most patches that are kept.
-        flip (`bool`, defaults to `True`): Whether each image is also read upside down.
+        images (`Iterable[torch.Tensor]`): Images `(3, H, W)`, RGB in [-1, 1], of any sizes. An image that is smaller
+            than a patch is padded by repeating its edge.
+        patch_size (`int`): Side s of a patch, in pixels.
+        stride (`int`, defaults to 1): Distance between patches, in pixels; 1 gives all patches.
+        max_patches (`int`, defaults to 524288): Largest number of patches that are kept.
+        flip (`bool`, defaults to `True`): Whether to take patches of the upside-down images too.
         seed (`int`, defaults to 0): Seed of the sample.
 
     Returns:
-        `tuple[torch.Tensor, int]`: Patches `(3, N, s²)` of Y, Cb and Cr, float32, rows of a patch one after the other; and how many there were to
-        choose from.
+        `tuple[torch.Tensor, int]`: Patches `(3, N, s²)` of Y, Cb and Cr, float32, each in row-major order; and the
+        number of patches before sampling.
 
     Raises:
         ValueError: If a number is below 1 or there is no image.
@@ -65,7 +67,7 @@ def sample_patches(
             drawn = generator.random(rows * columns)
             total += len(drawn)
             chosen = np.flatnonzero(drawn < limit)
-            if len(chosen) > max_patches:  # of one large image: no more than can be kept are copied
+            if len(chosen) > max_patches:  # in one large image; only those that can be kept are copied
                 chosen = np.sort(chosen[np.argpartition(drawn[chosen], max_patches - 1)[:max_patches]])
             place = torch.from_numpy(chosen)
             parts.append(windows[:, place // columns, place % columns].flatten(2))  # (3, n, s²)
@@ -74,7 +76,7 @@ def sample_patches(
             if held > 2 * max_patches:
                 parts, keys, held, limit = _keep(parts, keys, max_patches)
     if not parts:
-        raise ValueError("`images` must hold at least one image.")
+        raise ValueError("`images` must hold at least one image, got none.")
     parts, _, _, _ = _keep(parts, keys, max_patches)
     return parts[0], total
 
@@ -82,7 +84,7 @@ def sample_patches(
 def _keep(
     parts: list[torch.Tensor], keys: list[np.ndarray], count: int
 ) -> tuple[list[torch.Tensor], list[np.ndarray], int, float]:
-    """The patches of the `count` smallest keys, in the order in which they came."""
+    """The patches with the `count` smallest keys, in their original order."""
     every = np.concatenate(keys)
     patches = torch.cat(parts, dim=1)
     if len(every) <= count:

@@ -1,6 +1,6 @@
-"""What the state of a learner has to be before any of it is taken up: a file may be sealed and hold anything.
+"""Checks of a learner's saved state before it is used. A file with a correct hash may still hold wrong values.
 
-Sizes follow from the dictionary that is there, so that nothing is allocated for a number that a file only claims.
+All sizes follow from the dictionary in the state. So no memory is allocated for a size that a file only claims.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _LARGEST_COUNT = 2**62
 
 def check_state(state: dict[str, Any]) -> LearnerConfig:
     """
-    Refuses what no learner could have saved.
+    Raises an error for a state that no learner can have saved.
 
     Args:
-        state (`dict`): What `OnlineDictionaryLearner.state_dict` gave, or a file that claims it.
+        state (`dict`): A result of `OnlineDictionaryLearner.state_dict`, perhaps read from a file.
 
     Returns:
         [`LearnerConfig`]: The learner's arguments.
@@ -34,17 +34,17 @@ def check_state(state: dict[str, Any]) -> LearnerConfig:
     config = _config(state.get("config"))
     given = config.init == "given"
     if given != ("init" in state):
-        _refuse("init", state.get("init"), "a tensor where the arguments say 'given', and missing otherwise")
+        _refuse("init", state.get("init"), "a tensor if the `init` of `config` is 'given', and none otherwise")
     if given:
         check_init(state["init"], config.num_atoms)
     for name, value in (("step", state.get("step")), *zip(("position",) * 3, _three(state.get("position")))):
         if not _is_integer(value) or not 0 <= value < _LARGEST_COUNT:
-            _refuse(name, value, "of integers of at least 0")
+            _refuse(name, value, "an integer of at least 0" if name == "step" else "three integers of at least 0")
     _number(state, "change", optional=True)
     tensors = ("code_statistics", "signal_statistics", "counts", "revived")
     if "dictionary" not in state:
         if state["step"] or any(name in state for name in (*tensors, "scale")):
-            _refuse("dictionary", None, "there after the first step")
+            _refuse("dictionary", None, "after the first step")
         return config
     _number(state, "scale")
     if not state["scale"] > 0:
@@ -65,7 +65,7 @@ def check_state(state: dict[str, Any]) -> LearnerConfig:
         if not isinstance(value, torch.Tensor) or value.shape != shape or value.dtype != kind:
             _refuse(name, value, f"{kind} of shape {shape}")
         if not (value.isfinite() if kind.is_floating_point else value >= 0).all():
-            _refuse(name, value, "finite and, where it counts, not negative")
+            _refuse(name, value, "of finite numbers" if kind.is_floating_point else "of integers of at least 0")
     return config
 
 

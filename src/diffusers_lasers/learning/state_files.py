@@ -1,9 +1,9 @@
-"""State as one safetensors file that is whole, or refused.
+"""A learner's state in one safetensors file. A truncated or changed file is refused.
 
-The file is written by `utils/files.py`, so that a process killed while it writes leaves the old one as it was.
-safetensors notices a file that was cut off but no changed byte; so the metadata holds the SHA-256 of everything else,
-and reading compares it. Whoever knows the format can seal anything: what is read is tensors and JSON, never code, no
-larger than the file, and whoever reads it checks what it says.
+`utils/files.py` writes the file, so that a process that is killed while writing leaves the old file unchanged.
+safetensors detects a truncated file, but not a changed byte. So the metadata holds the SHA-256 of everything else, and
+reading compares it. The hash is no protection against an attacker, who can compute it too. But a file holds only
+tensors and JSON, no code, and nothing larger than the file itself. The caller checks the values.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from ..utils.files import write_bytes
 
 def write_state(path: str | os.PathLike, kind: str, state: dict[str, Any]) -> None:
     """
-    Writes a state; a file of that name is replaced in one step.
+    Writes a state. An existing file is replaced in one step.
 
     Args:
-        path (`str` or `os.PathLike`): The file. Its folder exists.
-        kind (`str`): What the state is of.
+        path (`str` or `os.PathLike`): The file, in an existing folder.
+        kind (`str`): Name of the class whose state this is.
         state (`dict`): Tensors, and values that JSON can hold.
 
     Raises:
-        ValueError: If `path` is no regular file. OSError: If it cannot be written; the error names it.
+        ValueError: If `path` exists and is not a regular file.
+        OSError: If the file cannot be written; the error names it.
     """
     tensors = {name: value.cpu().contiguous() for name, value in state.items() if isinstance(value, torch.Tensor)}
     values = json.dumps({name: value for name, value in state.items() if name not in tensors})
@@ -41,36 +42,37 @@ def write_state(path: str | os.PathLike, kind: str, state: dict[str, Any]) -> No
 
 def read_state(path: str | os.PathLike, kind: str) -> dict[str, Any]:
     """
-    Reads a state back, tensors on the CPU.
+    Reads a state. Its tensors are on the CPU.
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        kind (`str`): What the state has to be of.
+        kind (`str`): Name of the class whose state it must be.
 
     Returns:
-        `dict`: What [`write_state`] was given.
+        `dict`: The state that was given to [`write_state`].
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is no whole, unchanged file of that kind.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is truncated, changed or of another kind.
     """
     values: Any = None
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("a pipe would never end")
+            raise ValueError("not a regular file: reading a pipe would never end")
         with safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-        whole = metadata["kind"] == kind and metadata["sha256"] == _digest(kind, metadata["values"], tensors)
+        intact = metadata["kind"] == kind and metadata["sha256"] == _digest(kind, metadata["values"], tensors)
         values = json.loads(metadata["values"])
-        whole = whole and isinstance(values, dict)
-    # AttributeError and RuntimeError: types that torch names or copies not at all; RecursionError: JSON of many
-    # brackets
+        intact = intact and isinstance(values, dict)
+    # AttributeError and RuntimeError: a dtype that torch does not have or cannot copy; RuntimeError also covers
+    # RecursionError, from deeply nested JSON
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         raise ValueError(
-            f"`path` must be a whole file of a saved {kind}, got {os.fspath(path)!r}: cut off, changed or another file."
+            f"`path` must be the unchanged file of a saved {kind}, got {os.fspath(path)!r}, which is truncated, "
+            "changed or another file."
         )
     return {**values, **tensors}
 

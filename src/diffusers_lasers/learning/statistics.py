@@ -1,14 +1,15 @@
-r"""The statistics of online dictionary learning with a scalar for the forgetting (LASERS, 2024, eqs 23–26).
+r"""The statistics of online dictionary learning, with a scalar factor for the forgetting (LASERS, 2024, eqs 23–26).
 
-Held are A' and B' with A = σ A', B = σ B'. A step A ← β A + γγᵀ / ξ becomes
+Stored are A' and B' with A = σ A' and B = σ B'. A step A ← β A + γγᵀ / ξ becomes
 
-    σ ← βᵖ σ,    A' ← A' + γγᵀ / (ξ σ) ,
+    σ ← βᵖ σ,    A' ← A' + γγᵀ / (ξ σ) .
 
-which writes only the entries that a code touches: of K² numbers, S² for each signal. The update of the atoms (eq 27) does not depend on
-σ. When σ sinks below 1e-4 it is multiplied in. The exponent p is 1 in the paper; minibatch s of t keeps the weight (s / t)ᵖ about.
+It writes only the entries of the atoms of a code: S² of the K² numbers for each signal. The update of the atoms (eq 27)
+does not depend on σ. If σ falls below 1e-4, A' and B' are multiplied by it and σ is set to 1. The exponent p is 1 in
+the paper. After t minibatches, minibatch s has about the weight (s / t)ᵖ.
 
-Sums are divided by the nominal ξ and not by the number of signals, so that a short minibatch has its share of weight and no more.
-Over ranks the sums are reduced before they enter.
+Sums are divided by the nominal batch size ξ, not by the number of signals, so that a short minibatch has a smaller
+weight. With several ranks, the sums are reduced before they are added.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class ScaledStatistics:
     Args:
         features (`int`): Length of an atom.
         atoms (`int`): Number of atoms.
-        device (`torch.device`): Where they live.
+        device (`torch.device`): Device of the statistics.
         dtype (`torch.dtype`): `torch.float32` or `torch.float64`.
         forgetting (`float`): The exponent p, at least 0.
 
@@ -39,7 +40,7 @@ class ScaledStatistics:
         A (`torch.Tensor` of shape `(atoms, atoms)`): A', contiguous.
         B (`torch.Tensor` of shape `(features, atoms)`): B', the transpose of a contiguous matrix.
         scale (`float`): σ.
-        counts (`torch.Tensor` of shape `(atoms,)`): Codes that used each atom since it was last set to zero; int64.
+        counts (`torch.Tensor` of shape `(atoms,)`): Number of codes that used each atom since the last reset; int64.
     """
 
     def __init__(self, features: int, atoms: int, device: torch.device, dtype: torch.dtype, forgetting: float):
@@ -54,14 +55,14 @@ class ScaledStatistics:
         self, signals: torch.Tensor, indices: torch.Tensor, coefficients: torch.Tensor, step: int, batch_size: int
     ) -> None:
         """
-        Adds the codes of a minibatch, which the ranks share.
+        Adds the codes of a minibatch, over all ranks.
 
         Args:
             signals (`torch.Tensor` of shape `(n, features)`): This rank's signals; n may be 0.
             indices (`torch.Tensor` of shape `(n, sparsity)`): Their atoms, −1 in unused slots.
             coefficients (`torch.Tensor` of shape `(n, sparsity)`): Their coefficients.
             step (`int`): Number of the minibatch, from 1.
-            batch_size (`int`): Nominal number ξ of signals of all ranks.
+            batch_size (`int`): Nominal number ξ of signals, of all ranks together.
         """
         if step > 1:
             self.scale *= forgetting_factor(step, batch_size) ** self.forgetting
@@ -90,30 +91,31 @@ class ScaledStatistics:
     @torch.no_grad()
     def forget(self, atoms: torch.Tensor) -> None:
         """
-        Zeroes everything that is known of some atoms.
+        Sets the statistics of some atoms to zero.
 
         Args:
-            atoms (`torch.Tensor` of shape `(atoms,)`): Which; bool.
+            atoms (`torch.Tensor` of shape `(atoms,)`): The atoms; bool.
         """
         self.A.masked_fill_(atoms, 0.0).masked_fill_(atoms.unsqueeze(1), 0.0)
         self.B.masked_fill_(atoms, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """
-        Everything held here.
+        The state of the statistics.
 
         Returns:
-            `dict`: Copies of three tensors, and σ.
+            `dict`: Copies of A', B' and the counts, and σ.
         """
         tensors = {"code_statistics": self.A, "signal_statistics": self.B.t(), "counts": self.counts}
         return {**{name: tensor.clone() for name, tensor in tensors.items()}, "scale": self.scale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        Takes up what `state_dict` gave.
+        Loads a state.
 
         Args:
-            state (`dict`): That, of statistics of as many features and atoms; other entries are not read.
+            state (`dict`): A result of `state_dict` for the same numbers of features and atoms. Other entries are
+                ignored.
         """
         self.A.copy_(state["code_statistics"])
         self.B.copy_(state["signal_statistics"].t())

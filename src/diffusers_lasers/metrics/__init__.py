@@ -1,4 +1,4 @@
-"""What is measured: torchmetrics metrics that record how they were computed, and that count bits beside quality."""
+"""Metrics of quality, of the use of codes and of their rate, for torchmetrics. They record how they were computed."""
 
 from .fid import RFID
 from .flip import FLIP, flip_map

@@ -4,9 +4,9 @@ With μ, Σ the mean and covariance of a feature network's outputs over n refere
 
     FID = ‖μ_r − μ_t‖² + Tr(Σ_r + Σ_t − 2 (Σ_r Σ_t)^{1/2}).
 
-torchmetrics accumulates and computes it. Published values differ by the network, the resize, 8-bit rounding and n more
-than most methods differ from each other, so that the protocol, with the hash of the network's file, is recorded beside
-the value. FID is biased upwards for small n (and rank-deficient for n below the number of features): compare equal n.
+torchmetrics accumulates and computes it. The network, the resize, 8-bit rounding and n change published values more
+than most methods do. So the protocol is recorded with the value, including the hash of the network's file. FID is
+biased upwards for small n, and rank-deficient for n below the number of features: compare values of equal n.
 """
 
 from __future__ import annotations
@@ -36,13 +36,15 @@ __all__ = ["RFID"]
 
 class FeatureNetwork(nn.Module):
     """
-    A network of float images as a function of uint8 images `(B, 3, H, W)`: resize (bilinear, antialiased), then range.
+    Wraps a network of float images so that it takes uint8 images `(B, 3, H, W)`.
+
+    Images are resized (bilinear, antialiased) and then moved to the range of the network.
 
     Args:
         network (`torch.nn.Module`): Maps `(B, 3, h, w)` to features `(B, d)`, to maps `(B, d, h', w')` that are
             averaged, or to a tuple that starts with one of them.
-        input_range (`tuple[float, float]`): What the network takes for the values 0 and 255.
-        resize (`int`, *optional*): Side to which images are resized; `None` leaves that to the network.
+        input_range (`tuple[float, float]`): The network's inputs for the values 0 and 255.
+        resize (`int`, *optional*): Side to which images are resized, in pixels. `None` means that the network resizes.
     """
 
     def __init__(self, network: nn.Module, input_range: tuple[float, float], resize: int | None):
@@ -64,7 +66,7 @@ class FeatureNetwork(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        if isinstance(self.network, torch.jit.ScriptModule):  # which pickle does not write
+        if isinstance(self.network, torch.jit.ScriptModule):  # pickle cannot write these
             torch.jit.save(self.network, buffer := io.BytesIO())
             state["_modules"] = {**self._modules, "network": buffer.getvalue()}
         return state
@@ -81,19 +83,19 @@ class RFID(FrechetInceptionDistance):
     Creates a reconstruction FID: `update(reconstructions, references)`, uint8 or floats in [-1, 1], rounded to 8 bits.
 
     Args:
-        features (`str`, `Path` or `torch.nn.Module`, defaults to `"inception"`): TorchScript file of a feature
-            network, or a module, or `"inception"` for torchmetrics' default, the 2048 pool features of the TensorFlow
-            Inception v3, which needs the package torch-fidelity and its download.
-        input_range (`tuple[float, float]`, defaults to `(-1, 127/128)`): What a given network takes for the values 0
-            and 255. The default is the TensorFlow Inception's, (v − 128) / 128; `(0, 255)` for networks that normalise
-            themselves.
-        resize (`int`, *optional*, defaults to 299): Side to which images are resized for a given network (bilinear,
-            antialiased); `None` where the network resizes itself.
+        features (`str`, `Path` or `torch.nn.Module`, defaults to `"inception"`): The feature network: a TorchScript
+            file, a module, or `"inception"`. The last is torchmetrics' default, the 2048 pool features of the
+            TensorFlow Inception v3. It needs the package torch-fidelity, which downloads the weights.
+        input_range (`tuple[float, float]`, defaults to `(-1, 127/128)`): Inputs of a given network for the values 0 and
+            255. The default is that of the TensorFlow Inception, (v − 128) / 128. Use `(0, 255)` for networks that
+            normalise themselves.
+        resize (`int`, *optional*, defaults to 299): Side in pixels to which images are resized for a given network
+            (bilinear, antialiased). `None` if the network resizes itself.
         kwargs: Passed on to `torchmetrics.image.fid.FrechetInceptionDistance`.
 
     Raises:
         ImportError: If `features` is `"inception"` and torch-fidelity is not installed.
-        FileNotFoundError: If `features` is a path to nothing.
+        FileNotFoundError: If `features` is a path that does not exist.
         ValueError: If a file is not a TorchScript module.
     """
 
@@ -130,15 +132,25 @@ class RFID(FrechetInceptionDistance):
     def _load(file: Path) -> nn.Module:
         if not file.is_file():
             raise FileNotFoundError(
-                f"`features` must be 'inception' or a TorchScript file, {str(file)!r} does not exist."
+                f"`features` must be 'inception' or a TorchScript file, got {str(file)!r}, which does not exist."
             )
         try:
             return torch.jit.load(file, map_location="cpu")
         except RuntimeError as error:
-            raise ValueError(f"`features` must be a TorchScript file, {str(file)!r} is not one.") from error
+            raise ValueError(f"`features` must be a TorchScript file, got {str(file)!r}, which is not one.") from error
 
     def update(self, reconstructions: torch.Tensor | None, references: torch.Tensor | None) -> None:
-        """Adds a batch of pairs, or of one kind: with `reset_real_features=False` references serve several models."""
+        """
+        Adds a batch of pairs. One of the two may be `None`: with `reset_real_features=False`, references are added once
+        for several models.
+
+        Args:
+            reconstructions (`torch.Tensor` of shape `(B, 3, H, W)`): Reconstructions, uint8 or floats in [-1, 1].
+            references (`torch.Tensor` of shape `(B, 3, H, W)`): Original images, uint8 or floats in [-1, 1].
+
+        Raises:
+            ValueError: If a batch has another shape, type or range.
+        """
         for images, name, real in ((references, "references", True), (reconstructions, "reconstructions", False)):
             if images is None:
                 continue
@@ -146,6 +158,6 @@ class RFID(FrechetInceptionDistance):
             super().update(pixels, real=real)
 
     def protocol(self) -> dict[str, Any]:
-        """How the value was computed: JSON-able; `n` images of each kind and `num_features` features."""
+        """How the value was computed, for JSON; `n` images of each kind and `num_features` features."""
         count = {"n": int(self.real_features_num_samples), "num_features": self.real_features_sum.numel()}
         return self.card | count

@@ -1,7 +1,7 @@
-r"""FLIP: the difference that a person sees when two images are shown in turn (Andersson et al., HPG 2020).
+r"""FLIP: the visible difference between two images that are shown alternately (Andersson et al., HPG 2020).
 
-LDR-FLIP filters both images by the eye's contrast sensitivity at a viewing distance (in pixels per degree), compares
-colours in a perceptually uniform space (ΔE_c) and edges and points (ΔE_f), and gives at each pixel
+LDR-FLIP filters both images by the eye's contrast sensitivity at a viewing distance (in pixels per degree). It compares
+colours in a perceptually uniform space (ΔE_c), and edges and points (ΔE_f). The error at each pixel is
 
     ΔE = ΔE_c^(1 − ΔE_f)  in [0, 1].
 
@@ -20,7 +20,7 @@ from .image import ImagePairMetric, as_images
 
 __all__ = ["FLIP", "flip_map"]
 
-# Authors' default: 0.7 m from a 3840-pixel wide display of 0.7 m.
+# The authors' default: 0.7 m from a display that is 0.7 m and 3840 pixels wide.
 PIXELS_PER_DEGREE = 67.02064514160156
 
 
@@ -32,17 +32,17 @@ def flip_map(
 
     Args:
         reference (`torch.Tensor` of shape `(B, 3, H, W)`): Original sRGB images, uint8 or floats in [-1, 1].
-        test (`torch.Tensor` of shape `(B, 3, H, W)`): Images to judge, uint8 or floats in [-1, 1].
+        test (`torch.Tensor` of shape `(B, 3, H, W)`): Images to compare, uint8 or floats in [-1, 1].
         magma (`bool`, defaults to `False`): Whether to return the errors as colours of the magma map.
-        pixels_per_degree (`float`, defaults to 67.02): Viewing distance.
+        pixels_per_degree (`float`, defaults to 67.02): Viewing distance, in pixels per degree.
 
     Returns:
-        `torch.Tensor`: Errors `(B, H, W)` in [0, 1], or with `magma` colours `(B, 3, H, W)` in [-1, 1]; float32, on
+        `torch.Tensor`: Errors `(B, H, W)` in [0, 1], or with `magma` colours `(B, 3, H, W)` in [-1, 1]. float32, on
         the CPU.
 
     Raises:
         ImportError: If `flip-evaluator` is not installed.
-        ValueError: If the images are not of one shape, or out of range.
+        ValueError: If the images differ in shape or are out of range.
     """
     flip = requires("flip_evaluator", extra="metrics")
     reference, test = as_images(reference, "reference"), as_images(test, "test")
@@ -73,8 +73,8 @@ class FLIP(ImagePairMetric):
     Creates a mean LDR-FLIP error, from 0 (no visible difference) to 1.
 
     Args:
-        pixels_per_degree (`float`, defaults to 67.02): Viewing distance; the default is the authors', 0.7 m from a
-            3840-pixel wide, 0.7 m wide display.
+        pixels_per_degree (`float`, defaults to 67.02): Viewing distance, in pixels per degree. The default is the
+            authors': 0.7 m from a display that is 0.7 m and 3840 pixels wide.
         kwargs: Passed on to `torchmetrics.Metric`.
 
     Raises:
@@ -94,5 +94,5 @@ class FLIP(ImagePairMetric):
         return errors.double().mean(dim=(1, 2)).to(references.device)
 
     def protocol(self) -> dict[str, Any]:
-        """How the value was computed: JSON-able."""
+        """How the value was computed, for JSON."""
         return super().protocol() | {"mode": "LDR, sRGB", "pixels_per_degree": self.pixels_per_degree}

@@ -1,15 +1,16 @@
-r"""Protocol cards: image distances whose range, averaging and network are declared and recorded with the value.
+r"""Image metrics that record their protocol: range, averaging and network are stored with the value.
 
-Images are (B, 3, H, W) in [-1, 1]; uint8 images are converted first, v/127.5 − 1, so that no arithmetic wraps (the
-PSNRs of the 2023 paper's Table 1 were computed on wrapped uint8 differences and are 3.7 to 8.8 dB too high). Anything
-outside [-1, 1] is an error, not a guess. Every value is the mean over images of a per-image value, which depends
-neither on the batch size nor on the number of ranks:
+Images are (B, 3, H, W) in [-1, 1]. uint8 images are converted first, v/127.5 − 1, since uint8 arithmetic would wrap.
+The PSNRs in Table 1 of the 2023 paper were computed on wrapped uint8 differences and are 3.7 to 8.8 dB too high. Values
+outside [-1, 1] are an error. Every metric is the mean over images of a per-image value. So it depends neither on the
+batch size nor on the number of ranks:
 
-    PSNR(x, y) = 10 log₁₀ (2² / MSE(x, y)),       SSIM(x, y) = mean of the SSIM map (Wang et al., 2004),
+    PSNR(x, y) = 10 log₁₀ (2² / MSE(x, y)),       SSIM(x, y) = mean of the SSIM map (Wang et al., 2004).
 
-where the map is torchmetrics', of images moved to [0, 1] (its luminance term is not invariant to shifts), cut to the
-positions whose 11×11 window lies inside the image (Wang's definition and scikit-image's; torchmetrics averages over
-the mirrored border too, which moves the value of small images). Values are computed in float64.
+The SSIM map is computed by torchmetrics on images moved to [0, 1], because its luminance term is not invariant to
+shifts. Only positions whose 11×11 window lies inside the image count, as in Wang's definition and in scikit-image.
+torchmetrics averages over the mirrored border too, which changes the value of small images. Values are computed in
+float64.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ __all__ = ["LPIPS", "PSNR", "SSIM"]
 
 def as_images(images: torch.Tensor, name: str = "images") -> torch.Tensor:
     """
-    Images as floats in [-1, 1]: uint8 is converted, floats are checked.
+    Converts uint8 images to floats in [-1, 1], and checks the range of float images.
 
     Args:
         images (`torch.Tensor` of shape `(B, 3, H, W)`): uint8 in 0…255, or floating point in [-1, 1].
         name (`str`, defaults to `"images"`): Name of the argument, for the error.
 
     Returns:
-        `torch.Tensor` of shape `(B, 3, H, W)`: float32 (float64 stays), in [-1, 1].
+        `torch.Tensor` of shape `(B, 3, H, W)`: Images in [-1, 1], in float64 for float64 images, else in float32.
 
     Raises:
-        ValueError: If the shape, the dtype or the range is another.
+        ValueError: If the shape, the dtype or the range does not fit.
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"`{name}` must be of shape (B, 3, H, W), got {tuple(images.shape)}.")
@@ -64,10 +65,10 @@ def as_images(images: torch.Tensor, name: str = "images") -> torch.Tensor:
 
 class ImagePairMetric(Metric):
     """
-    The mean over images of a per-image value between reconstructions and references; subclasses give [`scores`].
+    The mean over images of a value for each pair of reconstruction and reference. Subclasses define `scores`.
 
-    `update(reconstructions, references)` takes two batches `(B, 3, H, W)`, uint8 or floats in [-1, 1]; `compute()`
-    returns a 0-dim float64 tensor; `protocol()` says how. Sums are kept in float64 and summed over ranks.
+    `update(reconstructions, references)` takes two batches `(B, 3, H, W)`, uint8 or floats in [-1, 1]. `compute()`
+    returns a 0-dim float64 tensor, and `protocol()` tells how it was computed. Sums are float64 and summed over ranks.
 
     Args:
         kwargs: Passed on to `torchmetrics.Metric`.
@@ -87,7 +88,7 @@ class ImagePairMetric(Metric):
 
     @property
     def num_images(self) -> torch.Tensor:
-        """Images so far, 0-dim int64."""
+        """Number of images so far, 0-dim int64."""
         return getattr(self, self._count)
 
     def scores(self, reconstructions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
@@ -96,7 +97,16 @@ class ImagePairMetric(Metric):
 
     @torch.no_grad()
     def update(self, reconstructions: torch.Tensor, references: torch.Tensor) -> None:
-        """Adds a batch of pairs."""
+        """
+        Adds a batch of pairs.
+
+        Args:
+            reconstructions (`torch.Tensor` of shape `(B, 3, H, W)`): Reconstructions, uint8 or floats in [-1, 1].
+            references (`torch.Tensor` of shape `(B, 3, H, W)`): Original images, uint8 or floats in [-1, 1].
+
+        Raises:
+            ValueError: If the two differ in shape, or have another shape, type or range.
+        """
         reconstructions = as_images(reconstructions, "reconstructions")
         references = as_images(references, "references")
         if reconstructions.shape != references.shape:
@@ -115,22 +125,22 @@ class ImagePairMetric(Metric):
         return getattr(self, self._sum) / self.num_images
 
     def protocol(self) -> dict[str, Any]:
-        """How the value was computed: JSON-able."""
+        """How the value was computed, for JSON."""
         return {"average": "mean over images of the per-image value", "data_range": [-1, 1], "n": int(self.num_images)}
 
 
 class PSNR(ImagePairMetric):
     r"""
-    Creates a peak signal-to-noise ratio in dB with the declared peak-to-peak range 2 of images in [-1, 1].
+    Creates a peak signal-to-noise ratio in dB, for the range 2 of images in [-1, 1].
 
     Args:
-        average (`str`, defaults to `"images"`): `"images"` takes the mean of the images' PSNRs (usual for image sets;
-            infinite if one image is reproduced exactly), `"dataset"` the PSNR of the mean over images of the MSE
-            (never higher, by Jensen's inequality).
+        average (`str`, defaults to `"images"`): `"images"` is the mean of the images' PSNRs. It is usual for sets of
+            images, and infinite if one image is reproduced exactly. `"dataset"` is the PSNR of the mean MSE over
+            images. It is never higher, by Jensen's inequality.
         kwargs: Passed on to `torchmetrics.Metric`.
 
     Raises:
-        ValueError: If `average` is neither.
+        ValueError: If `average` is neither of them.
     """
 
     higher_is_better = True
@@ -142,7 +152,7 @@ class PSNR(ImagePairMetric):
         self.average = average
 
     def scores(self, reconstructions: torch.Tensor, references: torch.Tensor) -> torch.Tensor:
-        """PSNRs `(B,)`, or MSEs where these are averaged."""
+        """PSNRs `(B,)`, or MSEs for `average="dataset"`."""
         of_each = mean_squared_errors if self.average == "dataset" else image_psnr
         return of_each(reconstructions.double(), references.double())
 
@@ -152,7 +162,7 @@ class PSNR(ImagePairMetric):
         return -10 * torch.log10(mean / 4) if self.average == "dataset" else mean
 
     def protocol(self) -> dict[str, Any]:
-        """How the value was computed: JSON-able."""
+        """How the value was computed, for JSON."""
         card = super().protocol() | {"unit": "dB", "channels": "RGB, one MSE over all"}
         if self.average == "dataset":
             card["average"] = "PSNR of the mean over images of the MSE"
@@ -161,12 +171,12 @@ class PSNR(ImagePairMetric):
 
 class SSIM(ImagePairMetric):
     r"""
-    Creates a structural similarity: 11×11 Gaussian window (σ = 1.5), K₁ = 0.01, K₂ = 0.03, of images moved to [0, 1],
-    population covariance, mean over channels and over the positions where the window lies inside the image.
+    Creates a structural similarity (Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment", IEEE TIP 2004).
 
-    Source: Wang, Bovik, Sheikh, Simoncelli, "Image quality assessment", IEEE TIP 2004; equal to scikit-image's
-    `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`. Images must be 11×11 or
-    larger.
+    It has an 11×11 Gaussian window (σ = 1.5), K₁ = 0.01, K₂ = 0.03 and the population covariance, on images moved to
+    [0, 1]. The value is the mean over channels and over the positions where the window lies inside the image. It equals
+    scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)`. Images must
+    be 11×11 or larger.
     """
 
     higher_is_better = True
@@ -186,7 +196,7 @@ class SSIM(ImagePairMetric):
         return similarity[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))
 
     def protocol(self) -> dict[str, Any]:
-        """How the value was computed: JSON-able."""
+        """How the value was computed, for JSON."""
         return super().protocol() | {
             "data_range": [0, 1],
             "window": "Gaussian 11×11, sigma 1.5, inside the image",
@@ -196,7 +206,7 @@ class SSIM(ImagePairMetric):
 
 class LPIPS(ImagePairMetric):
     """
-    Creates an LPIPS 0.1 distance over a [`PerceptualSimilarity`] network, at the images' own resolution.
+    Creates an LPIPS 0.1 distance with a [`PerceptualSimilarity`] network. Images are not resized.
 
     Args:
         network ([`PerceptualSimilarity`]): The network with its weights, e.g.
@@ -216,7 +226,7 @@ class LPIPS(ImagePairMetric):
         return self.network(reconstructions, references, check_range=True).distances
 
     def protocol(self) -> dict[str, Any]:
-        """How the value was computed: JSON-able; `weights_sha256` is over the parameters in the order of their
+        """How the value was computed, for JSON. `weights_sha256` is the hash of the parameters in order of their
         names."""
         digest = hashlib.sha256()
         for name, value in sorted(self.network.state_dict().items()):

@@ -1,9 +1,9 @@
-r"""What a bottleneck loses, on a scale on which latents of different sizes compare.
+r"""The error of a bottleneck, relative to the variance of the latents:
 
     NMSE = Σ ‖z − ẑ‖² / Σ ‖z − z̄‖²,
 
-over all latents z of a data set, with z̄ the mean of each channel: 0 for an identity, 1 for coding every position by
-the mean. A plain MSE of latents compares nothing, since the encoder chooses their scale.
+over all latents z of a data set, with z̄ the mean of each channel. It is 0 for an identity, and 1 if every position is
+coded by the mean. The MSE of latents cannot be compared between models, since each encoder chooses its own scale.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ __all__ = ["LatentNMSE"]
 
 class LatentNMSE(Metric):
     """
-    Creates a normalised mean squared error of latents: `update(quantized_latents, latents)`; `compute()` is a 0-dim
+    Creates a normalised mean squared error of latents.
+
+    `update(quantized_latents, latents)` takes latents after and before the bottleneck. `compute()` returns a 0-dim
     float64 tensor.
 
     Args:
-        num_channels (`int`): Channels L of the latents `(B, L, H, W)`.
+        num_channels (`int`): Number L of channels of the latents `(B, L, H, W)`.
         kwargs: Passed on to `torchmetrics.Metric`.
     """
 
@@ -47,7 +49,16 @@ class LatentNMSE(Metric):
 
     @torch.no_grad()
     def update(self, quantized_latents: torch.Tensor, latents: torch.Tensor) -> None:
-        """Adds the latents of a batch after and before the bottleneck."""
+        """
+        Adds the latents of a batch.
+
+        Args:
+            quantized_latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents after the bottleneck.
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents before the bottleneck.
+
+        Raises:
+            ValueError: If the shapes differ or do not have `num_channels` channels.
+        """
         if quantized_latents.shape != latents.shape or latents.ndim != 4 or latents.shape[1] != self.sums.numel():
             raise ValueError(
                 f"`quantized_latents` and `latents` must both be (B, {self.sums.numel()}, H, W), got "
@@ -60,5 +71,5 @@ class LatentNMSE(Metric):
         self.count += latents.numel() / latents.shape[1]
 
     def compute(self) -> torch.Tensor:
-        """The ratio; NaN where the latents do not vary."""
+        """The ratio, or NaN if the latents do not vary."""
         return self.error / (self.squares - self.sums.square().sum() / self.count)

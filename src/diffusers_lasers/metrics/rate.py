@@ -1,19 +1,20 @@
-r"""How many bits the symbols of codes are worth, beside what the model nominally pays.
+r"""The entropy of the symbols of codes, beside the nominal rate of the model.
 
-A model's nominal rate (`bits_per_site`) counts possible codes. The symbols that really occur are less evenly spread,
-and an ideal entropy coder with one static table for each slot d needs, a site,
+The nominal rate of a model (`bits_per_site`) counts possible codes. The symbols that occur are less evenly distributed.
+An ideal entropy coder with one static table for each slot d needs for each site
 
     Σ_d H(symbol_d)                                    for an index code (VQ, residual VQ, FSQ),
     Σ_d [H(index_d) + P(used_d) H(cell_d)]             for a sparse code with its order,
     H(s) + E[s] H(index) − E[log₂ s!] + E[s] H(cell)   for a sparse code whose support is a set of s atoms,
 
-where unused slots count as a symbol, a cell is a quantised coefficient, and order is part of a code whose coefficients
-have a scale for each depth. The last form pools the slots; it bounds
-the entropy of the set from above, since the atoms of a set in random order have that marginal and log₂ s! bits of
-order. Float coefficients are counted as 32 bits each. Atoms of a site are coded as if they were independent, so that
-evenly used atoms cost slightly more than nominal, by about S (S − 1) / (2 K ln 2) bits. Tables are not counted, and
-entropies of few sites are estimated too low (by about (K − 1) / (2 n ln 2) bits a slot for n sites): this is a bound
-to compare codes with, not a file size.
+where an unused slot counts as a symbol and a cell is a quantised coefficient. The order of the atoms is part of a code
+if its coefficients have a scale for each depth. The last form pools the slots. It is an upper bound of the entropy of
+the set: the atoms of a set in random order have this distribution, and log₂ s! bits of order.
+
+A float coefficient counts as 32 bits. The atoms of a site are coded as if they were independent. So evenly used atoms
+cost slightly more than nominal, by about S (S − 1) / (2 K ln 2) bits. Tables are not counted. Entropies of few sites
+are estimated too low, by about (K − 1) / (2 n ln 2) bits for each slot at n sites. The result is for comparing codes;
+it is not the size of a file.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ __all__ = ["CodeRate"]
 
 class CodeRate(Metric):
     """
-    Creates a streaming rate of a model's codes: `update(code)`; `compute()` returns a dict of 0-dim float64
-    tensors, `nominal_bits_per_pixel`, `entropy_bits_per_pixel` and `entropy_bits_per_site`. Counts are summed over
-    ranks.
+    Creates a streaming rate of a model's codes.
+
+    `update(code)` adds codes. `compute()` returns a dict of 0-dim float64 tensors: `nominal_bits_per_pixel`,
+    `entropy_bits_per_pixel` and `entropy_bits_per_site`. Counts are summed over ranks.
 
     Args:
-        model ([`coding.Coder`]): What makes the codes: a bottleneck, an autoencoder or a patch codec. A dictionary's
-            quantiser of coefficients is read now: make a new metric after `set_coefficient_bits`.
+        model ([`coding.Coder`]): The model that makes the codes: a bottleneck, an autoencoder or a patch codec. The
+            quantiser of its coefficients is read once, here: make a new metric after `set_coefficient_bits`.
         kwargs: Passed on to `torchmetrics.Metric`.
 
     Raises:
@@ -61,7 +63,7 @@ class CodeRate(Metric):
         keep_apart(self)
         coder = model.coder
         if not coder.levels:
-            raise ValueError(f"`model` must make codes, {type(coder).__name__} does not.")
+            raise ValueError(f"`model` must make codes, got {type(coder).__name__}, which makes none.")
         self.levels, self.ordered, self.bits = coder.levels, coder.ordered, coder.coefficient_bits
         self.nominal_bits_per_site, self.scale = coder.bits_per_site, coder.slot_scales
         slots = len(self.levels)
@@ -77,12 +79,12 @@ class CodeRate(Metric):
         Adds the codes of a batch.
 
         Args:
-            code ([`SparseCode`] or [`IndexCode`]): Codes of the declared model.
-            num_pixels (`int`, *optional*): Pixels of the batch's images, B·H·W; by default from the code's
-                `image_size`.
+            code ([`SparseCode`] or [`IndexCode`]): Codes of `model`.
+            num_pixels (`int`, *optional*): Number of pixels of the batch's images, B·H·W. Defaults to that of the
+                code's `image_size`.
 
         Raises:
-            ValueError: If the code has another alphabet, or neither `num_pixels` nor an `image_size`.
+            ValueError: If the code has another alphabet, or if neither `num_pixels` nor an `image_size` is given.
         """
         if (code.coefficients is None) != (self.scale is None) or code.levels != self.levels:
             raise ValueError(f"`code` must have slots {self.levels}, as `model` declared, got {code.levels}.")
@@ -106,7 +108,7 @@ class CodeRate(Metric):
     def compute(self) -> dict[str, torch.Tensor]:
         """Rates of all codes seen by all ranks."""
         sites = self.sizes.sum().double()
-        share = self.symbols[:, 1:].sum(dim=1).double() / sites  # of the sites that use each slot
+        share = self.symbols[:, 1:].sum(dim=1).double() / sites  # of sites that use each slot
         if self.ordered:
             bits = sum(entropy(row) for row in self.symbols)
             bits = bits + sum(used * entropy(row) for used, row in zip(share, self.cells))

@@ -1,18 +1,18 @@
-r"""How many symbols of a dictionary or a codebook are really used.
+r"""How many symbols of a dictionary or a codebook are used.
 
-Over a whole evaluation set, with n_k the number of support slots that hold symbol k, p = n / Σn, and over all ranks:
+Let n_k be the number of support slots that hold symbol k, over an entire evaluation set and all ranks, and p = n / Σn:
 
-    H(p) = −Σ_k p_k log₂ p_k  bits a slot,      perplexity = 2^H,      active = |{k : n_k > 0}| / K.
+    H(p) = −Σ_k p_k log₂ p_k  bits for each slot,      perplexity = 2^H,      active = |{k : n_k > 0}| / K.
 
-Perplexity is the number of equally used symbols with the same entropy: K at most, and exactly S for a collapsed code
-that always takes the same S atoms. Equation 17 of LASERS (2024) is not defined for several atoms a site, and the
-quantity in its released code (the entropy of a softmax over γ) gives 507 of 512 for such a collapsed code. Sparse
-codes also have an energy-weighted perplexity, with p_k the share of Σγ² that atom k carries: atoms that are chosen
+Perplexity is the number of equally used symbols with the same entropy. It is at most K. A collapsed code that always
+takes the same S atoms has perplexity S. Equation 17 of LASERS (2024) is not defined for several atoms at a site. The
+quantity in its released code, the entropy of a softmax over γ, gives 507 of 512 for such a collapsed code. Sparse codes
+also have an energy-weighted perplexity, where p_k is the share of Σγ² that atom k has. There, atoms that are chosen
 often but with small coefficients count little.
 
-An index code with several codebooks (residual VQ, FSQ) counts each codebook on its own; its entropy is the mean over
-codebooks, and its perplexity 2 to that mean. Pooling them would compare index 3 of one codebook with index 3 of
-another.
+In an index code with several codebooks (residual VQ, FSQ), each codebook is counted separately. The entropy is the mean
+over codebooks, and the perplexity is 2 to that mean. Pooled counts would treat index 3 of one codebook and index 3 of
+another as the same symbol.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ class AtomUsage(Metric):
     r"""
     Creates a streaming usage metric of sparse codes and index codes.
 
-    `update(code)` takes a [`SparseCode`] or an [`IndexCode`]; `compute()` returns a dict of 0-dim float64 tensors:
-    `perplexity` (0 without any used slot), `active` (share of the symbols used at least once, in [0, 1]), `entropy_bits`
-    (bits a slot), and `energy_perplexity` where sparse codes were given. Counts are int64 and summed over ranks.
+    `update(code)` takes a [`SparseCode`] or an [`IndexCode`]. `compute()` returns a dict of 0-dim float64 tensors:
+    `perplexity` (0 if no slot is used), `active` (share of symbols that are used at least once, in [0, 1]),
+    `entropy_bits` (bits for each slot), and `energy_perplexity` for sparse codes. Counts are int64 and summed over
+    ranks.
 
     Args:
-        num_atoms (`int` or `Sequence[int]`): Size K of the dictionary or codebook that all slots share, or one size a
-            slot for index codes with several codebooks: `code.codebook_sizes`.
+        num_atoms (`int` or `Sequence[int]`): Size K of the dictionary or codebook that all slots share. For index codes
+            with several codebooks, one size for each slot: `code.codebook_sizes`.
         kwargs: Passed on to `torchmetrics.Metric`.
 
     Raises:
@@ -86,10 +87,10 @@ class AtomUsage(Metric):
         Adds the codes of a batch.
 
         Args:
-            code ([`SparseCode`] or [`IndexCode`]): Codes of the declared number of atoms.
+            code ([`SparseCode`] or [`IndexCode`]): Codes with `num_atoms` symbols.
 
         Raises:
-            ValueError: If the code's alphabet is not the declared one.
+            ValueError: If the code has another alphabet.
         """
         if code.codebook_sizes != self.levels:
             raise ValueError(

@@ -1,11 +1,13 @@
-r"""Absorbing (masked) diffusion of indices: the D3PM whose forward process hides indices one by one (Austin et al., 2021, appendix A.2).
+r"""Absorbing (masked) diffusion of indices: the D3PM whose forward process masks indices one by one (Austin et al.,
+2021, appendix A.2).
 
-At time t of T, each index has been hidden with probability t / T, ᾱ_t = 1 − t / T (β_t = 1 / (T − t + 1)). The posterior leaves visible indices as they
-are, and shows a hidden one, as drawn from the network's distribution of the clean index, with probability
+At time t of T, each index is masked with probability t / T, so that ᾱ_t = 1 − t / T (β_t = 1 / (T − t + 1)). The
+posterior does not change visible indices. It replaces a masked index by one drawn from the network's distribution of
+the clean index, with probability
 
-    P(shown by s | hidden at t) = (ᾱ_s − ᾱ_t) / (1 − ᾱ_t).
+    P(visible at s | masked at t) = (ᾱ_s − ᾱ_t) / (1 − ᾱ_t).
 
-A baseline beside [`CategoricalDDPMScheduler`]; the uniform one is [`UniformD3PMScheduler`].
+It is a baseline for [`CategoricalDDPMScheduler`], like the uniform [`UniformD3PMScheduler`].
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ class AbsorbingD3PMSchedulerOutput(BaseOutput):
     Output of [`AbsorbingD3PMScheduler.step`].
 
     Args:
-        prev_sample (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices at the next timestep; |C| is the mask.
-        pred_original_codes (`torch.Tensor` of shape `(B, c̄, h, w)`): Drawn clean indices.
+        prev_sample (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices at the next timestep, int64; |C| is the mask.
+        pred_original_codes (`torch.Tensor` of shape `(B, c̄, h, w)`): The clean indices that were drawn, int64.
     """
 
     prev_sample: torch.Tensor
@@ -42,12 +44,13 @@ class AbsorbingD3PMSchedulerOutput(BaseOutput):
 
 class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
     """
-    Shows hidden indices step by step.
+    Replaces masked indices step by step.
 
     Args:
-        num_train_timesteps (`int`, defaults to 1000): T; timestep t, 0 to T − 1, stands for time t + 1.
-        num_codewords (`int`, defaults to 256): Codewords |C|; the mask is index |C|.
-        temperature (`float`, defaults to 1.0): Temperature of drawing clean indices; 0 takes the most likely one.
+        num_train_timesteps (`int`, defaults to 1000): T, from 1 to 2²⁰. Timestep t, from 0 to T − 1, is time t + 1.
+        num_codewords (`int`, defaults to 256): Number |C| of codewords, from 2 to 2²⁴. The mask is index |C|.
+        temperature (`float`, defaults to 1.0): Temperature for drawing clean indices, at least 0. 0 takes the most
+            likely index.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -63,7 +66,7 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, num_codewords: int = 256, temperature: float = 1.0):
-        self.init_noise_sigma = 1.0  # pipelines ask; a start of masks is not scaled
+        self.init_noise_sigma = 1.0  # pipelines read it; a sample of masks is not scaled
         self.num_inference_steps = None
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self._following: dict[int, int] = {}
@@ -77,11 +80,11 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
         """
-        Chooses the timesteps of the sampling loop, evenly, from T − 1 on.
+        Chooses evenly spaced timesteps for the sampling loop, from T − 1 on.
 
         Args:
-            num_inference_steps (`int`): How many, 1 to T.
-            device (`torch.device`, *optional*): Where `timesteps` shall live.
+            num_inference_steps (`int`): Number of timesteps, from 1 to T.
+            device (`torch.device`, *optional*): Device of `timesteps`. Defaults to the CPU.
 
         Raises:
             ValueError: If the number is out of range.
@@ -94,7 +97,7 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """
-        The sample itself.
+        Returns the sample unchanged, since this scheduler does not scale it.
 
         Args:
             sample (`torch.Tensor`): A sample.
@@ -107,10 +110,10 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
     def survival(self, timesteps: torch.Tensor) -> torch.Tensor:
         """
-        Share of visible indices.
+        Expected share of visible indices.
 
         Args:
-            timesteps (`torch.Tensor`): Timesteps, -1 to T − 1; -1 is clean.
+            timesteps (`torch.Tensor`): Timesteps from -1 to T − 1; -1 is clean.
 
         Returns:
             `torch.Tensor` of the same shape: ᾱ = 1 − (t + 1) / T.
@@ -124,18 +127,18 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """
-        The forward process.
+        The forward process: masks indices at random.
 
         Args:
             original_samples (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices, int64.
-            timesteps (`torch.Tensor` of shape `(B,)`): Timestep of each item.
-            generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch.
+            timesteps (`torch.Tensor` of shape `(B,)`): Timestep of each item, from 0 to T − 1; integers.
+            generator (`torch.Generator` or a list of them, *optional*): One, or one for each item of the batch.
 
         Returns:
-            `torch.Tensor` of the same shape: Indices; hidden ones are |C|.
+            `torch.Tensor` of the same shape: Indices, int64. Masked ones are |C|.
 
         Raises:
-            ValueError: If the timesteps are no integers of this shape or, on the CPU, out of range.
+            ValueError: If the timesteps are not integers of this shape or, on the CPU, out of range.
         """
         check_timesteps(timesteps, len(original_samples), self.config.num_train_timesteps)
         return absorb(original_samples, self.survival(timesteps), self.config.num_codewords, generator)
@@ -150,18 +153,19 @@ class AbsorbingD3PMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> AbsorbingD3PMSchedulerOutput | tuple[torch.Tensor, ...]:
         """
-        Draws clean indices and shows some of the hidden ones.
+        Draws clean indices and replaces some of the masked ones by them.
 
         Args:
             model_output (`torch.Tensor` of shape `(B, c̄, |C|, h, w)`): Logits of the clean indices.
-            timestep (`int` or 0-dim `torch.Tensor`): Timestep.
-            sample (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices, |C| where hidden.
-            generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch.
-            temperature (`float`, *optional*): Defaults to the configuration's.
+            timestep (`int` or 0-dim `torch.Tensor`): Timestep t, from 0 to T − 1.
+            sample (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices, int64, |C| where masked.
+            generator (`torch.Generator` or a list of them, *optional*): One, or one for each item of the batch.
+            temperature (`float`, *optional*): Temperature, at least 0. Defaults to that of the configuration.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`AbsorbingD3PMSchedulerOutput`] or `tuple`: Indices at the next timestep (t − 1 off the loop's grid), and the clean ones that were drawn.
+            [`AbsorbingD3PMSchedulerOutput`] or `tuple`: Indices at the next timestep of the loop, and the clean indices
+            that were drawn. If t is not a timestep of the loop, the next one is t − 1.
 
         Raises:
             ValueError: If shapes, timestep or temperature do not fit.

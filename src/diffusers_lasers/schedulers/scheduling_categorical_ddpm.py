@@ -1,8 +1,9 @@
 r"""Gaussian diffusion of indices with a categorical reverse process (Scribano et al., 2023, sections 3.2.2 and 4.2.3).
 
-The forward process adds Gaussian noise to indices scaled to [-1, 1]. The network answers with logits over the codewords of each slot and site. A step draws
-z̃_0 ~ softmax(ẑ / γ) (eq 25), scales it, and draws z_s from the Gaussian q(z_s | z_t, z̃_0) (`functional/diffusion/gaussian.py`), for any s < t, so that
-fewer steps than in training need no other rule. After the last step s is clean, and the sample is an index exactly.
+The forward process adds Gaussian noise to indices that are scaled to [-1, 1]. The network returns logits over the
+codewords of each slot and site. A step draws z̃_0 ~ softmax(ẑ / γ) (eq 25), scales it, and draws z_s from the Gaussian
+q(z_s | z_t, z̃_0) (`functional/diffusion/gaussian.py`). This holds for any s < t, and so for fewer steps than in
+training. The sample after the last step is exactly an index.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class CategoricalDDPMSchedulerOutput(BaseOutput):
     Args:
         prev_sample (`torch.Tensor` of shape `(B, c̄, h, w)`): z_s, the sample at the next timestep of the loop.
         pred_original_sample (`torch.Tensor` of shape `(B, c̄, h, w)`): The drawn z̃_0 as numbers in [-1, 1].
-        pred_original_codes (`torch.Tensor` of shape `(B, c̄, h, w)`): The same as indices, int64.
+        pred_original_codes (`torch.Tensor` of shape `(B, c̄, h, w)`): The drawn z̃_0 as indices, int64.
     """
 
     prev_sample: torch.Tensor
@@ -49,19 +50,19 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
     Denoises indices by drawing clean ones from the network's categorical distributions.
 
     Args:
-        num_train_timesteps (`int`, defaults to 1000): Steps T of the forward process.
-        beta_start (`float`, defaults to 1e-4): β_1.
-        beta_end (`float`, defaults to 2e-2): β_T.
+        num_train_timesteps (`int`, defaults to 1000): Number T of steps of the forward process, from 1 to 2²⁰.
+        beta_start (`float`, defaults to 1e-4): β_1, in (0, 1).
+        beta_end (`float`, defaults to 2e-2): β_T, in (0, 1) and not below `beta_start`.
         beta_schedule (`str`, defaults to `"linear"`): `"linear"`, `"scaled_linear"` or `"squaredcos_cap_v2"`.
-        trained_betas (`list[float]`, *optional*): All β, in the place of the last three; T is how many they are.
-        num_codewords (`int`, defaults to 256): Codewords |C| of each slot.
-        temperature (`float`, defaults to 1.0): γ of eq 25, not negative; 0 takes the most likely codeword.
-        eta (`float`, defaults to 1.0): 1 draws from the posterior, 0 is deterministic given z̃_0 (DDIM); between them in [0, 1].
+        trained_betas (`list[float]`, *optional*): All β. They replace the three arguments above, and T is their number.
+        num_codewords (`int`, defaults to 256): Number |C| of codewords of each slot, from 2 to 2²⁴.
+        temperature (`float`, defaults to 1.0): γ of eq 25, at least 0. 0 takes the most likely codeword.
+        eta (`float`, defaults to 1.0): η in [0, 1]. 1 draws from the posterior, 0 is deterministic given z̃_0 (DDIM).
         timestep_spacing (`str`, defaults to `"leading"`): `"linspace"`, `"leading"` or `"trailing"`, as in diffusers.
-        steps_offset (`int`, defaults to 0): Is added to `"leading"` timesteps.
+        steps_offset (`int`, defaults to 0): Number that is added to `"leading"` timesteps, from 0 to 2²⁰.
 
     Raises:
-        ValueError: If an argument is out of range; the message says what it may be.
+        ValueError: If an argument is out of range. The error tells what is allowed.
     """
 
     order = 1
@@ -117,7 +118,7 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
         """
-        The sample itself.
+        Returns the sample unchanged, since this scheduler does not scale it.
 
         Args:
             sample (`torch.Tensor`): A sample.
@@ -138,17 +139,19 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
         Chooses the timesteps of the sampling loop.
 
         Args:
-            num_inference_steps (`int`, *optional*): How many, 1 to T, spaced as configured.
-            device (`torch.device`, *optional*): Where `timesteps` shall live.
-            timesteps (`list[int]`, *optional*): They themselves, descending from below T, in the place of `num_inference_steps`.
+            num_inference_steps (`int`, *optional*): Number of timesteps, from 1 to T, spaced by `timestep_spacing`.
+            device (`torch.device`, *optional*): Device of `timesteps`. Defaults to the CPU.
+            timesteps (`list[int]`, *optional*): The timesteps themselves, from 0 to T − 1 in descending order, instead
+                of `num_inference_steps`.
 
         Raises:
-            ValueError: If both or neither are given, or they are out of range.
+            ValueError: If both or neither of the two are given, or one is out of range.
         """
         total = self.config.num_train_timesteps
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError(
-                f"Can only pass one of `num_inference_steps` or `timesteps`, got {num_inference_steps!r} and {timesteps!r}."
+                f"Exactly one of `num_inference_steps` and `timesteps` must be given, got {num_inference_steps!r} and "
+                f"{timesteps!r}."
             )
         if timesteps is not None:
             if not isinstance(timesteps, (list, tuple, np.ndarray, torch.Tensor)):
@@ -175,13 +178,15 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
     def previous_timestep(self, timestep: int | torch.Tensor) -> int:
         """
-        Where a step leads.
+        The timestep to which a step leads.
 
         Args:
-            timestep (`int` or 0-dim `torch.Tensor`): t.
+            timestep (`int` or 0-dim `torch.Tensor`): Timestep t.
 
         Returns:
-            `int`: The next timestep of the loop after t, t − 1 before `set_timesteps` or off the loop's grid; -1 is clean.
+            `int`: The next timestep of the loop after t, or -1 for a clean sample. Before `set_timesteps` it is t − 1.
+            If t is not a timestep of the loop, it is t less the distance of the loop's timesteps (1 for given
+            `timesteps`), at least -1.
         """
         timestep = int(timestep)
         if self.num_inference_steps is None:
@@ -206,23 +211,26 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
         Args:
             model_output (`torch.Tensor` of shape `(B, c̄, |C|, h, w)`): Logits.
-            timestep (`int` or 0-dim `torch.Tensor`): t.
+            timestep (`int` or 0-dim `torch.Tensor`): Timestep t, from 0 to T − 1.
             sample (`torch.Tensor` of shape `(B, c̄, h, w)`): z_t.
-            generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch, on the CPU or where the sample is.
-            temperature (`float`, *optional*): γ. Defaults to the configuration's.
-            eta (`float`, *optional*): η in [0, 1]. Defaults to the configuration's.
+            generator (`torch.Generator` or a list of them, *optional*): One, or one for each item of the batch, on the
+                CPU or the device of the sample.
+            temperature (`float`, *optional*): γ, at least 0. Defaults to that of the configuration.
+            eta (`float`, *optional*): η in [0, 1]. Defaults to that of the configuration.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`CategoricalDDPMSchedulerOutput`] or `tuple`: z_s in the dtype of `sample`, z̃_0 and its indices. Computed in float32 or better.
+            [`CategoricalDDPMSchedulerOutput`] or `tuple`: z_s and z̃_0 in the dtype of `sample`, and the indices of z̃_0.
+            They are computed in float32 or better.
 
         Raises:
             ValueError: If shapes, timestep, γ or η do not fit.
         """
         codewords = self.config.num_codewords
-        if model_output.shape != (*sample.shape[:2], codewords, *sample.shape[2:]):
+        shape = (*sample.shape[:2], codewords, *sample.shape[2:])
+        if model_output.shape != shape:
             raise ValueError(
-                f"`model_output` must have shape {(*sample.shape[:2], codewords, *sample.shape[2:])}, logits of {codewords} codewords, got "
+                f"`model_output` must have shape {shape}, logits of {codewords} codewords, got "
                 f"{tuple(model_output.shape)}."
             )
         check_step_numbers(temperature=temperature, eta=eta)
@@ -245,18 +253,18 @@ class CategoricalDDPMScheduler(LasersHubMixin, SchedulerMixin, ConfigMixin):
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """
-        The forward process.
+        The forward process: adds Gaussian noise.
 
         Args:
             original_samples (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices as numbers in [-1, 1].
             noise (`torch.Tensor` of the same shape): Standard normal numbers.
-            timesteps (`torch.Tensor` of shape `(B,)`): t of each item, int64.
+            timesteps (`torch.Tensor` of shape `(B,)`): Timestep t of each item, from 0 to T − 1; int64.
 
         Returns:
             `torch.Tensor` of the same shape: z_t.
 
         Raises:
-            ValueError: If the timesteps are no integers of this shape or, on the CPU, out of range.
+            ValueError: If the timesteps are not integers of this shape or, on the CPU, out of range.
         """
         check_timesteps(timesteps, len(original_samples), self.config.num_train_timesteps)
         alphas = self.alphas_cumprod.to(original_samples.device)[timesteps.to(original_samples.device)]

@@ -1,7 +1,9 @@
-r"""Uniform diffusion of indices: the D3PM whose forward process draws indices anew from all (Austin et al., 2021, appendix A.2).
+r"""Uniform diffusion of indices: the D3PM whose forward process replaces indices by uniformly drawn ones (Austin et
+al., 2021, appendix A.2).
 
-At time t of T an index is still its own with probability ᾱ_t = 1 − t / T, and else one of all with equal probability.
-The reverse process is that of diffusers' `DiscreteDDIMScheduler`, which has no forward process; here is its own.
+At time t of T, an index is unchanged with probability ᾱ_t = 1 − t / T. Otherwise it is drawn uniformly from all
+indices. The reverse process is that of diffusers' `DiscreteDDIMScheduler`. That class has no forward process, which is
+added here.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ _SELECTIONS = ("lowest_log_margin", "lowest_maxprob", "lowest_current_prob", "ra
 
 class UniformD3PMScheduler(LasersHubMixin, DiscreteDDIMScheduler):
     """
-    diffusers' `DiscreteDDIMScheduler` with the forward process that trains for it.
+    Adds the forward process for training to diffusers' `DiscreteDDIMScheduler`.
 
     Args:
-        num_train_timesteps (`int`, defaults to 1000): T; timestep t, 0 to T − 1, stands for time t + 1.
-        num_codewords (`int`, defaults to 256): Codewords |C|.
-        num_inference_steps (`int`, defaults to 32): As in `DiscreteDDIMScheduler`, whose `timesteps` count up.
-        corrector_steps (`int`, defaults to 0): As there.
-        corrector_k (`int`, defaults to 1): As there.
-        corrector_selection (`str`, defaults to `"lowest_log_margin"`): As there.
-        corrector_selection_tau (`float`, defaults to 1.0): As there.
+        num_train_timesteps (`int`, defaults to 1000): T, from 1 to 2²⁰. Timestep t, from 0 to T − 1, is time t + 1.
+        num_codewords (`int`, defaults to 256): Number |C| of codewords, from 2 to 2²⁴.
+        num_inference_steps (`int`, defaults to 32): As in `DiscreteDDIMScheduler`, whose `timesteps` are ascending.
+        corrector_steps (`int`, defaults to 0): As in `DiscreteDDIMScheduler`.
+        corrector_k (`int`, defaults to 1): As in `DiscreteDDIMScheduler`.
+        corrector_selection (`str`, defaults to `"lowest_log_margin"`): As in `DiscreteDDIMScheduler`.
+        corrector_selection_tau (`float`, defaults to 1.0): As in `DiscreteDDIMScheduler`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -73,10 +75,10 @@ class UniformD3PMScheduler(LasersHubMixin, DiscreteDDIMScheduler):
 
     def survival(self, timesteps: torch.Tensor) -> torch.Tensor:
         """
-        Share of indices that are still their own.
+        Probability that an index has not been drawn anew.
 
         Args:
-            timesteps (`torch.Tensor`): Timesteps, -1 to T − 1; -1 is clean.
+            timesteps (`torch.Tensor`): Timesteps from -1 to T − 1; -1 is clean.
 
         Returns:
             `torch.Tensor` of the same shape: ᾱ = 1 − (t + 1) / T.
@@ -90,18 +92,18 @@ class UniformD3PMScheduler(LasersHubMixin, DiscreteDDIMScheduler):
         generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """
-        The forward process.
+        The forward process: replaces indices at random by uniformly drawn ones.
 
         Args:
             original_samples (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices, int64.
-            timesteps (`torch.Tensor` of shape `(B,)`): Timestep of each item.
-            generator (`torch.Generator` or a list of them, *optional*): One, or one an item of the batch.
+            timesteps (`torch.Tensor` of shape `(B,)`): Timestep of each item, from 0 to T − 1; integers.
+            generator (`torch.Generator` or a list of them, *optional*): One, or one for each item of the batch.
 
         Returns:
             `torch.Tensor` of the same shape: Indices, int64.
 
         Raises:
-            ValueError: If the timesteps are no integers of this shape or, on the CPU, out of range.
+            ValueError: If the timesteps are not integers of this shape or, on the CPU, out of range.
         """
         check_timesteps(timesteps, len(original_samples), self.config.num_train_timesteps)
         return scramble(original_samples, self.survival(timesteps), self.config.num_codewords, generator)

@@ -1,4 +1,4 @@
-"""What schedulers ask of timesteps and of the numbers of a step."""
+"""Checks of timesteps and of the numbers of a step, for all schedulers."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ _STEP = {"temperature": Number(low=0.0), "eta": Number(0.0, 1.0)}
 
 def count_of_steps(num_inference_steps: Any, total: int) -> int:
     """
-    The number of steps of a sampling loop.
+    Checks the number of steps of a sampling loop.
 
     Args:
-        num_inference_steps (`int`): What was given.
-        total (`int`): Steps T of the training.
+        num_inference_steps (`int`): The given number.
+        total (`int`): Number T of steps in training.
 
     Returns:
-        `int`: The number.
+        `int`: The same number.
 
     Raises:
-        ValueError: If it is no integer from 1 to T.
+        ValueError: If it is not an integer from 1 to T.
     """
-    whole = isinstance(num_inference_steps, int) and not isinstance(num_inference_steps, bool)
-    if not whole or not 1 <= num_inference_steps <= total:
+    is_integer = isinstance(num_inference_steps, int) and not isinstance(num_inference_steps, bool)
+    if not is_integer or not 1 <= num_inference_steps <= total:
         raise ValueError(
-            f"`num_inference_steps` must be from 1 to `self.config.num_train_timesteps`, {total}, "
-            f"got {shown(num_inference_steps)}."
+            f"`num_inference_steps` must be an integer from 1 to `num_train_timesteps`, {total}, got "
+            f"{shown(num_inference_steps)}."
         )
     return num_inference_steps
 
 
 def timestep_of(timestep: Any, total: int, name: str = "timestep") -> int:
     """
-    A timestep as an integer.
+    Converts a timestep to an integer.
 
     Args:
-        timestep (`int` or `torch.Tensor` with one value): What was given.
-        total (`int`): Steps T of the training.
-        name (`str`, defaults to `"timestep"`): How an error names it.
+        timestep (`int` or `torch.Tensor` with one value): The given timestep.
+        total (`int`): Number T of steps in training.
+        name (`str`, defaults to `"timestep"`): Name of the argument in errors.
 
     Returns:
-        `int`: 0 to T − 1.
+        `int`: The timestep, from 0 to T − 1.
 
     Raises:
-        ValueError: If it is none of these.
+        ValueError: If it is not an integer from 0 to T − 1.
     """
     value = timestep
     if isinstance(timestep, (torch.Tensor, np.generic)) and np.prod(timestep.shape) == 1:
@@ -61,16 +61,16 @@ def timestep_of(timestep: Any, total: int, name: str = "timestep") -> int:
 
 def check_timesteps(timesteps: Any, batch: int, total: int) -> None:
     """
-    Refuses timesteps of the forward process that are none. Values are looked at on the CPU only, where
-    nothing has to wait for them, and not in a compiled graph.
+    Checks timesteps of the forward process. Values are checked only on the CPU and not in a compiled graph, since on a
+    GPU the host would have to wait for them.
 
     Args:
-        timesteps (`torch.Tensor` of shape `(B,)` or `()`): What was given.
-        batch (`int`): Items B of the batch.
-        total (`int`): Steps T of the training.
+        timesteps (`torch.Tensor` of shape `(B,)`, `(1,)` or `()`): The given timesteps.
+        batch (`int`): Number B of items in the batch.
+        total (`int`): Number T of steps in training.
 
     Raises:
-        ValueError: If they are no integers of this shape or, on the CPU, not all from 0 to T − 1.
+        ValueError: If they are not integers of this shape or, on the CPU, not all from 0 to T − 1.
     """
     known = torch.is_tensor(timesteps) and not timesteps.is_floating_point() and timesteps.dtype != torch.bool
     if not known or tuple(timesteps.shape) not in ((batch,), (1,), ()):
@@ -83,11 +83,11 @@ def check_timesteps(timesteps: Any, batch: int, total: int) -> None:
 
 def linear_survival(timesteps: torch.Tensor | int, total: int) -> torch.Tensor | float:
     """
-    ᾱ of the discrete processes, whose time is t + 1 of T.
+    ᾱ of the discrete processes, in which timestep t is time t + 1 of T.
 
     Args:
-        timesteps (`torch.Tensor` or `int`): t, -1 to T − 1; -1 is clean.
-        total (`int`): Steps T of the training.
+        timesteps (`torch.Tensor` or `int`): Timesteps t from -1 to T − 1; -1 is clean.
+        total (`int`): Number T of steps in training.
 
     Returns:
         `torch.Tensor` of the same shape, float32, or `float`: ᾱ = 1 − (t + 1) / T.
@@ -99,12 +99,13 @@ def linear_survival(timesteps: torch.Tensor | int, total: int) -> torch.Tensor |
 
 def check_step_numbers(**values: Any) -> None:
     """
-    Refuses a temperature or an eta that is none.
+    Checks the temperature and η of a step.
 
     Args:
-        **values: `temperature`, not negative, and `eta` in [0, 1]; `None` stands for the configuration's.
+        **values: `temperature`, at least 0, and `eta`, in [0, 1]. `None` means the value of the configuration and is
+            not checked.
 
     Raises:
-        ValueError: Names the first that does not fit.
+        ValueError: If a value is out of range. The error names the first such argument.
     """
     check_fields(_STEP, {name: value for name, value in values.items() if value is not None})

@@ -1,4 +1,4 @@
-"""Helpers without mathematics: files, the Hub, registration in diffusers, ranks, optional imports."""
+"""Helpers without mathematics: files, the Hub, registration in diffusers, ranks, optional packages."""
 
 from .command_line import CommandParser, hide_token, recorded_arguments
 from .distributed import all_gather, all_reduce_max, all_reduce_sum, broadcast, rank_and_world_size, settle

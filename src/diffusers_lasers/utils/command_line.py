@@ -1,7 +1,7 @@
-"""What every command line of this package shares: a parser that takes only whole names, and records without secrets.
+"""The parser of all command lines of this package, and records of their arguments without secrets.
 
-An abbreviated option (`--hub_tok`) would reach the program but not what looks for the option's name, and so an option
-has one spelling. A token is hidden by its value, wherever it stands.
+The parser refuses abbreviated options. Code that looks for an option by its name would miss an abbreviation such as
+`--hub_tok`. A token is hidden wherever its value occurs.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ HIDDEN = "***"
 
 class CommandParser(argparse.ArgumentParser):
     """
-    Creates an `argparse.ArgumentParser` that refuses abbreviated options, in its subcommands too, and keeps the line
-    breaks of its description.
-    An option that it does not know is named without its value, which may be a secret (`--hub_tok hf_…`). A `--hub_token`
-    in `sys.argv` is hidden there once it is read, since trackers record and upload the command line.
+    Creates an `argparse.ArgumentParser` that refuses abbreviated options and keeps the line breaks of its description.
+
+    Subcommands do the same. An error for an unknown option does not show its value, which may be a secret
+    (`--hub_tok hf_…`). After parsing, a `--hub_token` is hidden in `sys.argv`, since trackers record and upload the
+    command line.
 
     Args:
         *args, **kwargs: Arguments of `argparse.ArgumentParser`.
@@ -32,52 +33,52 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
-        """As in argparse, but for the token in `sys.argv`."""
+        """Like argparse's, but hides the token in `sys.argv`."""
         parsed = super().parse_args(args, namespace)
         if args is None:
             sys.argv[:] = hide_token(sys.argv, getattr(parsed, "hub_token", None))
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """As in argparse, but for [`without_values`]."""
+        """Like argparse's, but hides the values of unknown options."""
         super().error(without_values(message))
 
 
 def without_values(message: str) -> str:
-    """A message of argparse in which options that are not known are named without their values."""
+    """A message of argparse without the values of unknown options."""
     said, mark, rest = message.partition("unrecognized arguments: ")
     options = [word.split("=")[0] for word in rest.split() if word.startswith("-")]
     return said + mark + (" ".join(options) or rest)
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line; its type where it says nothing."""
+    """The message of an error in one line, or the name of its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def hide_token(words: list[str], token: str | None) -> list[str]:
     """
-    A command line for records.
+    Replaces a token in a command line by `***`.
 
     Args:
-        words (`list[str]`): The words.
-        token (`str`, *optional*): The secret. `None` or empty hides nothing.
+        words (`list[str]`): The words of the command line.
+        token (`str`, *optional*): The secret. `None` or an empty string hides nothing.
 
     Returns:
-        `list[str]`: The words, with `***` in the place of the token, also inside a word.
+        `list[str]`: The words with `***` in place of the token, also inside a word.
     """
     return [word.replace(token, HIDDEN) if token else word for word in words]
 
 
 def recorded_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """
-    The arguments for records.
+    The arguments of a script without its token.
 
     Args:
-        args (`argparse.Namespace`): What a parser gave; `hub_token`, where it has one, is the secret.
+        args (`argparse.Namespace`): Parsed arguments. `hub_token`, if there is one, is the secret.
 
     Returns:
-        `dict[str, Any]`: All of them but the token, whose value is hidden in the others too.
+        `dict[str, Any]`: All arguments except `hub_token`. If its value occurs in another argument, it is hidden there.
     """
     token = getattr(args, "hub_token", None)
 

@@ -1,9 +1,9 @@
-r"""What the arguments in a configuration may be, said once for each class and looked at before anything is built.
+r"""Checks of the arguments in a configuration, before anything is built.
 
-A class with a configuration has `_config_fields`: argument → [`Field`], its type, range or words. `LasersHubMixin`
-checks what is registered in a configuration against them, so that a value from a file, from a script and from a later
-change pass the same gate, before a tensor is allocated. What concerns several arguments stays in `__init__`;
-[`check_size`] is for their products, which decide how much memory a model takes.
+A class with a configuration has `_config_fields`, which maps each argument to a [`Field`]: its type, range or allowed
+words. `LasersHubMixin` checks all values that are registered in a configuration against them, before a tensor is
+allocated. So values from a file, from a script and from a later change are checked alike. Conditions on several
+arguments are checked in `__init__`. [`check_size`] checks the products that decide how much memory a model takes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 
-#: Values that the tensors of one model may have in all, 4 GiB in float32. Whoever needs more sets it:
+#: Largest number of values in all tensors of one model, 4 GiB in float32. It can be raised:
 #: `config_checks.MAX_VALUES = …`.
 MAX_VALUES = 2**30
 _FLOAT32_MAX = 3.4028234663852886e38
@@ -26,15 +26,15 @@ _shorten.maxstring = _shorten.maxother = 80
 
 
 def shown(value: Any) -> str:
-    """A value for a sentence: one line, shortened."""
+    """A value for an error message, shortened and in one line."""
     try:
         return " ".join(_shorten.repr(value).split())
-    except ValueError:  # Python writes no integers of thousands of digits
+    except ValueError:  # Python does not print integers of thousands of digits
         return f"a {type(value).__name__} too long to show"
 
 
 def described(value: Any) -> str:
-    """What stands where a tensor was wanted: its type, and of tensors and arrays the shape."""
+    """A value in place of a tensor, for an error message: dtype and shape of a tensor or array, otherwise the type."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype} of shape {tuple(value.shape)}"
     return type(value).__name__
@@ -42,7 +42,8 @@ def described(value: Any) -> str:
 
 class Field:
     """
-    What an argument may be: `fits` says whether a value is, `words` and `plural` how a sentence names what is allowed.
+    The allowed values of an argument. `fits` tells whether a value is allowed. `words` and `plural` describe the
+    allowed values in an error message.
     """
 
     words = plural = ""
@@ -54,11 +55,11 @@ class Field:
 @dataclass(frozen=True)
 class Integer(Field):
     """
-    An integer, no bool.
+    An integer that is not a bool.
 
     Args:
-        low (`int`, defaults to 1): The least.
-        high (`int`, defaults to 2³¹ − 1): The largest.
+        low (`int`, defaults to 1): Smallest allowed value.
+        high (`int`, defaults to 2³¹ − 1): Largest allowed value.
     """
 
     low: int = 1
@@ -83,13 +84,13 @@ class Integer(Field):
 @dataclass(frozen=True)
 class Number(Field):
     """
-    A finite number, no bool.
+    A finite number that is not a bool.
 
     Args:
-        low (`float`): The least; defaults to that of float32.
-        high (`float`): The largest; defaults to that of float32.
-        above (`bool`, defaults to `False`): Whether `low` itself is out.
-        below (`bool`, defaults to `False`): Whether `high` itself is out.
+        low (`float`): Smallest allowed value. Defaults to that of float32.
+        high (`float`): Largest allowed value. Defaults to that of float32.
+        above (`bool`, defaults to `False`): Whether `low` itself is excluded.
+        below (`bool`, defaults to `False`): Whether `high` itself is excluded.
     """
 
     low: float = -_FLOAT32_MAX
@@ -100,9 +101,9 @@ class Number(Field):
     def fits(self, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
-        if isinstance(value, int) and abs(value) >= 2**63:  # no tensor takes it
+        if isinstance(value, int) and abs(value) >= 2**63:  # too large for a tensor
             return False
-        # NaN is in no range
+        # false for NaN too
         return self.low <= value <= self.high and not (
             (self.above and value == self.low) or (self.below and value == self.high)
         )
@@ -160,9 +161,9 @@ class Sequence(Field):
     A tuple, a list or an array of one dimension.
 
     Args:
-        of (`Field`): What each entry may be.
-        least (`int`, defaults to 1): Fewest entries.
-        most (`int`, defaults to 16): Most entries.
+        of (`Field`): The field of each entry.
+        least (`int`, defaults to 1): Smallest number of entries.
+        most (`int`, defaults to 16): Largest number of entries.
     """
 
     of: Field
@@ -186,7 +187,7 @@ class Sequence(Field):
 
 @dataclass(frozen=True)
 class Arguments(Field):
-    """A dictionary with strings as keys; who takes its values as arguments checks them."""
+    """A dictionary with strings as keys. The class that receives its values as arguments checks them."""
 
     words = "a dictionary of arguments"
 
@@ -197,7 +198,7 @@ class Arguments(Field):
 @dataclass(frozen=True)
 class Optional(Field):
     """
-    `None`, or what another field allows.
+    `None`, or a value that another field allows.
 
     Args:
         field (`Field`): The other field.
@@ -219,14 +220,14 @@ WEIGHT = Number(low=0.0)
 
 def check_fields(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None:
     """
-    Refuses values that their fields do not allow.
+    Raises an error for a value that its field does not allow.
 
     Args:
-        fields (`dict[str, Field]`): Argument → what it may be.
-        values (`dict[str, Any]`): Argument → value. Names without a field pass.
+        fields (`dict[str, Field]`): Field of each argument.
+        values (`dict[str, Any]`): Value of each argument. Arguments without a field are not checked.
 
     Raises:
-        ValueError: Names the first argument that does not fit, its value and what is allowed.
+        ValueError: If a value is not allowed. The error names the first such argument, its value and what is allowed.
     """
     for name, value in values.items():
         field = fields.get(name)
@@ -236,11 +237,11 @@ def check_fields(fields: Mapping[str, Field], values: Mapping[str, Any]) -> None
 
 def check_size(*counts: int, **arguments: Any) -> None:
     """
-    Refuses a model that would take more memory than anybody meant, before it takes any.
+    Raises an error for a model that would need more memory than is reasonable, before it is allocated.
 
     Args:
-        *counts (`int`): Values of its tensors, which are added up.
-        **arguments: The arguments that decide it, for the sentence.
+        *counts (`int`): Numbers of values in its tensors, which are added up.
+        **arguments: The arguments that decide the size, for the error.
 
     Raises:
         ValueError: If there are more than `MAX_VALUES`.
@@ -250,21 +251,21 @@ def check_size(*counts: int, **arguments: Any) -> None:
         names = " and ".join(f"`{name}`" for name in arguments)
         given = " and ".join(shown(value) for value in arguments.values())
         raise ValueError(
-            f"{names} must give a model of at most {MAX_VALUES} values (`utils.config_checks.MAX_VALUES`), got {given}, "
-            f"which give {total}."
+            f"{names} must give a model of at most {MAX_VALUES} values (`utils.config_checks.MAX_VALUES`), got "
+            f"{given}, which give {total}."
         )
 
 
 def check_groups(norm_num_groups: int, block_out_channels: tuple[int, ...]) -> None:
     """
-    Refuses groups of a normalisation that do not divide its channels.
+    Raises an error unless the number of groups of a normalisation divides all its channels.
 
     Args:
-        norm_num_groups (`int`): Groups.
+        norm_num_groups (`int`): Number of groups.
         block_out_channels (`tuple[int, ...]`): Channels of the stages.
 
     Raises:
-        ValueError: If one of them is no multiple.
+        ValueError: If the number of channels of a stage is not a multiple of the number of groups.
     """
     if any(channels % norm_num_groups for channels in block_out_channels):
         raise ValueError(
@@ -277,16 +278,16 @@ def unet_values(
     block_out_channels: tuple[int, ...], layers_per_block: int, in_channels: int, out_channels: int
 ) -> int:
     """
-    About how many weights a convolutional U-Net, or an encoder and a decoder, of residual blocks have.
+    Estimates the number of weights of a convolutional U-Net, or of an encoder and a decoder, of residual blocks.
 
     Args:
         block_out_channels (`tuple[int, ...]`): Channels of the stages.
-        layers_per_block (`int`): Residual blocks of a stage on the way down; one more on the way up.
+        layers_per_block (`int`): Residual blocks of a stage on the way down. The way up has one more.
         in_channels (`int`): Channels of the input.
         out_channels (`int`): Channels of the output.
 
     Returns:
-        `int`: Weights of the 3 × 3 convolutions.
+        `int`: Number of weights of the 3 × 3 convolutions.
     """
     stages = sum((18 * layers_per_block + 27 * (layers_per_block + 1)) * width**2 for width in block_out_channels)
     return stages + 36 * block_out_channels[-1] ** 2 + 9 * block_out_channels[0] * (in_channels + out_channels)

@@ -1,4 +1,4 @@
-"""Reductions over the ranks of `torch.distributed`, each the identity without an initialised process group, and the end of such a run."""
+"""Reductions over the ranks of `torch.distributed`. Without an initialised process group, they change nothing."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ def _active() -> bool:
 
 def rank_and_world_size() -> tuple[int, int]:
     """
-    Which rank this process is, and of how many.
+    The rank of this process and the number of ranks.
 
     Returns:
-        `tuple[int, int]`: The rank, from 0, and the number of ranks; 0 and 1 without an initialised process group.
+        `tuple[int, int]`: The rank, from 0, and the number of ranks. 0 and 1 without an initialised process group.
     """
     return (dist.get_rank(), dist.get_world_size()) if _active() else (0, 1)
 
 
 def settle(seconds: float = 0.2) -> None:
     """
-    Waits a moment after the last collective operation of a run, before its process group goes. The threads of gloo let go of that operation's
-    tensors after it has ended, and need the interpreter for it; torch 2.13 joins them while it holds the interpreter, when a wrapper for data
-    parallelism drops the last reference to the group. Both would then wait for ever.
+    Waits after the last collective operation of a run, before its process group is destroyed.
+
+    This prevents a deadlock. Threads of gloo release the tensors of an operation after it has ended, and need Python's
+    global lock for it. A wrapper for data parallelism may drop the last reference to the group. Then torch 2.13 waits
+    for these threads while it holds the lock.
 
     Args:
-        seconds (`float`, defaults to 0.2): How long; not at all without other ranks.
+        seconds (`float`, defaults to 0.2): Time to wait, in seconds. With one rank there is no wait.
     """
     if _active():
         time.sleep(seconds)
@@ -40,13 +42,13 @@ def settle(seconds: float = 0.2) -> None:
 
 def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     """
-    Puts the tensors of all ranks one after the other, along the first dimension.
+    Concatenates the tensors of all ranks along the first dimension.
 
     Args:
-        tensor (`torch.Tensor`): The local rows, of one shape on every rank.
+        tensor (`torch.Tensor`): The local rows, of the same shape on every rank.
 
     Returns:
-        `torch.Tensor`: The rows of rank 0, of rank 1 and so on; without a process group the tensor itself.
+        `torch.Tensor`: The rows of rank 0, of rank 1 and so on. Without a process group, the tensor itself.
     """
     if not _active():
         return tensor
@@ -60,7 +62,7 @@ def all_reduce_max(tensor: torch.Tensor) -> torch.Tensor:
     Takes the largest value over all ranks, element by element and in place.
 
     Args:
-        tensor (`torch.Tensor`): The local values, of one shape on every rank.
+        tensor (`torch.Tensor`): The local values, of the same shape on every rank.
 
     Returns:
         `torch.Tensor`: The same tensor, holding the largest values.
@@ -75,7 +77,7 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     Sums a tensor over all ranks, in place.
 
     Args:
-        tensor (`torch.Tensor`): The local term, of one shape on every rank.
+        tensor (`torch.Tensor`): The local term, of the same shape on every rank.
 
     Returns:
         `torch.Tensor`: The same tensor, holding the sum.
@@ -90,7 +92,7 @@ def broadcast(tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
     Copies a tensor from one rank to all, in place.
 
     Args:
-        tensor (`torch.Tensor`): Overwritten on every rank but `src`; of one shape everywhere.
+        tensor (`torch.Tensor`): A tensor of the same shape on every rank. It is overwritten on all ranks except `src`.
         src (`int`, defaults to 0): The rank that sends.
 
     Returns:

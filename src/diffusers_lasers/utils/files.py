@@ -1,9 +1,9 @@
-"""The one writer of files: a file is whole and new, or the old one.
+"""Writing of all files of the package: a file is either completely written or unchanged.
 
-The bytes go into a hidden file of a unique name in the same folder, which is created and never opened if it is there,
-reach the disk, and get the file's name in one step. A process that is killed leaves the old file as it was, at worst
-beside a hidden `.….tmp`. A link is followed to what it points to, an existing file keeps its mode, and what is no
-regular file (a folder, a pipe, a device) is refused.
+The bytes go into a new hidden file with a unique name in the same folder. When they are on the disk, the hidden file is
+renamed in one step. A process that is killed leaves the old file unchanged, and at worst a hidden `.….tmp` beside it.
+Links are followed. An existing file keeps its mode. A path that exists and is not a regular file (a folder, a pipe, a
+device) is refused.
 """
 
 from __future__ import annotations
@@ -38,37 +38,38 @@ __all__ = [
     "write_text",
 ]
 
-#: What makes a folder loadable: these files are replaced after all others.
+#: The files that make a folder loadable. They are replaced after all others.
 _CONFIGS = ("config.json", "scheduler_config.json", "model_index.json")
 
 
 @contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """
-    Opens a file for writing that takes its place when the block ends, and is deleted where the block fails.
+    Opens a new file that replaces `path` when the block ends. If the block fails, the new file is deleted.
 
     Args:
-        path (`str` or `os.PathLike`): The file; its folder exists. Links are followed; an existing file's mode is kept.
+        path (`str` or `os.PathLike`): The file, in an existing folder. Links are followed, and the mode of an existing
+            file is kept.
 
     Yields:
         `BinaryIO`: A new file, open for reading and writing.
 
     Raises:
-        ValueError: If `path` is a folder, pipe, device or anything else that is no regular file.
-        OSError: If it cannot be written, as on a full disk; the error names `path`.
+        ValueError: If `path` exists and is not a regular file, such as a folder, a pipe or a device.
+        OSError: If the file cannot be written, as on a full disk; the error names `path`.
     """
     target, found = _regular(path)
     folder, name = os.path.split(target)
     scratch = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(8)}.tmp")
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    mode = 0o666 if found is None else stat.S_IMODE(found.st_mode)  # where there is no file, the umask decides
+    mode = 0o666 if found is None else stat.S_IMODE(found.st_mode)  # for a new file, the umask decides
     with _naming(path):
         descriptor = os.open(scratch, flags, mode)
         try:
             with os.fdopen(descriptor, "w+b") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())  # the bytes are on the disk before the name is
+                os.fsync(file.fileno())  # the bytes are on the disk before the file is renamed
                 if found is not None:
                     with suppress(OSError, AttributeError):
                         os.fchown(file.fileno(), found.st_uid, found.st_gid)
@@ -86,10 +87,11 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 
     Args:
         path (`str` or `os.PathLike`): The file, as in [`atomic_file`].
-        data (`bytes`): What it shall hold.
+        data (`bytes`): The content.
 
     Raises:
-        ValueError: If `path` is no regular file. OSError: If it cannot be written; the error names it.
+        ValueError: If `path` exists and is not a regular file.
+        OSError: If the file cannot be written; the error names it.
     """
     with atomic_file(path) as file:
         file.write(data)
@@ -101,25 +103,27 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
     Args:
         path (`str` or `os.PathLike`): The file, as in [`atomic_file`].
-        text (`str`): What it shall hold. What UTF-8 cannot hold, as in file names of other encodings, is written as
-            `\\udc..`.
+        text (`str`): The content. Characters that UTF-8 cannot encode, as in file names of other encodings, are written
+            as `\\udc..`.
 
     Raises:
-        ValueError: If `path` is no regular file. OSError: If it cannot be written; the error names it.
+        ValueError: If `path` exists and is not a regular file.
+        OSError: If the file cannot be written; the error names it.
     """
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """
-    Writes a JSON file. Infinities and NaN, which JSON does not have as numbers, become strings, and so does what it does not know.
+    Writes a JSON file. Values that JSON does not have become strings: infinities, NaN and objects of other types.
 
     Args:
         path (`str` or `os.PathLike`): The file, as in [`atomic_file`].
-        value: What it shall hold.
+        value: The content.
 
     Raises:
-        ValueError: If `path` is no regular file. OSError: If it cannot be written; the error names it.
+        ValueError: If `path` exists and is not a regular file.
+        OSError: If the file cannot be written; the error names it.
     """
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False, default=str)
     write_text(path, text + "\n")
@@ -127,10 +131,10 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 def image_format(path: str | os.PathLike) -> str:
     """
-    The format in which Pillow writes a picture of this name.
+    The format in which Pillow writes a picture with this name.
 
     Args:
-        path (`str` or `os.PathLike`): The file; only its suffix is looked at.
+        path (`str` or `os.PathLike`): The file. Only its suffix matters.
 
     Returns:
         `str`: Pillow's name of the format, such as `"PNG"`.
@@ -143,7 +147,9 @@ def image_format(path: str | os.PathLike) -> str:
     suffix = Path(path).suffix.lower()
     kind = Image.registered_extensions().get(suffix)
     if kind not in Image.SAVE:
-        raise ValueError(f"`path` must end as a picture that Pillow can write, such as .png, got {os.fspath(path)!r}.")
+        raise ValueError(
+            f"`path` must have the suffix of a picture that Pillow can write, such as .png, got {os.fspath(path)!r}."
+        )
     return kind
 
 
@@ -152,13 +158,13 @@ def save_image(path: str | os.PathLike, image: Image.Image, **options: Any) -> N
     Writes a picture.
 
     Args:
-        path (`str` or `os.PathLike`): The file, as in [`atomic_file`]; its suffix says the format.
+        path (`str` or `os.PathLike`): The file, as in [`atomic_file`]. Its suffix decides the format.
         image (`PIL.Image.Image`): The picture.
         **options: Options of Pillow's writer, such as `quality`.
 
     Raises:
-        ValueError: If Pillow cannot write such a picture, or `path` is no regular file. OSError: If it cannot be
-            written.
+        ValueError: If Pillow cannot write such a picture, or if `path` exists and is not a regular file.
+        OSError: If the file cannot be written.
     """
     kind = image_format(path)
     with atomic_file(path) as file:
@@ -167,19 +173,19 @@ def save_image(path: str | os.PathLike, image: Image.Image, **options: Any) -> N
 
 def fill_folder(folder: str | os.PathLike, write: Callable[[str], Any]) -> None:
     """
-    Writes the files of a model, scheduler or pipeline into a folder, over what it holds, by way of a hidden folder in
-    it.
+    Writes the files of a model, scheduler or pipeline into a folder, and replaces files of the same names.
 
-    Only whole files come into the folder: weights first, configurations last. A configuration that changes is deleted
-    before the weights are replaced, so that a process killed in between never leaves weights under another model's
-    configuration.
+    All files are first written to a hidden folder inside. Then they are moved, weights first and configurations last.
+    A configuration that changes is deleted before the weights are replaced. So a process that is killed in between
+    never leaves weights with the configuration of another model.
 
     Args:
-        folder (`str` or `os.PathLike`): The folder; made if it is missing. Other files in it stay.
-        write (`Callable[[str], Any]`): Writes all files below the path that it is given.
+        folder (`str` or `os.PathLike`): The folder, which is made if it is missing. Other files in it stay.
+        write (`Callable[[str], Any]`): A function that writes all files below the path that it receives.
 
     Raises:
-        ValueError: If one of the files is there and no regular file. OSError: If something cannot be written, as on a full disk; the folder is then as it was.
+        ValueError: If one of the files exists and is not a regular file.
+        OSError: If something cannot be written, as on a full disk. The folder is then unchanged.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,16 +195,16 @@ def fill_folder(folder: str | os.PathLike, write: Callable[[str], Any]) -> None:
         try:
             with _naming(folder):
                 write(str(scratch))
-        except (RuntimeError, SafetensorError) as error:  # what torch and safetensors say on a full disk
+        except (RuntimeError, SafetensorError) as error:  # raised by torch and safetensors on a full disk
             raise OSError(f"{folder} could not be written: {one_line(error)}") from error
         files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
         files.sort(key=lambda path: (_CONFIGS.index(path.name) if path.name in _CONFIGS else -1, path))
-        targets = {name: _regular(folder / name) for name in files}  # all are looked at before one is replaced
+        targets = {name: _regular(folder / name) for name in files}  # all are checked before one is replaced
         for name in files:
             if name.name in _CONFIGS and (folder / name).exists() and not _same(folder / name, scratch / name):
                 (folder / name).unlink()
         for name in files:
-            if name.suffix == ".safetensors":  # the table of an older model's several files would be read first
+            if name.suffix == ".safetensors":  # an old index of several weight files would be read first
                 (folder / name).with_name(f"{name.name}.index.json").unlink(missing_ok=True)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             target, found = targets[name]
@@ -212,7 +218,8 @@ def fill_folder(folder: str | os.PathLike, write: Callable[[str], Any]) -> None:
 
 
 def _regular(path: str | os.PathLike) -> tuple[str, os.stat_result | None]:
-    """What a path leads to, and its status, `None` where it is new; a `ValueError` where it is no regular file."""
+    """The path with links resolved, and its status or `None` if it is new. Raises a `ValueError` if it exists and is
+    not a regular file."""
     target = os.path.realpath(path)
     try:
         found = os.lstat(target)
@@ -225,7 +232,7 @@ def _regular(path: str | os.PathLike) -> tuple[str, os.stat_result | None]:
 
 @contextmanager
 def _naming(path: str | os.PathLike) -> Iterator[None]:
-    """Errors of the system name this path, and not one of a hidden name; those of libraries keep their words."""
+    """Makes errors of the system name this path, and not a hidden file. Errors of libraries are not changed."""
     try:
         yield
     except OSError as error:

@@ -1,9 +1,9 @@
-"""Model cards: a repository of one of our classes says how to install this package and how to use the class.
+"""Model cards, which tell how to install this package and how to use a class, and repositories on the Hub.
 
-diffusers writes its own card on a push, with `library_name: diffusers` and nothing else, from which nobody learns that a
-plug-in is needed. All pushes (`push_to_hub`, `save_pretrained(..., push_to_hub=True)`) end in `_upload_folder`, so that is
-where [`LasersHubMixin`] completes the card. The part that is written here stands between two marks and is replaced on the
-next push; everything that a person wrote around it, and every other field of the metadata, is kept.
+On a push, diffusers writes its own card with `library_name: diffusers`, which does not mention the plug-in. All pushes
+(`push_to_hub`, `save_pretrained(..., push_to_hub=True)`) call `_upload_folder`. There, [`LasersHubMixin`] completes the
+card. The generated part stands between two marks and is replaced by the next push. The text around it and all other
+fields of the metadata are kept.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CARD_NAME = "README.md"
 DEFAULT_TAGS = ("diffusers", LIBRARY_NAME)
 USAGE_START = "<!-- diffusers_lasers: usage, generated -->"
 USAGE_END = "<!-- diffusers_lasers: end of usage -->"
-_HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "create_pr", "token")  # of `save_pretrained`, when it pushes
+_HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "create_pr", "token")  # of `save_pretrained`, for a push
 PLACEHOLDER_REPOSITORY = "path/to/folder-or-repository"
 
 _EXAMPLES = {
@@ -43,7 +43,7 @@ print(model.bits_per_pixel(*images.shape[-2:]), "bits per pixel")
 """,
     "Autoencoder": """
 with torch.no_grad():
-    output = model(images)  # images (B, 3, H, W) in [-1, 1]; output.sample and, unless there is no bottleneck, output.code
+    output = model(images)  # images (B, 3, H, W) in [-1, 1]; gives output.sample, and output.code with a bottleneck
 print(model.bits_per_pixel(*images.shape[-2:]), "bits per pixel")
 """,
     "Bottleneck": """
@@ -57,15 +57,15 @@ print(model.bits_per_site, "bits per site")
 
 def usage_section(class_name: str, repository: str = PLACEHOLDER_REPOSITORY, subfolder: str | None = None) -> str:
     """
-    The part of a model card that says how to install this package and how to load and use a class of it.
+    The part of a model card that tells how to install this package and how to load and use a class of it.
 
     Args:
-        class_name (`str`): Public class of `diffusers_lasers` that the repository holds.
-        repository (`str`): Repository id or folder in the snippet.
-        subfolder (`str`, *optional*): Folder in the repository that holds the class.
+        class_name (`str`): Public class of `diffusers_lasers` in the repository.
+        repository (`str`): Repository id or folder for the snippet.
+        subfolder (`str`, *optional*): Folder of the class in the repository.
 
     Returns:
-        `str`: Markdown between two marks, by which it is found again.
+        `str`: Markdown between two marks.
     """
     example = next((text for word, text in _EXAMPLES.items() if word in class_name), "")
     imports = ("import torch\n" if example else "") + f"from {LIBRARY_NAME} import {class_name}"
@@ -83,13 +83,13 @@ def complete_model_card(
     card: ModelCard, class_name: str, repository: str = PLACEHOLDER_REPOSITORY, tags: tuple[str, ...] = ()
 ) -> ModelCard:
     """
-    Adds library, tags and usage to a card; what is there already is not added twice.
+    Adds library, tags and usage to a card, unless it has them already.
 
     Args:
-        card (`ModelCard`): Changed in place. A `library_name` other than diffusers' default is kept.
-        class_name (`str`): Public class of `diffusers_lasers` that the repository holds.
-        repository (`str`): Repository id or folder in the snippet.
-        tags (`tuple[str, ...]`): Tags beside `DEFAULT_TAGS`.
+        card (`ModelCard`): The card, which is changed in place. A `library_name` other than diffusers' default is kept.
+        class_name (`str`): Public class of `diffusers_lasers` in the repository.
+        repository (`str`): Repository id or folder for the snippet.
+        tags (`tuple[str, ...]`): Tags in addition to `DEFAULT_TAGS`.
 
     Returns:
         `ModelCard`: The same card.
@@ -116,18 +116,19 @@ def write_model_card(
     sections: dict[str, str] | None = None,
 ) -> Path:
     """
-    Writes the card (`README.md`) of a saved model into its folder, in the place of one that may be there.
+    Writes the card (`README.md`) of a saved model into its folder. An existing card is replaced.
 
     Args:
-        folder (`str` or `os.PathLike`): Folder that `save_pretrained` filled; made if it is missing.
-        class_name (`str`): Public class of `diffusers_lasers` that the folder holds.
-        license (`str`, *optional*): Licence of the *weights*, in the Hub's words. Defaults to `None`: none is stated.
-        tags (`tuple[str, ...]`): Tags beside `DEFAULT_TAGS`.
-        sections (`dict[str, str]`, *optional*): Heading → markdown, written after the usage in this order, e.g. the
-            training arguments and the figures with their bits.
+        folder (`str` or `os.PathLike`): Folder of the saved model. It is made if it is missing.
+        class_name (`str`): Public class of `diffusers_lasers` in the folder.
+        license (`str`, *optional*): Licence of the *weights*, as the Hub names it. Defaults to `None`: the card states
+            none.
+        tags (`tuple[str, ...]`): Tags in addition to `DEFAULT_TAGS`.
+        sections (`dict[str, str]`, *optional*): Heading and Markdown of further sections, in this order, such as the
+            training arguments and the results with their bits.
 
     Returns:
-        `Path`: The written file, whole or not there.
+        `Path`: The written file.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -144,10 +145,11 @@ def write_model_card(
 
 def create_repository(folder: str | os.PathLike, repository: str | None = None, token: str | None = None) -> str:
     """
-    Makes the repository of a folder on the Hub if it is missing; so a wrong name or token shows before hours are spent.
+    Makes the repository of a folder on the Hub if it is missing. Called before a long run, it finds a wrong name or
+    token early.
 
     Args:
-        folder (`str` or `os.PathLike`): The folder that will be uploaded; it need not exist.
+        folder (`str` or `os.PathLike`): The folder that will be uploaded. It need not exist yet.
         repository (`str`, *optional*): Repository id. Defaults to the folder's name, under the user of the token.
         token (`str`, *optional*): The token. Defaults to the one that is logged in.
 
@@ -155,7 +157,8 @@ def create_repository(folder: str | os.PathLike, repository: str | None = None, 
         `str`: Repository id.
 
     Raises:
-        ValueError: If the name is none that the Hub takes. OSError: If the Hub refuses it or cannot be reached.
+        ValueError: If the name is not valid on the Hub.
+        OSError: If the Hub refuses to make the repository or cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import validate_repo_id
@@ -164,7 +167,7 @@ def create_repository(folder: str | os.PathLike, repository: str | None = None, 
     validate_repo_id(name)
     try:
         return HfApi(token=token).create_repo(name, exist_ok=True).repo_id
-    except Exception as error:  # those of a network come from the HTTP library that huggingface_hub has at the time
+    except Exception as error:  # errors of the network are those of huggingface_hub's HTTP library, which may change
         raise OSError(f"The repository {name!r} cannot be made on the Hub: {one_line(error)}") from error
 
 
@@ -176,14 +179,15 @@ def push_folder(
     ignore_patterns: list[str] | None = None,
 ) -> str:
     """
-    Uploads a folder to the Hub as it is; the repository is made if it is missing.
+    Uploads a folder to the Hub without changing it. The repository is made if it is missing.
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
         repository (`str`, *optional*): Repository id. Defaults to the folder's name, under the user of the token.
         token (`str`, *optional*): The token. Defaults to the one that is logged in.
         message (`str`, defaults to `"Upload"`): Message of the commit.
-        ignore_patterns (`list[str]`, *optional*): What stays here, e.g. `["checkpoint-*"]`; hidden files always do.
+        ignore_patterns (`list[str]`, *optional*): Files that are not uploaded, such as `["checkpoint-*"]`. Hidden files
+            never are.
 
     Returns:
         `str`: Repository id.
@@ -205,11 +209,12 @@ def _save_card(card: ModelCard, path: Path) -> Path:
 
 class LasersHubMixin:
     """
-    Completes the model card on every push to the Hub, checks configurations, and saves whole files only; the first
-    base of each model, scheduler and pipeline of this package.
+    The first base of each model, scheduler and pipeline of this package.
 
-    Class attributes: `_model_card_tags` (`tuple[str, ...]`): tags of the class beside `DEFAULT_TAGS`; `_config_fields`
-    (`dict[str, Field]`): what each argument of the configuration may be, see `config_checks`.
+    It completes the model card on every push to the Hub, checks configurations, and saves files completely or not at
+    all. Class attributes: `_model_card_tags` (`tuple[str, ...]`) are tags of the class in addition to `DEFAULT_TAGS`.
+    `_config_fields` (`dict[str, Field]`) are the allowed values of each argument of the configuration; see
+    `config_checks`.
     """
 
     _model_card_tags: tuple[str, ...] = ()
@@ -217,11 +222,11 @@ class LasersHubMixin:
 
     def register_to_config(self, **kwargs: Any) -> None:
         """
-        As in diffusers, but values that `_config_fields` does not allow are refused. diffusers calls it before the
-        body of `__init__`.
+        Like the method of diffusers, but values that `_config_fields` does not allow are refused. diffusers calls it
+        before the body of `__init__`.
 
         Raises:
-            ValueError: If a value does not fit; the sentence names the argument, the value and what is allowed.
+            ValueError: If a value is not allowed. The error names the argument, the value and what is allowed.
         """
         check_fields(self._config_fields, kwargs)
         super().register_to_config(**kwargs)
@@ -236,11 +241,11 @@ class LasersHubMixin:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path=None, *args, **kwargs):
         """
-        As in diffusers, but a `subfolder` of a local folder is found also where the folder itself holds a model, and missed where it is not
-        there: diffusers would take the weights of the outer one in both cases.
+        Like the method of diffusers, but with a `subfolder` of a local folder, only that subfolder is read. If the
+        outer folder holds a model too, diffusers would load the weights of that one.
 
         Raises:
-            OSError: If a local folder lacks the subfolder.
+            OSError: If a local folder does not have the subfolder.
         """
         folder, subfolder = pretrained_model_name_or_path, kwargs.get("subfolder")
         if folder is not None and subfolder and os.path.isdir(folder):
@@ -252,16 +257,16 @@ class LasersHubMixin:
 
     def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs):
         """
-        As in diffusers, but a process that is killed or finds no room leaves the model that was there, or the new one.
+        Like the method of diffusers, but a process that is killed, or a full disk, leaves the old model or the new one.
 
         Raises:
-            OSError: If something cannot be written; the folder is then as it was.
+            OSError: If something cannot be written. The folder is then unchanged.
         """
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
         fill_folder(
             save_directory, lambda folder: super(LasersHubMixin, self).save_pretrained(folder, *args, **kwargs)
         )
-        if push_to_hub:  # from a copy: diffusers writes as it uploads
+        if push_to_hub:  # from a copy, since diffusers writes the folder that it uploads
             hub.setdefault("repo_id", Path(save_directory).name)
             with tempfile.TemporaryDirectory() as copy:
                 super().save_pretrained(copy, *args, push_to_hub=True, **hub, **kwargs)
@@ -270,7 +275,7 @@ class LasersHubMixin:
 
     def _upload_folder(self, working_dir, repo_id, *args, **kwargs):
         path = Path(working_dir) / CARD_NAME
-        if path.is_file():  # a push into a subfolder brings no card
+        if path.is_file():  # there is no card in a push into a subfolder
             from huggingface_hub import ModelCard
 
             card = complete_model_card(

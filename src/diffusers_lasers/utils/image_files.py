@@ -1,9 +1,9 @@
-r"""Which files of a folder, or of a pattern, are images of a split; with a sentence on what was left out, and why.
+r"""Finds the image files of a split in a folder or by a pattern, and reports which files were left out and why.
 
-Folders are data as they are: names of classes and files mean nothing, except for two conventions at which a folder is
-taken apart into splits. *Folders*: the top has a folder `train` and one of `validation`, `valid`, `val` or `test`, or
-holds nothing but such folders. *Shards*: parquet files whose names are a split or begin with one and a number, such as
-`train-00000-of-00003.parquet`, as `datasets` writes them. What a pattern matches is never taken apart.
+Names of folders and files have no meaning, except for two conventions that divide a folder into splits. *Folders*: the
+top has a folder `train` and one of `validation`, `valid`, `val` or `test`, or it holds only such folders. *Shards*:
+parquet files that are named after a split, or after a split and a number, such as `train-00000-of-00003.parquet`, as
+`datasets` writes them. The matches of a pattern are not divided.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .image_decoding import picture_formats
 __all__ = ["ImageFiles", "find_image_files"]
 
 _HELD_OUT = ("validation", "valid", "val", "test")
-# what archivers and systems put beside pictures, as names with a dot
+# folders that archivers and systems put beside pictures; they are hidden like names with a dot
 _HIDDEN = {"__macosx", "@eadir", "$recycle.bin"}
 _SHARD = re.compile(r"(train|validation|valid|val|test)([-_.]?\d.*)?\.parquet", re.IGNORECASE)
 
@@ -31,13 +31,13 @@ _SHARD = re.compile(r"(train|validation|valid|val|test)([-_.]?\d.*)?\.parquet", 
 @dataclass(frozen=True)
 class ImageFiles:
     """
-    Image files that were found, or parquet files; `str` of it is a sentence for the user.
+    The image files or parquet files that were found. Its `str` is a sentence for the user.
 
     Args:
         paths (`list[str]`): The files, in the order of their names.
-        location (`str`): Where they were looked for.
+        location (`str`): The place that was searched.
         decided (`str`): What was taken, such as `"all, no splits"` or `"split 'train', folder train/"`.
-        skipped (`Counter[str]`): How many others were left out, by reason.
+        skipped (`Counter[str]`): Number of files that were left out, for each reason.
     """
 
     paths: list[str]
@@ -47,10 +47,10 @@ class ImageFiles:
 
     @property
     def are_parquet(self) -> bool:
-        """Whether the files are parquet files; a ValueError where they are of both kinds."""
+        """Whether the files are parquet files. Raises a `ValueError` if there are both kinds."""
         kinds = {_is_parquet(path) for path in self.paths}
         if len(kinds) > 1:
-            raise ValueError(f"{self.location!r} mixes parquet files with images; give one kind.")
+            raise ValueError(f"{self.location!r} mixes parquet files with images: give only one kind.")
         return kinds == {True}
 
     def __str__(self) -> str:
@@ -59,28 +59,28 @@ class ImageFiles:
 
     @property
     def left_out(self) -> str:
-        """How many files were left out, and why, in words."""
+        """The number of files that were left out and the reasons, in words."""
         reasons = "; ".join(f"{number} {reason}" for reason, number in sorted(self.skipped.items()))
         return f"left out: {reasons}" if reasons else "nothing left out"
 
 
 def find_image_files(location: str, split: str) -> ImageFiles:
     """
-    Image files, or parquet files, of a place on this machine. Linked folders are followed, each real folder once.
+    Finds image files, or parquet files, on this machine. Linked folders are followed, but each folder is read once.
 
     Args:
         location (`str`):
-            A folder (searched recursively), a file, or a pattern of files or folders with `*`, `?`, `[…]` or `**`. A
-            name that exists is no pattern, nor is a folder that exists before the first pattern.
+            A folder (searched recursively), a file, or a pattern of files or folders with `*`, `?`, `[…]` or `**`. An
+            existing path is not treated as a pattern, and neither is an existing folder before the first pattern.
         split (`str`):
-            Which split of a folder that has splits; `"validation"` is the first of `validation`, `valid`, `val` and
-            `test` that is there.
+            The split to take from a folder that has splits. `"validation"` is the first of `validation`, `valid`,
+            `val` and `test` that exists.
 
     Returns:
-        `ImageFiles`: The files, none if nothing suits.
+        `ImageFiles`: The files. There may be none.
 
     Raises:
-        ValueError: If the folder has splits and not this one.
+        ValueError: If the folder has splits, but not this one.
     """
     skipped: Counter[str] = Counter()
     if os.path.isdir(location):
@@ -99,7 +99,8 @@ def _is_parquet(path: str) -> bool:
 
 
 def _walk(folder: str, skipped: Counter[str]) -> Iterator[str]:
-    """All regular files below a folder, links followed, no real folder twice, in the order of their names."""
+    """All regular files below a folder, in the order of their names. Links are followed, but no folder is read
+    twice."""
 
     def failed(error: OSError) -> None:
         skipped[f"in folders that cannot be opened ({os.path.basename(error.filename)})"] += 1
@@ -107,19 +108,19 @@ def _walk(folder: str, skipped: Counter[str]) -> Iterator[str]:
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=failed):
         place = os.stat(parent)
-        if (place.st_dev, place.st_ino) in seen:  # a link to a folder above it or beside it
+        if (place.st_dev, place.st_ino) in seen:  # a link led to a folder that was already read
             folders.clear()
-            skipped["folders that links lead to again"] += 1
+            skipped["folders that were already read"] += 1
             continue
         seen.add((place.st_dev, place.st_ino))
-        # real folders before links: a picture is listed under its own name
+        # real folders before links, so that a picture is listed under its real path
         folders.sort(key=lambda name: (os.path.islink(os.path.join(parent, name)), name))
         for name in names:
             path = os.path.join(parent, name)
             if os.path.isfile(path):
                 yield path
             else:
-                skipped["links that lead nowhere" if os.path.islink(path) else "that are no regular files"] += 1
+                skipped["broken links" if os.path.islink(path) else "not regular files"] += 1
 
 
 def _kept(paths: Iterable[str], root: str, skipped: Counter[str]) -> list[str]:
@@ -131,7 +132,7 @@ def _kept(paths: Iterable[str], root: str, skipped: Counter[str]) -> list[str]:
         if any(part.startswith(".") or part.lower() in _HIDDEN for part in Path(os.path.relpath(path, root)).parts):
             skipped["hidden"] += 1
         elif suffix not in known:
-            skipped[f"no images ({suffix or 'without a suffix'})"] += 1
+            skipped[f"not images ({suffix or 'without a suffix'})"] += 1
         else:
             kept.append(path)
     return sorted(kept)
@@ -142,7 +143,7 @@ def _names_of(split: str) -> tuple[str, ...]:
 
 
 def _of_split(paths: list[str], root: str, split: str, skipped: Counter[str]) -> tuple[list[str], str]:
-    """The files of one split by the two conventions, or all of them; and which it was."""
+    """The files of one split by the two conventions, or all files; and words for what was taken."""
     tops = [Path(os.path.relpath(path, root)).parts for path in paths]
     folders = {parts[0] for parts in tops if len(parts) > 1}
     known = {name for name in folders if name.lower() in ("train", *_HELD_OUT, split)}
@@ -160,7 +161,7 @@ def _of_split(paths: list[str], root: str, split: str, skipped: Counter[str]) ->
     if chosen is None:
         there = ", ".join(sorted({label for label in labels if label}))
         raise ValueError(
-            f"{root!r} has splits ({there}) and not split {split!r}; to take a folder as it is, give "
+            f"{root!r} has splits ({there}) and not split {split!r}: to take all its files, give "
             f"{os.path.join(glob.escape(root), '*')!r}."
         )
     for label in labels:
@@ -170,7 +171,8 @@ def _of_split(paths: list[str], root: str, split: str, skipped: Counter[str]) ->
 
 
 def _root(pattern: str) -> str:
-    """The folder below which a pattern matches: the parts before its first `*`, `?` or `[…]` that is not the name of a folder."""
+    """The folder in which a pattern is searched: its parts before the first one with `*`, `?` or `[…]` that is not an
+    existing folder."""
     root, parts = "", Path(pattern).parts
     for part in parts[:-1]:
         if glob.has_magic(part) and not os.path.isdir(os.path.join(root, part)):
@@ -180,10 +182,10 @@ def _root(pattern: str) -> str:
 
 
 def _matched(pattern: str, skipped: Counter[str]) -> list[str]:
-    """The files that a pattern matches, and those below folders that it matches."""
+    """The files that a pattern matches, and all files below the folders that it matches."""
     root = _root(pattern)
     wanted = Path(pattern).parts[0 if root == os.curdir else len(Path(root).parts) :]
-    if "**" in wanted:  # not `glob`'s, which goes round a cycle of links forty times
+    if "**" in wanted:  # `glob` would follow a cycle of links forty times
         return [p for p in _walk(root, skipped) if _matches(Path(os.path.relpath(p, root)).parts, wanted)]
     found: list[str] = []
     for match in sorted(glob.glob(os.path.join("" if root == os.curdir else glob.escape(root), *wanted))):
@@ -192,8 +194,8 @@ def _matched(pattern: str, skipped: Counter[str]) -> list[str]:
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
-    """Whether a path's parts match a pattern's, where `**` stands for any number of folders, and at its end for
-    anything."""
+    """Whether the parts of a path match those of a pattern. `**` stands for any number of folders, and at the end for
+    any path."""
     if not pattern:
         return not parts
     if pattern[0] == "**":

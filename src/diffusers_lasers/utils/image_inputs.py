@@ -1,13 +1,13 @@
-r"""Images as people hand them to pipelines, as tensors: the conventions of diffusers' `VaeImageProcessor`.
+r"""Image arguments of pipelines as tensors, by the conventions of diffusers' `VaeImageProcessor`.
 
     picture of Pillow, any mode                 as `to_rgb` reads it: 16 bits scaled, transparency on white, upright
     array (H, W), (H, W, C), (B, H, W, C)       uint8 over 255, uint16 over 65535, bool, floats in [0, 1]
     tensor (H, W), (C, H, W), (B, C, H, W)      uint8 over 255, bool, floats in [0, 1]
-    floats of which one is negative             in [-1, 1]
-    a list                                      of such, of one size
+    floats with negative values                 in [-1, 1]
+    list                                        of the above, all of one size
 
-What is in no such range is refused: `VaeImageProcessor` takes an array of uint8 for numbers up to 255, and any mode of
-a picture for colours.
+Values outside these ranges are refused. `VaeImageProcessor` accepts more, with wrong results: it does not scale an
+array of uint8, and treats pictures of every mode as colours.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from PIL import Image
 from .image_sources import to_rgb
 
 
-_TOLERANCE = 0.01  # what resampling and half precision may add to a range
+_TOLERANCE = 0.01  # by which values may exceed a range after resampling or in half precision
 _ALLOWED = "Pillow pictures, arrays (H, W, C) or (B, H, W, C), or tensors (C, H, W) or (B, C, H, W)"
 
 
 def _shaped(values: np.ndarray | torch.Tensor, channels: int, name: str) -> torch.Tensor:
-    """An array or a tensor of images as float32 `(B, channels, H, W)`, whole numbers over their largest."""
+    """Converts an array or a tensor of images to float32 `(B, channels, H, W)`. Integers are divided by the largest
+    value of their type."""
     array = isinstance(values, np.ndarray)
     if array and values.dtype == np.uint16:
         values = values.astype(np.float32) / 65535
@@ -52,7 +53,7 @@ def _shaped(values: np.ndarray | torch.Tensor, channels: int, name: str) -> torc
 
 
 def _one(image: Any, channels: int, name: str, index: int) -> torch.Tensor:
-    """One entry as float32 `(B, channels, H, W)`."""
+    """Converts one entry to float32 `(B, channels, H, W)`."""
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] in (2, 4):
         image = Image.fromarray(image)  # with transparency
     if isinstance(image, Image.Image):
@@ -66,7 +67,7 @@ def _one(image: Any, channels: int, name: str, index: int) -> torch.Tensor:
 
 
 def _batch(images: Any, channels: int, name: str, least: float) -> torch.Tensor:
-    """All entries as float32 `(B, channels, H, W)` with values of at least `least` and at most 1."""
+    """Converts all entries to float32 `(B, channels, H, W)` with values from `least` to 1."""
     images = list(images) if isinstance(images, (list, tuple)) else [images]
     if not images:
         raise ValueError(f"`{name}` must hold at least one image, got an empty list.")
@@ -84,20 +85,21 @@ def _batch(images: Any, channels: int, name: str, least: float) -> torch.Tensor:
 
 def preprocess_images(image: Any, channels: int = 3, name: str = "image", signed: bool = True) -> torch.Tensor:
     """
-    Images as an autoencoder of diffusers takes them.
+    Converts images to the input of an autoencoder of diffusers.
 
     Args:
-        image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, see above.
-            Grey ones get all channels.
+        image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size; see the table
+            of this module. Grey images are repeated in all channels.
         channels (`int`, defaults to 3): Channels of the result.
-        name (`str`, defaults to `"image"`): How an error names the argument.
-        signed (`bool`, defaults to `True`): Whether values in [-1, 1] are taken where one of them is negative.
+        name (`str`, defaults to `"image"`): Name of the argument in errors.
+        signed (`bool`, defaults to `True`): Whether values in [-1, 1] are accepted. They are recognised by a negative
+            value.
 
     Returns:
-        `torch.Tensor` of shape `(B, channels, H, W)`: float32 in [-1, 1], where a tensor was.
+        `torch.Tensor` of shape `(B, channels, H, W)`: float32 in [-1, 1], on the device of a given tensor.
 
     Raises:
-        ValueError: If there is no image, or its type, shape or range is no such.
+        ValueError: If there is no image, or its type, shape or range does not fit.
     """
     batch = _batch(image, channels, name, least=-1.0 if signed else 0.0)
     return batch if signed and batch.min() < 0 else VaeImageProcessor.normalize(batch)
@@ -105,18 +107,18 @@ def preprocess_images(image: Any, channels: int = 3, name: str = "image", signed
 
 def preprocess_masks(mask: Any, name: str = "mask_image") -> torch.Tensor:
     """
-    Masks of zeros and ones.
+    Converts masks to tensors of zeros and ones.
 
     Args:
-        mask (like `image`): Grey masks of one size, with values in [0, 1]; pictures of Pillow become grey. Three
-            dimensions without a channel are `(B, H, W)`.
-        name (`str`, defaults to `"mask_image"`): How an error names the argument.
+        mask (like `image`): Grey masks of one size, with values in [0, 1]. Pictures of Pillow are converted to grey.
+            Three dimensions without a channel are `(B, H, W)`.
+        name (`str`, defaults to `"mask_image"`): Name of the argument in errors.
 
     Returns:
-        `torch.Tensor` of shape `(B, 1, H, W)`: float32; 1 from one half on.
+        `torch.Tensor` of shape `(B, 1, H, W)`: float32; 1 where the mask is at least 0.5, 0 elsewhere.
 
     Raises:
-        ValueError: If there is no mask, or its type, shape or range is no such.
+        ValueError: If there is no mask, or its type, shape or range does not fit.
     """
     if isinstance(mask, np.ndarray) and mask.ndim == 3 and mask.shape[-1] != 1:
         mask = mask[..., None]

@@ -1,7 +1,8 @@
-r"""Where images come from: a data set of the Hub, a folder of images, parquet files, or the colour photographs that scikit-image installs.
+r"""Sources of images: a data set of the Hub, a folder of images, parquet files, or the colour photographs that
+scikit-image installs.
 
-A *source* is anything with a length whose items are RGB `PIL.Image`s, decoded when they are asked for. An image that cannot be decoded raises
-[`UnreadableImageError`], which names the file or the row.
+A *source* is a sequence of RGB `PIL.Image`s, which are decoded when they are accessed. An image that cannot be decoded
+raises [`UnreadableImageError`], which names the file or the row.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ __all__ = [
     "to_rgb",
 ]
 
-#: The colour photographs in the scikit-image wheel. `motorcycle_right` is left out: it is nearly a copy of `motorcycle_left`.
+#: The colour photographs in the scikit-image wheel, without `motorcycle_right`, which is nearly the same as
+#: `motorcycle_left`.
 BUNDLED_PHOTOS = {
     "train": (
         "astronaut.png",
@@ -43,13 +45,13 @@ BUNDLED_PHOTOS = {
     ),
     "validation": ("chelsea.png", "rocket.jpg"),
 }
-_CELL_TYPES = ("binary", "large_binary", "string", "large_string")  # of a file's contents, or of its path
-_MOST_SHARDS = 1024  # of a stream of files
+_CELL_TYPES = ("binary", "large_binary", "string", "large_string")  # of a cell with the content or path of a file
+_MOST_SHARDS = 1024  # in a stream of files
 _logger = logging.getLogger(__name__)
 
 
 class _FileSource(Sequence):
-    """Image files, opened when they are asked for."""
+    """Image files, which are opened when they are accessed."""
 
     def __init__(self, paths: list[str]):
         self.paths = paths
@@ -63,17 +65,18 @@ class _FileSource(Sequence):
 
 def undecoded(table: Any, column: str) -> Any:
     """
-    A data set with this column alone, its image cells as `{bytes, path}`, so that [`to_rgb`] decodes them and no other.
+    Selects the column with the images and turns off its decoding by `datasets`, so that only [`to_rgb`] decodes images.
 
     Args:
         table (`datasets.Dataset` or `datasets.IterableDataset`): The data set.
         column (`str`): The column with the images.
 
     Returns:
-        `datasets.Dataset` or `datasets.IterableDataset`: The column.
+        `datasets.Dataset` or `datasets.IterableDataset`: The data set with this column only. Its image cells are
+        `{bytes, path}`.
 
     Raises:
-        ValueError: If there is no such column, or its type is none of an image, which are image, binary, path, and
+        ValueError: If there is no such column, or if it has none of the types of images: image, binary, path and
             `{bytes, path}`.
     """
     datasets = requires("datasets", "training")
@@ -87,7 +90,7 @@ def undecoded(table: Any, column: str) -> Any:
     is_cell = isinstance(kind, dict) and {"bytes", "path"} & set(kind)
     if kind is not None and not is_cell and getattr(kind, "dtype", None) not in _CELL_TYPES:
         raise ValueError(f"`image_column` must name a column of images, {column!r} holds {_in_words(kind)}.")
-    if getattr(kind, "dtype", "").endswith("string"):  # paths, and not captions
+    if getattr(kind, "dtype", "").endswith("string"):  # these must be paths, not captions
         first = [str(row[column]) for row in itertools.islice(table, 8)]
         if first and not any(os.path.isfile(path) for path in first):
             raise ValueError(
@@ -101,7 +104,7 @@ def _in_words(kind: Any) -> str:
 
 
 class _ColumnSource(Sequence):
-    """One column of a `datasets.Dataset`, decoded here so that every kind of image cell is treated alike."""
+    """One column of a `datasets.Dataset`. All kinds of image cells are decoded by `to_rgb`."""
 
     def __init__(self, table: Any, column: str):
         self.table, self.column = undecoded(table, column), column
@@ -115,19 +118,18 @@ class _ColumnSource(Sequence):
 
 def bundled_photos(split: str = "train") -> Sequence:
     """
-    The colour photographs that the scikit-image wheel itself ships (nothing is downloaded), RGB, 451 × 300 to 1411 ×
-    1411.
+    The colour photographs that are part of the scikit-image package. Nothing is downloaded.
 
     Args:
         split (`str`, defaults to `"train"`):
-            `"train"` (six photographs) or `"validation"` (two others, of other scenes).
+            `"train"` (six photographs) or `"validation"` (two photographs of other scenes).
 
     Returns:
-        `Sequence[PIL.Image.Image]`: The photographs.
+        `Sequence[PIL.Image.Image]`: The photographs, RGB, of 451 × 300 to 1411 × 1411 pixels.
 
     Raises:
-        ValueError: If `split` is another word. ImportError: If scikit-image is missing (`pip install
-        diffusers_lasers[training]`).
+        ValueError: If `split` is unknown.
+        ImportError: If scikit-image is missing (`pip install diffusers_lasers[training]`).
     """
     if split not in BUNDLED_PHOTOS:
         raise ValueError(
@@ -138,7 +140,7 @@ def bundled_photos(split: str = "train") -> Sequence:
 
 
 def _report(sentence: str) -> None:
-    """Tells the user, once among all ranks, what images were found; on stderr where logging is not set up otherwise."""
+    """Logs on rank 0 which images were found. Without a configuration of logging, this goes to stderr."""
     if rank_and_world_size()[0] == 0:
         _logger.warning(sentence)
 
@@ -153,9 +155,10 @@ def load_image_dataset(
     cache_dir: str | None = None,
 ) -> Sequence:
     """
-    Opens a source of images: a data set of the Hub, local files, or the bundled photographs. How many were found, and
-    what was left out and why, is logged as a warning in one line, which stderr shows unless logging is set up
-    otherwise.
+    Opens a source of images: a data set of the Hub, local files, or the bundled photographs.
+
+    One line is logged as a warning: the number of images that were found, and what was left out and why. Without a
+    configuration of logging, it goes to stderr.
 
     Args:
         dataset_name (`str`, *optional*):
@@ -163,23 +166,24 @@ def load_image_dataset(
         dataset_config_name (`str`, *optional*): Its configuration.
         train_data_dir (`str`, *optional*):
             A folder of images (searched recursively) or of parquet files, one file of either kind, or a pattern such
-            as `"data/train-*.parquet"`. A folder is taken as it is, except that of folders `train/` and `validation/`
-            (or `valid/`, `val/`, `test/`) at its top, and of parquet files named like `train-00000-of-00003.parquet`,
-            only those of `split` are taken. Neither this nor `dataset_name`: the bundled photographs.
+            as `"data/train-*.parquet"`. All files of a folder are taken, with two exceptions: if it has folders
+            `train/` and `validation/` (or `valid/`, `val/`, `test/`) at its top, or parquet files named like
+            `train-00000-of-00003.parquet`, only those of `split` are taken. Without this and without `dataset_name`,
+            the bundled photographs are taken.
         split (`str`, defaults to `"train"`):
-            The split; of local files `"validation"` is the first of `validation`, `valid`, `val` and `test` that is
-            there.
+            The split. For local files, `"validation"` is the first of `validation`, `valid`, `val` and `test` that
+            exists.
         image_column (`str`, defaults to `"image"`):
             The column with the images, in parquet as `{bytes, path}` or bytes.
-        max_samples (`int`, *optional*): Take only the first so many images.
-        cache_dir (`str`, *optional*): Where `datasets` keeps what it prepares.
+        max_samples (`int`, *optional*): Number of images to take from the start, at least 1. Defaults to all.
+        cache_dir (`str`, *optional*): Cache folder of `datasets`.
 
     Returns:
-        `Sequence[PIL.Image.Image]`: RGB images, decoded when they are asked for.
+        `Sequence[PIL.Image.Image]`: RGB images, which are decoded when they are accessed.
 
     Raises:
-        ValueError: If both a name and a folder are given, no image is found, kinds are mixed, or the column is
-        missing or holds no images.
+        ValueError: If both a name and a folder are given, if no image is found, if images and parquet files are mixed,
+            or if the column is missing or holds no images.
     """
     if dataset_name is not None and train_data_dir is not None:
         raise ValueError("Give `dataset_name` or `train_data_dir`, not both.")
@@ -205,7 +209,7 @@ def load_image_dataset(
 
 
 def _find(location: str, split: str) -> ImageFiles:
-    """The files of a place, reported; an error where there are none."""
+    """Finds files and reports them. Raises a `ValueError` if there are none."""
     files = find_image_files(location, split)
     if not files.paths:
         raise ValueError(f"No image or parquet file of split {split!r} found at {location!r}, {files.left_out}.")
@@ -221,16 +225,16 @@ def _open_table(
     cache_dir: str | None,
     streaming: bool,
 ) -> Any:
-    """A `datasets.Dataset` or an `IterableDataset` of a named data set or of parquet files."""
+    """Opens a named data set or parquet files as a `datasets.Dataset` or an `IterableDataset`."""
     load = requires("datasets", "training").load_dataset
     if files is not None:
-        # `datasets` takes what it is given for patterns
+        # `datasets` treats paths as patterns
         data_files = {split: [glob.escape(os.path.abspath(path)) for path in files.paths]}
         return load("parquet", data_files=data_files, split=split, cache_dir=cache_dir, streaming=streaming)
     if os.path.isdir(dataset_name) and glob.has_magic(os.path.abspath(dataset_name)):
         raise ValueError(
-            "`dataset_name` must be a folder without *, ? and [ in its path, which `datasets` takes for patterns, got "
-            f"{dataset_name!r}; give it as `train_data_dir`."
+            "`dataset_name` must be a folder without *, ? and [ in its path, which `datasets` treats as patterns, got "
+            f"{dataset_name!r}: give it as `train_data_dir`."
         )
     return load(dataset_name, dataset_config_name, split=split, cache_dir=cache_dir, streaming=streaming)
 
@@ -244,32 +248,34 @@ def open_image_stream(
     max_samples: int | None = None,
 ) -> Any:
     """
-    Opens images as a stream: nothing is downloaded or prepared beforehand.
+    Opens images as a stream. Nothing is downloaded or prepared beforehand.
 
     Args:
-        dataset_name (`str`, *optional*): Name of a data set on the Hub, or a folder that `datasets.load_dataset` understands.
+        dataset_name (`str`, *optional*): Name of a data set on the Hub, or a folder that `datasets.load_dataset`
+            understands.
         dataset_config_name (`str`, *optional*): Its configuration.
         train_data_dir (`str`, *optional*): Local images or parquet files, as in [`load_image_dataset`].
         split (`str`, defaults to `"train"`): The split.
         image_column (`str`, defaults to `"image"`): The column with the images.
-        max_samples (`int`, *optional*): Take only the first so many images.
+        max_samples (`int`, *optional*): Number of images to take from the start. Defaults to all.
 
     Returns:
-        `datasets.IterableDataset`: Rows whose image cell is undecoded, for [`ImageStream`]. Image files come in the
-        order of their names, in 1,024 turns where they are more than that.
+        `datasets.IterableDataset`: Rows with undecoded image cells, for [`ImageStream`]. Image files come in the order
+        of their names. If there are more than 1,024, they are dealt to 1,024 shards, which are read one after the
+        other.
 
     Raises:
-        ValueError: If not exactly one place is given, no image is found, kinds are mixed, or the column is missing or
-            holds no images.
+        ValueError: If not exactly one of `dataset_name` and `train_data_dir` is given, if no image is found, if images
+            and parquet files are mixed, or if the column is missing or holds no images.
     """
     if (dataset_name is None) == (train_data_dir is None):
-        raise ValueError("Give `dataset_name` or `train_data_dir` to stream from, one of them.")
+        raise ValueError("Give `dataset_name` or `train_data_dir` to stream from, exactly one of them.")
     files = _find(train_data_dir, split) if train_data_dir is not None else None
     if files is not None and not files.are_parquet:
         datasets = requires("datasets", "training")
         features = datasets.Features({image_column: datasets.Image(decode=False)})
         paths = files.paths[:max_samples]
-        # every so many-th file, so that a shuffled stream mixes the classes of a sorted folder from few shards
+        # each shard takes files at a regular distance, so that a few shards of a sorted folder hold all its classes
         shards = [paths[start::_MOST_SHARDS] for start in range(min(len(paths), _MOST_SHARDS))]
         arguments = {"shards": shards, "column": image_column}
         return datasets.IterableDataset.from_generator(_file_cells, features=features, gen_kwargs=arguments)
@@ -280,6 +286,6 @@ def open_image_stream(
 
 
 def _file_cells(shards: list[list[str]], column: str) -> Iterator[dict[str, Any]]:
-    """The rows of files, undecoded; `datasets` shuffles the shards, and deals them to ranks and workers."""
+    """The undecoded rows of files. `datasets` shuffles the shards and deals them to ranks and workers."""
     for path in itertools.chain.from_iterable(shards):
         yield {column: {"bytes": None, "path": path}}

@@ -1,4 +1,4 @@
-"""Optional dependencies: imported where they are needed, and missed with the name of the extra that installs them."""
+"""Imports of optional packages. If one is missing, the error names the extra that installs it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ __all__ = ["requires"]
 
 def requires(package: str, extra: str) -> ModuleType:
     """
-    Imports an optional dependency, or says which extra of this package installs it.
+    Imports an optional package.
 
     Args:
-        package (`str`): Name that is imported, e.g. `"torchmetrics"` or `"torchmetrics.image"`.
-        extra (`str`): Extra of `diffusers_lasers` that has it, e.g. `"metrics"`.
+        package (`str`): Name of the module, e.g. `"torchmetrics"` or `"torchmetrics.image"`.
+        extra (`str`): Extra of `diffusers_lasers` that installs it, e.g. `"metrics"`.
 
     Returns:
         `ModuleType`: The imported module.
 
     Raises:
-        ImportError: If the package is not installed. An error that happens *inside* an installed package is passed on.
+        ImportError: If the package is not installed; the error names the extra. An error *inside* an installed package
+            is not changed.
     """
     try:
         return importlib.import_module(package)
@@ -29,5 +30,6 @@ def requires(package: str, extra: str) -> ModuleType:
         if error.name is None or error.name.split(".")[0] != package.split(".")[0]:
             raise
         raise ImportError(
-            f"`{package}` is not installed, and this function needs it: `pip install diffusers_lasers[{extra}]` brings it."
+            f"`{package}` is not installed, and this function needs it: install it with "
+            f"`pip install diffusers_lasers[{extra}]`."
         ) from error

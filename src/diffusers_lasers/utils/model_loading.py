@@ -1,12 +1,12 @@
-"""Loading of models: all weights or none.
+"""Loading of models. Missing, unknown and non-finite weights are errors.
 
-diffusers warns where a file lacks tensors of a model, or has others, and goes on with random ones; NaN weights load
-like others. Here such a model is refused, whichever way it is loaded: alone, in a pipeline, in shards, in half
-precision or dispatched to devices.
+If a file lacks tensors of a model or has other ones, diffusers only warns and keeps random values. NaN weights are
+loaded without a warning. Here such a model is refused, however it is loaded: alone, in a pipeline, in shards, in half
+precision or with a `device_map`.
 
-accelerate's `dispatch_model`, which stands behind `device_map`, moves what hangs on a module before the module runs.
-Two things it does not move from disk, which would silently keep the values of `__init__` or none at all: buffers, and
-what hangs on the model itself. They stay in memory.
+For a `device_map`, accelerate's `dispatch_model` moves the tensors of a module before the module runs. It does not load
+two kinds of tensors from disk: buffers, and parameters of the model itself rather than of a submodule. These would keep
+their initial values or none at all. So they are loaded here and stay in memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .hub import LasersHubMixin
 
 __all__ = ["LasersModelMixin"]
 
-_SHOWN = 5  # names in a sentence
+_SHOWN = 5  # names in an error
 
 
 def _list(names: Iterable[str]) -> str:
@@ -32,11 +32,11 @@ def _list(names: Iterable[str]) -> str:
 
 def check_finite_weights(tensors: Mapping[str, torch.Tensor], where: str) -> None:
     """
-    Refuses weights that are NaN or infinite.
+    Raises an error for weights that are NaN or infinite.
 
     Args:
-        tensors (`dict[str, torch.Tensor]`): Name → weights.
-        where (`str`): The model and its place, for the sentence.
+        tensors (`dict[str, torch.Tensor]`): Weights by name.
+        where (`str`): The model and its location, for the error.
 
     Raises:
         ValueError: If a value is not finite.
@@ -47,12 +47,12 @@ def check_finite_weights(tensors: Mapping[str, torch.Tensor], where: str) -> Non
         if torch.is_tensor(tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all()
     ]
     if bad:
-        raise ValueError(f"The weights of {where} must be finite, NaN or infinite values are in {_list(bad)}.")
+        raise ValueError(f"The weights of {where} must be finite, got NaN or infinite values in {_list(bad)}.")
 
 
 class LasersModelMixin(LasersHubMixin):
     """
-    The first base of each model of this package: what [`LasersHubMixin`] does, and checks when weights are loaded.
+    The first base of each model of this package. It adds checks of the loaded weights to [`LasersHubMixin`].
     """
 
     @classmethod
@@ -60,8 +60,8 @@ class LasersModelMixin(LasersHubMixin):
         cls, model, state_dict, resolved_model_file, pretrained_model_name_or_path, *args: Any, **kwargs: Any
     ) -> tuple:
         """
-        As in diffusers, whose `from_pretrained` calls it; raises a `ValueError` where tensors are missing, unknown or
-        not finite.
+        Like the method of diffusers, which `from_pretrained` calls, but raises a `ValueError` if tensors are missing,
+        unknown or not finite.
         """
         from diffusers.models.model_loading_utils import load_state_dict
 
@@ -74,9 +74,9 @@ class LasersModelMixin(LasersHubMixin):
         for what, names in (("lack", result[1]), ("also hold", result[2])):
             if names:
                 raise ValueError(
-                    f"The weights of {where} must be those of its configuration, they {what} {_list(names)}."
+                    f"The weights of {where} must be those of its configuration: they {what} {_list(names)}."
                 )
-        if kwargs.get("dtype") == torch.float16:  # whose largest number is 65504
+        if kwargs.get("dtype") == torch.float16:  # its largest number is 65504
             loaded = {name: tensor for name, tensor in model.state_dict().items() if tensor.device.type != "meta"}
             check_finite_weights(loaded, f"{where}, in half precision,")
         if "disk" in (kwargs.get("device_map") or {}).values():
@@ -85,7 +85,7 @@ class LasersModelMixin(LasersHubMixin):
 
 
 def _keep_in_memory(model: torch.nn.Module, device_map: Mapping[str, Any], folder: str) -> None:
-    """Loads buffers, and what hangs on the model itself, from the folder of offloaded weights."""
+    """Loads buffers, and parameters of the model itself, from the folder of offloaded weights."""
     from accelerate.utils import OffloadedWeightsLoader, set_module_tensor_to_device
     from diffusers.models.model_loading_utils import _determine_param_device
 

@@ -1,19 +1,19 @@
-"""Makes this package a library that diffusers loads components from, without importing diffusers' pipelines.
+"""Registers this package as a library whose components diffusers can load, without importing diffusers' pipelines.
 
-diffusers writes a component of a pipeline to `model_index.json` as `[library, class]` and, on loading, accepts only the
-libraries that are keys of `diffusers.pipelines.pipeline_loading_utils.LOADABLE_CLASSES`; its `AutoModel` and its generic
-`DiffusionPipeline` look classes up in the `diffusers` namespace. Its `AutoPipelineForText2Image` and
-`AutoPipelineForImage2Image` have tables of their own. Three registrations make a plug-in of this package:
+diffusers writes a component of a pipeline to `model_index.json` as `[library, class]`. On loading, it accepts only the
+libraries that are keys of `diffusers.pipelines.pipeline_loading_utils.LOADABLE_CLASSES`. Its `AutoModel` and its
+generic `DiffusionPipeline` look up classes in the `diffusers` namespace. Its `AutoPipelineForText2Image` and
+`AutoPipelineForImage2Image` have their own tables. Three registrations make this package a plug-in:
 
-1. a row in `LOADABLE_CLASSES`. The module that holds the table takes seconds to import, so the row is added at once only
-   where the module is already there, and otherwise by a finder on `sys.meta_path` right after the module has run. Whichever
-   of the two packages is imported first, nobody sees the table without the row;
-2. rows in the tables of `diffusers.pipelines.auto_pipeline`, in the same way. Whoever imports that module imports all
-   pipelines of diffusers, and then ours too;
-3. an answer of the module `diffusers` to the names of our classes. Only names that diffusers does not know itself are
-   answered, and a class is imported when it is asked for.
+1. A row in `LOADABLE_CLASSES`. The module with the table takes seconds to import. If it is already imported, the row is
+   added at once. Otherwise a finder on `sys.meta_path` adds it right after the module was executed. So the row is there
+   before any code uses the table, whichever of the two packages is imported first.
+2. Rows in the tables of `diffusers.pipelines.auto_pipeline`, in the same way. This module imports all pipelines of
+   diffusers, and then ours too.
+3. The names of our classes as attributes of the module `diffusers`. Names of diffusers itself are not changed, and a
+   class is imported when its name is first used.
 
-The tables are not public API of diffusers: `setup.py` pins the minor version, and `tests/plugin` tests them.
+The tables are not public API of diffusers. So `setup.py` pins the minor version, and `tests/plugin` tests them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ LOADABLE_BASES = ("ModelMixin", "SchedulerMixin", "DiffusionPipeline")
 
 def add_loadable_library(table: dict[str, dict[str, list[str]]], library: str) -> None:
     """
-    Adds the row of one library to diffusers' table of libraries that components are loaded from.
+    Adds the row of one library to diffusers' table of libraries whose components it loads.
 
     Args:
-        table (`dict`): Diffusers' `LOADABLE_CLASSES`; changed in place. A row that is already there is kept.
-        library (`str`): Importable name of the library; it must expose `ModelMixin`, `SchedulerMixin` and
-            `DiffusionPipeline`, through which diffusers finds the loading method of a class.
+        table (`dict`): diffusers' `LOADABLE_CLASSES`, which is changed in place. An existing row is kept.
+        library (`str`): Importable name of the library. It must have `ModelMixin`, `SchedulerMixin` and
+            `DiffusionPipeline`, by which diffusers finds the loading method of a class.
     """
     table.setdefault(library, {base: ["save_pretrained", "from_pretrained"] for base in LOADABLE_BASES})
 
@@ -46,14 +46,14 @@ def add_auto_pipelines(
     module: ModuleType, pipelines: Mapping[str, Mapping[str, str]], resolve: Callable[[str], Any]
 ) -> None:
     """
-    Adds pipelines to the tables that diffusers' `AutoPipelineFor…` read.
+    Adds pipelines to the tables of diffusers' `AutoPipelineFor…`.
 
     Args:
-        module (`ModuleType`): `diffusers.pipelines.auto_pipeline`; its tables are changed in place, rows that are
-            already there are kept.
-        pipelines (`dict[str, dict[str, str]]`): Task, as in the tables' names, e.g. `"TEXT2IMAGE"` → family → name of
-            the class. Tasks of one family turn into each other.
-        resolve (`Callable[[str], Any]`): Gives the class of a name.
+        module (`ModuleType`): `diffusers.pipelines.auto_pipeline`. Its tables are changed in place, and existing rows
+            are kept.
+        pipelines (`dict[str, dict[str, str]]`): For each task, named as in the tables, e.g. `"TEXT2IMAGE"`, the name of
+            the class for each family. Pipelines of one family can be converted to each other.
+        resolve (`Callable[[str], Any]`): Returns the class of a name.
     """
     for task, names in pipelines.items():
         table = getattr(module, f"AUTO_{task}_PIPELINES_MAPPING")
@@ -61,25 +61,25 @@ def add_auto_pipelines(
             try:
                 table.setdefault(family, resolve(name))
             except ImportError:
-                return  # without transformers there is no such pipeline, and diffusers' own are only placeholders
+                return  # without transformers there are no such pipelines, here or in diffusers
 
 
 def after_import(module_name: str, callback: Callable[[ModuleType], None]) -> None:
     """
-    Calls `callback(module)` each time that a module has been executed, and at once if it was before.
+    Calls `callback(module)` each time after a module was executed, and at once if that has happened already.
 
     Args:
-        module_name (`str`): Full name of the module to wait for. It is not imported here.
+        module_name (`str`): Full name of the module. It is not imported here.
         callback (`Callable[[ModuleType], None]`): Receives the executed module before any importer does.
     """
     sys.meta_path.insert(0, _AfterImportFinder(module_name, callback))
     if module_name in sys.modules:
-        # `import_module` waits where another thread is still executing it
+        # `import_module` waits if another thread is still executing the module
         callback(importlib.import_module(module_name))
 
 
 class _AfterImportFinder(MetaPathFinder):
-    """Finds one module as the finders behind it do, and wraps its loader."""
+    """Finds one module with the finders behind it, and wraps its loader."""
 
     def __init__(self, module_name: str, callback: Callable[[ModuleType], None]):
         self.module_name = module_name
@@ -98,7 +98,7 @@ class _AfterImportFinder(MetaPathFinder):
 
 
 class _AfterImportLoader(Loader):
-    """Executes a module with its own loader, leaves that loader in the module, and calls back."""
+    """Executes a module with its own loader, restores that loader in the module, and calls the callback."""
 
     def __init__(self, loader: Loader, callback: Callable[[ModuleType], None]):
         self.loader = loader
@@ -115,15 +115,15 @@ class _AfterImportLoader(Loader):
 
 def extend_namespace(module: ModuleType, names: Iterable[str], resolve: Callable[[str], Any]) -> None:
     """
-    Lets a module answer further names, each resolved when it is first asked for.
+    Adds attributes to a module, each of which is resolved when it is first used.
 
-    The module gets a subclass of its own type as `__class__` (Python allows it for modules), so that lazy modules keep
-    their behaviour. A name that the module knows itself is never changed, and an error in importing it is not hidden.
+    The module gets a subclass of its own type as `__class__`, which Python allows for modules. So lazy modules keep
+    their behaviour. Attributes that the module has itself do not change, and errors in their import are not hidden.
 
     Args:
         module (`ModuleType`): The module to extend, e.g. `diffusers`.
-        names (`Iterable[str]`): Names to answer.
-        resolve (`Callable[[str], Any]`): Gives the object of a name; its result is stored in the module.
+        names (`Iterable[str]`): Names of the attributes.
+        resolve (`Callable[[str], Any]`): Returns the object of a name. It is then stored in the module.
     """
     base, names = type(module), frozenset(names)
     known = getattr(base, "__getattr__", None)
@@ -151,11 +151,11 @@ def register_in_diffusers(
     library: str, class_names: Iterable[str], auto_pipelines: Mapping[str, Mapping[str, str]]
 ) -> None:
     """
-    Registers a library and its loadable classes in diffusers; called once, when the package is imported.
+    Registers a library and its loadable classes in diffusers. It is called once, when the package is imported.
 
     Args:
         library (`str`): Importable name of the library, `"diffusers_lasers"`.
-        class_names (`Iterable[str]`): The models, schedulers and pipelines that `diffusers.<name>` shall answer.
+        class_names (`Iterable[str]`): The models, schedulers and pipelines that become available as `diffusers.<name>`.
         auto_pipelines (`dict[str, dict[str, str]]`): See [`add_auto_pipelines`].
     """
     import diffusers

@@ -1,4 +1,4 @@
-"""Random numbers of a run: a function of its seed and of what they are for, in any process and after a resume."""
+"""Random numbers of a run. They depend only on its seed and their purpose, in any process and after a resumption."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 def mixed_seed(seed: int, *counters: int) -> int:
     """
-    A seed of its own for each draw, well mixed (`numpy.random.SeedSequence`).
+    An independent seed for each draw, mixed by `numpy.random.SeedSequence`.
 
     Args:
         seed (`int`): Seed of the run, at least 0.
-        counters (`int`): What the draw is for and where it happens, e.g. an epoch; each at least 0.
+        counters (`int`): Numbers for the purpose and the position of the draw, e.g. an epoch; each at least 0.
 
     Returns:
         `int`: A seed for `torch.Generator.manual_seed`, from 0 to 2⁶³ − 1.
@@ -22,14 +22,14 @@ def mixed_seed(seed: int, *counters: int) -> int:
 
 def seeded_generator(seed: int, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
     """
-    A generator for one draw; the global one is not touched.
+    A generator for one draw. The global generator is not used.
 
     Args:
         seed (`int`): Seed of the run, at least 0.
-        counters (`int`): As those of [`mixed_seed`].
-        device (`torch.device`, defaults to `"cpu"`): Where the numbers are drawn.
+        counters (`int`): Numbers for the purpose and the position of the draw, as in [`mixed_seed`].
+        device (`torch.device`, defaults to `"cpu"`): Device of the generator.
 
     Returns:
-        `torch.Generator`: Seeded by all of them.
+        `torch.Generator`: A generator seeded by all of them.
     """
     return torch.Generator(device).manual_seed(mixed_seed(seed, *counters))

@@ -1,4 +1,4 @@
-"""Pictures of images, latents, codes, dictionaries and runs: pure functions from tensors and records."""
+"""Pictures of images, latents, codes, dictionaries and training runs, as functions of tensors and records."""
 
 from .atom_figures import atom_map, atom_tiles, coherence_histogram, usage_histogram
 from .curves import rate_distortion, training_curves

@@ -1,8 +1,9 @@
-r"""Dictionaries and codebooks as pictures: what the atoms look like, where they lie, how often they are used, how alike they are.
+r"""Pictures of dictionaries and codebooks: the atoms, their positions, their use and their similarity.
 
-The usage of atom k is its share \(p_k\) of the support slots; \(2^{H(p)}\), the perplexity, is the number of equally used atoms with the same entropy.
-Two atoms are alike by \(|d_iᵀd_j|\), of which the largest, the mutual coherence, is for K atoms in L < K dimensions at least the bound of Welch
-(1974), \(\sqrt{(K-L)/(L(K-1))}\). LASERS (2024, Figs. 7–8) shows the first two for a codebook and a dictionary.
+The use of atom k is its share \(p_k\) of the support slots. The perplexity \(2^{H(p)}\) is the number of equally used
+atoms with the same entropy. The similarity of two atoms is \(|d_iᵀd_j|\), and the largest one is the mutual coherence.
+For K atoms in L < K dimensions it is at least the bound of Welch (1974), \(\sqrt{(K-L)/(L(K-1))}\). LASERS (2024,
+Figs. 7–8) shows atoms and their positions for a codebook and a dictionary.
 """
 
 from __future__ import annotations
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["atom_map", "atom_tiles", "coherence_histogram", "usage_histogram"]
 
 _TILE_SIDE, _GAP = 24, 4
-_GROUND, _UNUSED = (
-    (86, 130, 170),
-    (213, 94, 0),
-)  # no greys, which could be pixels of a tile; blue and the accent colour
+# Blue and the accent colour. Greys could be taken for pixels of a tile.
+_GROUND, _UNUSED = (86, 130, 170), (213, 94, 0)
 _BLOCK = 1024  # rows of the Gram matrix that are held at a time
 _BINS = 100
 
@@ -44,15 +43,19 @@ def atom_tiles(
     columns: int | None = None,
 ) -> Image.Image:
     """
-    Atoms as grey tiles (LASERS, 2024, Figs. 7–8 a): zero is mid-grey, and the largest magnitude of each atom black or white.
+    Draws atoms as grey tiles (LASERS, 2024, Figs. 7–8 a).
+
+    Zero is mid-grey. The entry of largest magnitude of each atom is black or white.
 
     Args:
-        atoms (`torch.Tensor` of shape `(features, K)`): Atoms as columns; a codebook is given transposed. Floating point, finite.
-        tile_shape (`tuple[int, int]`, *optional*): Rows and columns of a tile, whose product is `features`. Defaults to the most square one: 4 × 4 for
-            16 features, 1 × 17 for 17.
-        usage (`torch.Tensor` of shape `(K,)`, *optional*): Uses of each atom. With it the most used atoms come first, row by row, and those never used
-            get an orange frame in place of the blue one.
-        columns (`int`, *optional*): Tiles in a row. Defaults to the square root of their number, rounded up.
+        atoms (`torch.Tensor` of shape `(features, K)`): Atoms as columns; a codebook is given transposed. Floating
+            point, finite.
+        tile_shape (`tuple[int, int]`, *optional*): Rows and columns of a tile, whose product is `features`. Defaults to
+            the shape nearest to a square: 4 × 4 for 16 features, 1 × 17 for 17.
+        usage (`torch.Tensor` of shape `(K,)`, *optional*): Number of uses of each atom. If it is given, the most used
+            atoms come first, row by row, and atoms that are never used have an orange frame instead of a blue one.
+        columns (`int`, *optional*): Tiles in a row, at least 1. Defaults to the square root of their number, rounded
+            up.
 
     Returns:
         `PIL.Image.Image`: The picture, RGB.
@@ -94,24 +97,25 @@ def atom_tiles(
 
 def atom_map(atoms: torch.Tensor, usage: torch.Tensor | None = None, method: str = "umap", seed: int = 0) -> Figure:
     """
-    Atoms as points of a plane, near each other where the atoms are (LASERS, 2024, Figs. 7–8 b).
+    Draws atoms as points of a plane, so that similar atoms are near each other (LASERS, 2024, Figs. 7–8 b).
 
-    Distances are Euclidean: an atom and its negative lie apart, though a sparse code can use one for the other.
+    Distances are Euclidean. So an atom and its negative lie apart, although a sparse code can use either of them.
 
     Args:
-        atoms (`torch.Tensor` of shape `(features, K)`): Atoms as columns; a codebook is given transposed. Floating point, finite, at least `(2, 4)`.
-        usage (`torch.Tensor` of shape `(K,)`, *optional*): Uses of each atom. With it size and colour of the points follow the share, and atoms never used
-            are crosses.
-        method (`str`, defaults to `"umap"`): `"umap"` keeps neighbourhoods (McInnes et al., 2018; needs umap-learn), `"pca"` is the projection on the
-            first two principal components.
+        atoms (`torch.Tensor` of shape `(features, K)`): Atoms as columns; a codebook is given transposed. Floating
+            point, finite, at least `(2, 4)`.
+        usage (`torch.Tensor` of shape `(K,)`, *optional*): Number of uses of each atom. If it is given, size and colour
+            of a point show its share, and atoms that are never used are crosses.
+        method (`str`, defaults to `"umap"`): `"umap"` keeps neighbourhoods (McInnes et al., 2018; needs umap-learn).
+            `"pca"` projects on the first two principal components.
         seed (`int`, defaults to 0): Seed of UMAP.
 
     Returns:
         `matplotlib.figure.Figure`: The figure, for [`save_figure`].
 
     Raises:
-        ValueError: If the shapes do not fit, an atom is not finite, or `method` is another word. ImportError: If matplotlib or
-        umap-learn is missing (`pip install diffusers_lasers[visualization]`).
+        ValueError: If the shapes do not fit, an atom is not finite, or `method` is unknown.
+        ImportError: If matplotlib or umap-learn is missing (`pip install diffusers_lasers[visualization]`).
     """
     matrix = _atoms(atoms)
     count = matrix.shape[1]
@@ -153,19 +157,21 @@ def atom_map(atoms: torch.Tensor, usage: torch.Tensor | None = None, method: str
 
 def usage_histogram(counts: torch.Tensor, title: str | None = None) -> Figure:
     r"""
-    Shares of the support slots, the most used atom first, with the perplexity \(2^{H(p)}\).
+    Draws the share of support slots of each atom, the most used one first, and the perplexity \(2^{H(p)}\).
 
-    A code that uses as many atoms as the perplexity says, all equally, has the same entropy.
+    The perplexity is the number of equally used atoms that gives the same entropy.
 
     Args:
-        counts (`torch.Tensor` of shape `(K,)`): Uses of each atom or codeword over a whole set, as a row of `code.usage_counts()`.
+        counts (`torch.Tensor` of shape `(K,)`): Number of uses of each atom or codeword over a data set, such as a row
+            of `code.usage_counts()`.
         title (`str`, *optional*): Title. Defaults to the number of atoms.
 
     Returns:
         `matplotlib.figure.Figure`: The figure, for [`save_figure`].
 
     Raises:
-        ValueError: If `counts` has another shape, a negative value, or no use at all. ImportError: If matplotlib is missing.
+        ValueError: If `counts` has another shape, a negative value, or only zeros.
+        ImportError: If matplotlib is missing.
     """
     counts = _usage("counts", counts, None)
     if not counts.sum() > 0:
@@ -192,18 +198,19 @@ def usage_histogram(counts: torch.Tensor, title: str | None = None) -> Figure:
 @torch.no_grad()
 def coherence_histogram(dictionary: torch.Tensor, title: str | None = None) -> Figure:
     r"""
-    How alike the pairs of distinct atoms are: \(|d_iᵀd_j|\) after normalisation, with the mutual coherence and the bound of Welch.
+    Draws a histogram of the similarities \(|d_iᵀd_j|\) of all pairs of normalised atoms, with the mutual coherence and
+    the bound of Welch.
 
     Args:
-        dictionary (`torch.Tensor` of shape `(features, K)`): Atoms as columns, of any length; `K >= 2`. At most 1024 rows of the Gram matrix are held
-            at a time.
+        dictionary (`torch.Tensor` of shape `(features, K)`): Atoms as columns, of any length; `K >= 2`.
         title (`str`, *optional*): Title. Defaults to the size of the dictionary.
 
     Returns:
         `matplotlib.figure.Figure`: The figure, for [`save_figure`].
 
     Raises:
-        ValueError: If `dictionary` is not a finite floating-point matrix of two or more columns. ImportError: If matplotlib is missing.
+        ValueError: If `dictionary` is not a finite floating-point matrix of two or more columns.
+        ImportError: If matplotlib is missing.
     """
     atoms = normalize_atoms(_atoms(dictionary, "dictionary"))
     features, count = atoms.shape
@@ -234,7 +241,7 @@ def coherence_histogram(dictionary: torch.Tensor, title: str | None = None) -> F
 
 
 def _atoms(atoms: torch.Tensor, name: str = "atoms") -> torch.Tensor:
-    """The matrix in at least float32 on the CPU."""
+    """Checks the matrix and returns it in float32 or float64 on the CPU."""
     if atoms.ndim != 2 or not atoms.is_floating_point() or atoms.numel() == 0:
         raise ValueError(
             f"`{name}` must be floating point of shape (features, K), got {atoms.dtype} of shape {tuple(atoms.shape)}."
@@ -246,7 +253,7 @@ def _atoms(atoms: torch.Tensor, name: str = "atoms") -> torch.Tensor:
 
 
 def _usage(name: str, usage: torch.Tensor, count: int | None) -> torch.Tensor:
-    """Counts in float64 on the CPU."""
+    """Checks counts and returns them in float64 on the CPU."""
     if usage.ndim != 1 or len(usage) == 0 or (count is not None and len(usage) != count):
         raise ValueError(f"`{name}` must have the shape ({count or 'K'},), got {tuple(usage.shape)}.")
     usage = usage.detach().cpu().double()
@@ -256,7 +263,8 @@ def _usage(name: str, usage: torch.Tensor, count: int | None) -> torch.Tensor:
 
 
 def _principal_plane(matrix: torch.Tensor) -> tuple[np.ndarray, tuple[str, str]]:
-    """Columns on their first two principal components `(K, 2)`, each with its largest coordinate positive, and the axes' labels."""
+    """Projections `(K, 2)` of the columns on their first two principal components, and the labels of the axes. The
+    coordinate of largest magnitude on each axis is positive."""
     centred = matrix.t().double()
     centred = centred - centred.mean(dim=0)
     values, vectors = torch.linalg.eigh(centred.t() @ centred)

@@ -1,7 +1,7 @@
-"""Curves: the record of training runs over their steps, and quality over rate.
+"""Curves of training runs over their steps, and of quality over rate.
 
-Records are smoothed, where asked for, by the filter of Savitzky and Golay (1964), a least-squares polynomial in a moving window, as in LASERS (2024,
-Fig. 4); the record itself stays visible behind.
+Records can be smoothed by the filter of Savitzky and Golay (1964), a least-squares polynomial in a moving window, as in
+LASERS (2024, Fig. 4). The unsmoothed record is then drawn faintly behind the curve.
 """
 
 from __future__ import annotations
@@ -47,34 +47,40 @@ def training_curves(
     zoom: int | None = None,
 ) -> Figure:
     """
-    Training runs over their steps, one panel a figure. Values that are not finite are left out.
+    Draws values of training runs over their steps, with one panel for each value. Values that are not finite are left
+    out.
 
     Args:
-        runs (`Mapping[str, Sequence[Mapping]]`): Label and records of each run, as [`TrainingLog.read`] gives them: each with its `step`.
-        figures (`Sequence[str]`, *optional*): Names in the records, one a panel. Defaults to what there is of PSNR, PSNR inside the mask, LPIPS, perplexity
-            and symbols never used: held-out (`validation_…`) where a run has two such records, those of the training batches otherwise; or the loss, where there is none.
-        smooth (`int`, *optional*): Records in the window of a Savitzky–Golay filter of degree 2, odd and at least 3. Curves of fewer records are drawn as
-            they are. Needs scipy.
+        runs (`Mapping[str, Sequence[Mapping]]`): Label and records of each run, as [`TrainingLog.read`] gives them.
+            Each record has a `step`.
+        figures (`Sequence[str]`, *optional*): Names of values in the records, one for each panel. Defaults to those of
+            PSNR, PSNR inside the mask, LPIPS, perplexity and symbols never used that the records have. Held-out values
+            (`validation_…`) are taken if a run has at least two of them, otherwise those of the training batches. If
+            there are none of these, the loss is drawn.
+        smooth (`int`, *optional*): Number of records in the window of a Savitzky–Golay filter of degree 2, odd and at
+            least 3. Curves with fewer records are not smoothed. Needs scipy.
         start (`int` or `Sequence[int]`, *optional*): Steps to mark with a line, such as the discriminator's start.
-        zoom (`int`, *optional*): Show only so many steps before the first and after the last `start`.
+        zoom (`int`, *optional*): Number of steps to show before the first and after the last `start`; at least 1.
+            Defaults to all steps.
 
     Returns:
         `matplotlib.figure.Figure`: The figure, for [`save_figure`].
 
     Raises:
-        ValueError: If there is no run, no run has one of the `figures`, `smooth` is even or below 3, or `zoom` is below 1 or without `start`. ImportError: If
-        matplotlib, or scipy for `smooth`, is missing (`pip install diffusers_lasers[visualization]`).
+        ValueError: If there is no run, if no run has one of the `figures`, if `smooth` is even or below 3, or if `zoom`
+            is below 1 or given without `start`.
+        ImportError: If matplotlib, or scipy for `smooth`, is missing (`pip install diffusers_lasers[visualization]`).
     """
     if not runs:
         raise ValueError("`runs` must hold at least one run, got none.")
     if smooth is not None and (smooth < 3 or smooth % 2 == 0):
-        raise ValueError(f"`smooth` must be an odd number from 3, got {smooth}.")
+        raise ValueError(f"`smooth` must be an odd number of at least 3, got {smooth}.")
     starts = [] if start is None else [start] if isinstance(start, int) else list(start)
     if zoom is not None and (zoom < 1 or not starts):
         raise ValueError(f"`zoom` must be at least 1 and needs `start`, got {zoom} with `start` {start}.")
     for label, records in runs.items():
         if not all("step" in record for record in records):
-            raise ValueError(f"Each record of the run {label!r} must have a `step`.")
+            raise ValueError(f"`runs` must have a `step` in each record, got one without it in the run {label!r}.")
     figures = _default_figures(runs) if figures is None else list(figures)
     known = sorted(
         {name for records in runs.values() for record in records for name in record if _points([record], name)}
@@ -82,9 +88,9 @@ def training_curves(
     )
     for name in figures:
         if name not in known:
-            raise ValueError(f"`figures` must be among {known}, which the records have, got {name!r}.")
+            raise ValueError(f"`figures` must be names in the records, {known}, got {name!r}.")
     if not figures:
-        raise ValueError(f"`figures` must name what to draw, of {known}.")
+        raise ValueError(f"`figures` must hold at least one name of {known}, got none.")
     columns = min(len(figures), _COLUMNS)
     rows = -(-len(figures) // columns)
     figure, axes = new_figure(rows, columns, 5.5 if columns < 3 else 4.5, 3.6)
@@ -118,23 +124,27 @@ def rate_distortion(
     axis: Axes | None = None,
 ) -> Figure:
     """
-    Quality, or distortion, over rate.
+    Draws quality, or distortion, over rate.
 
-    Points without a place on the axes – infinite PSNR, NaN, a rate of 0 on a logarithmic axis – are left out, and the legend says how many.
+    Points that cannot be drawn are left out: infinite PSNR, NaN, and a rate of 0 on a logarithmic axis. The legend
+    tells their number.
 
     Args:
-        series (`Mapping[str, Sequence[tuple[float, float]]]`): Label and points (rate, quality) of each codec, in any order.
-        xlabel (`str`, defaults to `"rate, bits a pixel"`): What the rate is, with its unit.
-        ylabel (`str`, defaults to `"PSNR, dB"`): What the quality is, with its unit.
-        log_rate (`bool`, defaults to `False`): Whether the rates' axis is logarithmic.
-        connect (`bool`, defaults to `True`): Whether a line joins the points of a codec by their rates; not where they are unrelated configurations.
+        series (`Mapping[str, Sequence[tuple[float, float]]]`): Label and points (rate, quality) of each codec, in any
+            order.
+        xlabel (`str`, defaults to `"rate, bits a pixel"`): Name and unit of the rate.
+        ylabel (`str`, defaults to `"PSNR, dB"`): Name and unit of the quality.
+        log_rate (`bool`, defaults to `False`): Whether the axis of the rate is logarithmic.
+        connect (`bool`, defaults to `True`): Whether a line joins the points of a codec in order of their rates. Use
+            `False` for unrelated configurations.
         axis (`matplotlib.axes.Axes`, *optional*): Panel of a figure to draw into. Defaults to a new figure.
 
     Returns:
         `matplotlib.figure.Figure`: The figure, for [`save_figure`].
 
     Raises:
-        ValueError: If there is no point at all. ImportError: If matplotlib is missing.
+        ValueError: If there is no point.
+        ImportError: If matplotlib is missing.
     """
     if not any(map(len, series.values())):
         raise ValueError("`series` must hold at least one point, got none.")
@@ -162,7 +172,7 @@ def _has_place(rate: float, value: float, log_rate: bool) -> bool:
 
 
 def _default_figures(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Held-out names where a run has a curve of them, else the training batches' ones."""
+    """Names of held-out values if a run has a curve of them, else those of the training batches."""
     numbers: dict[str, int] = {}
     for records in runs.values():
         for name in {name for record in records for name in record}:
@@ -178,7 +188,7 @@ def _default_figures(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[st
 
 
 def _points(records: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """Step and value of the records that have a finite one."""
+    """Step and value of all records in which the value is finite."""
     found = [(record["step"], record[name]) for record in records if isinstance(record.get(name), (int, float))]
     return [(step, float(value)) for step, value in found if math.isfinite(value)]
 
@@ -190,7 +200,7 @@ def _title(name: str) -> str:
 
 
 def _draw_curve(axis: Axes, points: list[tuple[float, float]], label: str, number: int, smooth: int | None) -> None:
-    """One run's curve; smoothed, it stands before its faint record."""
+    """Draws the curve of one run. If it is smoothed, the record is drawn faintly behind it."""
     look = style(number) | {"linewidth": 1.4}
     steps, values = ([point[side] for point in points] for side in (0, 1))
     if len(points) > 25:

@@ -1,8 +1,8 @@
-"""What all figures share: a canvas without a display, colours, and files.
+"""Figures without a display, their colours, and their files.
 
-Figures are objects of matplotlib's own API and never enter pyplot's list: nothing has to be closed, threads do not share a current figure, and no
-display is looked for. Colours are those of Okabe and Ito (2008), which colour-blind readers tell apart; each comes with a mark and a line style of its
-own, so that curves also differ in grey.
+Figures are made with matplotlib's objects and not with pyplot. So nothing has to be closed, threads do not share a
+current figure, and no display is needed. The colours are those of Okabe and Ito (2008), which colour-blind readers can
+distinguish. Each comes with its own mark and line style, so that curves also differ in grey.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 ACCENT, MUTED = "#D55E00", "#666666"
 _MARKS = "osD^vPX"
 _LINES = ("-", "--", "-.", ":")
-# No dates, so that equal figures are equal files.
+# Without dates, so that equal figures give equal files.
 _METADATA = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}
 
 
 def new_figure(rows: int = 1, columns: int = 1, width: float = 6.0, height: float = 4.0) -> tuple[Figure, list[Axes]]:
     """
-    A figure outside pyplot, with panels in the style of this package's figures.
+    Makes a figure outside pyplot, with panels in the style of this package.
 
     Args:
         rows (`int`, defaults to 1): Rows of panels.
@@ -41,7 +41,8 @@ def new_figure(rows: int = 1, columns: int = 1, width: float = 6.0, height: floa
         height (`float`, defaults to 4.0): Height of a panel in inches.
 
     Returns:
-        `tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]`: The figure, for [`save_figure`], and its panels, row by row.
+        `tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]`: The figure, for [`save_figure`], and its panels,
+        row by row.
 
     Raises:
         ImportError: If matplotlib is missing (`pip install diffusers_lasers[visualization]`).
@@ -72,13 +73,13 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 120) -> None
 
     Args:
         figure (`matplotlib.figure.Figure`): The figure.
-        path (`str` or `os.PathLike`): The file, `.png`, `.pdf` or `.svg`; its folder exists. Written as
-            [`utils.atomic_file`] writes.
-        dpi (`int`, defaults to 120): Pixels an inch of a PNG.
+        path (`str` or `os.PathLike`): The file, `.png`, `.pdf` or `.svg`, in an existing folder. It is written by
+            [`utils.atomic_file`].
+        dpi (`int`, defaults to 120): Pixels per inch of a PNG, at least 1.
 
     Raises:
-        ValueError: If the suffix is another one, `dpi` is below 1, or `path` is no regular file. OSError: If it cannot
-            be written.
+        ValueError: If the suffix is another one, `dpi` is below 1, or `path` exists and is not a regular file.
+        OSError: If the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in _METADATA:

@@ -1,7 +1,7 @@
-"""Images from tensors: one alone, and labelled rows of them.
+"""Pictures of tensors: single images and labelled rows of images.
 
-A pixel x in [-1, 1] becomes the byte ⌊127.5 (x + 1)⌉; what lies outside is clamped. Small images are enlarged by repeating pixels, so that a picture
-shows what the tensor holds and no interpolation of it.
+A pixel x in [-1, 1] becomes the byte ⌊127.5 (x + 1)⌉; values outside are clamped. Small images are enlarged by
+repeating pixels, so that a picture shows the values of the tensor without interpolation.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ __all__ = ["image_grid", "to_image"]
 
 _MARGIN = 4
 _FONT_SIZE = 13
-_LABEL_CHARACTERS = 24  # of a line
+_LABEL_CHARACTERS = 24  # in a line
 
 
 def to_image(pixels: torch.Tensor) -> Image.Image:
     """
-    One image as a picture of 8 bits a channel.
+    Converts one image to a picture with 8 bits per channel.
 
     Args:
-        pixels (`torch.Tensor` of shape `(3, H, W)` or `(1, H, W)`): RGB or grey levels in [-1, 1], floating point, on any device. Values outside
-            are clamped; NaN becomes black.
+        pixels (`torch.Tensor` of shape `(3, H, W)` or `(1, H, W)`): RGB or grey levels in [-1, 1], floating point, on
+            any device. Values outside are clamped; NaN becomes black.
 
     Returns:
         `PIL.Image.Image`: The picture, of mode `"RGB"` or `"L"`.
@@ -37,7 +37,8 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
     """
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or not pixels.is_floating_point() or pixels.numel() == 0:
         raise ValueError(
-            f"`pixels` must be floating point of shape (3, H, W) or (1, H, W), got {pixels.dtype} of shape {tuple(pixels.shape)}."
+            f"`pixels` must be floating point of shape (3, H, W) or (1, H, W), got {pixels.dtype} of shape "
+            f"{tuple(pixels.shape)}."
         )
     pixels = pixels.detach().float()
     levels = torch.where(pixels.isnan(), -1.0, pixels).clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
@@ -47,22 +48,25 @@ def to_image(pixels: torch.Tensor) -> Image.Image:
 
 def image_grid(rows: Sequence[tuple[str, torch.Tensor]], cell: int = 96, margin: int = 4) -> Image.Image:
     """
-    Labelled rows of images on white.
+    Draws labelled rows of images on white.
 
-    All images are enlarged, by repeating pixels, to one common size: that of the largest ones after they were enlarged by the least whole factor that
-    brings their shorter side to `cell`. So a map of 8 × 8 latents stands as large as its image.
+    All images are enlarged to one common size by repeating pixels. For each row, the smallest integer factor is taken
+    that makes the shorter side at least `cell`. The common size is that of the largest images after this. So a map of
+    8 × 8 latents is drawn as large as its image.
 
     Args:
-        rows (`Sequence[tuple[str, torch.Tensor]]`): Label and images `(n, 3, H, W)` or `(n, 1, H, W)` in [-1, 1] of each row. Rows may differ in number
-            and size of images.
-        cell (`int`, defaults to 96): Least side of an image in the picture, in pixels; 1 shows them pixel by pixel.
-        margin (`int`, defaults to 4): White pixels between images; 0 joins them.
+        rows (`Sequence[tuple[str, torch.Tensor]]`): Label and images `(n, 3, H, W)` or `(n, 1, H, W)` in [-1, 1] of
+            each row. Rows may differ in number and size of images.
+        cell (`int`, defaults to 96): Smallest side of an image in the picture, in pixels. With 1, images are not
+            enlarged if all have the same size.
+        margin (`int`, defaults to 4): White pixels between images; at least 0.
 
     Returns:
         `PIL.Image.Image`: The picture, RGB.
 
     Raises:
-        ValueError: If there is no image, `cell` is below 1, `margin` is negative, or a row's images are not floating point of such a shape.
+        ValueError: If there is no image, `cell` is below 1, `margin` is negative, or the images of a row have another
+            shape or type.
     """
     rows = list(rows)
     if cell < 1:
@@ -72,7 +76,8 @@ def image_grid(rows: Sequence[tuple[str, torch.Tensor]], cell: int = 96, margin:
     for label, images in rows:
         if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
             raise ValueError(
-                f"The images of row {label!r} must have the shape (n, 3, H, W) or (n, 1, H, W), got {tuple(images.shape)}."
+                f"`rows` must hold images of shape (n, 3, H, W) or (n, 1, H, W), got {tuple(images.shape)} in the row "
+                f"{label!r}."
             )
     columns = max((len(images) for _, images in rows), default=0)
     if columns == 0:

@@ -1,8 +1,10 @@
-r"""Latents and codes as pictures: the first principal component before and after a bottleneck, and the atoms that each site uses.
+r"""Pictures of latents and codes: the first principal component before and after a bottleneck, and the atoms of each
+site.
 
-With sites \(x_n \in \mathbb{R}^L\) of mean \(m\), the first component is \(uᵀ(x_n - m)\), where \(u\) is the top singular direction of the centred
-sites (LASERS, 2024, Figs. 5–6, 33, 36). Latents that are compared share \(u\), \(m\) and the grey scale; otherwise the pictures before and after
-quantisation differ by a rotation that is nobody's error. LASERS does not say whether its figures do.
+Let \(x_n \in \mathbb{R}^L\) be the sites and \(m\) their mean. The first component is \(uᵀ(x_n - m)\), where \(u\) is
+the top singular direction of the centred sites (LASERS, 2024, Figs. 5–6, 33, 36). Latents that are compared share
+\(u\), \(m\) and the grey scale. Otherwise the pictures before and after quantisation could differ by a rotation, which
+is not an error of the bottleneck. LASERS does not say whether its figures share them.
 """
 
 from __future__ import annotations
@@ -18,25 +20,27 @@ from .image_grids import image_grid
 
 __all__ = ["component_grid", "first_component", "support_map"]
 
-_TAIL = 0.005  # share of sites beyond black, and beyond white
+_TAIL = 0.005  # share of sites below the range of grey levels, and of those above it
 _PANELS_PER_ROW = 8
 
 
 @torch.no_grad()
 def first_component(latents: torch.Tensor, reference: torch.Tensor | None = None) -> torch.Tensor:
     r"""
-    Latents on the first principal direction of their sites, as grey levels (LASERS, 2024, Figs. 5–6, 33, 36).
+    Projects latents on the first principal direction of their sites, as grey levels (LASERS, 2024, Figs. 5–6, 33, 36).
 
-    Direction, offset and scale are those of all sites of `reference` together, so that all images of both share them. The sign of the direction is the
-    one that makes its largest entry positive. 99 % of the reference's sites lie inside the range of grey levels.
+    Direction, offset and scale come from all sites of `reference` together, so that all images share them. The sign of
+    the direction makes its largest entry positive. 99 % of the sites of `reference` lie inside the range of grey
+    levels.
 
     Args:
         latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents, floating point.
-        reference (`torch.Tensor` of shape `(B', L, H', W')`, *optional*): Latents that fix direction, offset and scale, for instance those before
-            the bottleneck. Defaults to `latents`.
+        reference (`torch.Tensor` of shape `(B', L, H', W')`, *optional*): Latents that determine direction, offset and
+            scale, for instance those before the bottleneck. Defaults to `latents`.
 
     Returns:
-        `torch.Tensor` of shape `(B, 1, H, W)`: Grey levels in [-1, 1], float32, on the CPU; 0 everywhere where all sites of the reference agree.
+        `torch.Tensor` of shape `(B, 1, H, W)`: Grey levels in [-1, 1], float32, on the CPU. They are all 0 if all sites
+        of the reference are equal.
 
     Raises:
         ValueError: If the shapes do not fit, or a value is not finite.
@@ -45,7 +49,8 @@ def first_component(latents: torch.Tensor, reference: torch.Tensor | None = None
     for name, tensor in (("latents", latents), ("reference", reference)):
         if tensor.ndim != 4 or not tensor.is_floating_point() or tensor.numel() == 0:
             raise ValueError(
-                f"`{name}` must be floating point of shape (B, L, H, W), got {tensor.dtype} of shape {tuple(tensor.shape)}."
+                f"`{name}` must be floating point of shape (B, L, H, W), got {tensor.dtype} of shape "
+                f"{tuple(tensor.shape)}."
             )
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"`{name}` must be finite, got NaN or infinite values.")
@@ -69,15 +74,17 @@ def first_component(latents: torch.Tensor, reference: torch.Tensor | None = None
 
 def component_grid(before: torch.Tensor, after: torch.Tensor, images: torch.Tensor | None = None) -> Image.Image:
     """
-    Images, and below them the first component of their latents before and after a bottleneck, on one direction and scale.
+    Draws images, and below them the first component of their latents before and after a bottleneck, with the same
+    direction and scale.
 
     Args:
-        before (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the encoder; they fix direction, offset and scale.
-        after (`torch.Tensor` of shape `(B, L, H, W)`): The same after the bottleneck.
+        before (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the encoder. They determine direction, offset and
+            scale.
+        after (`torch.Tensor` of shape `(B, L, H, W)`): The same latents after the bottleneck.
         images (`torch.Tensor` of shape `(B, 3, H', W')`, *optional*): The images, in [-1, 1].
 
     Returns:
-        `PIL.Image.Image`: The picture, RGB, with two labelled rows, or three.
+        `PIL.Image.Image`: The picture, RGB, with three labelled rows, or two without `images`.
 
     Raises:
         ValueError: If the shapes do not fit, or latents are not finite.
@@ -93,13 +100,15 @@ def component_grid(before: torch.Tensor, after: torch.Tensor, images: torch.Tens
 
 def support_map(indices: torch.Tensor, num_atoms: int, cell: int = 8) -> Image.Image:
     """
-    Which atoms each site uses: one panel a slot, in order of selection, with a colour for each atom.
+    Draws which atoms each site uses: one panel for each slot, in order of selection, with a colour for each atom.
 
-    An atom's colour depends on its number alone, so that pictures of different images and sparsities can be compared. Colours differ in brightness as
-    well as in hue; with hundreds of atoms some look alike. Unused slots are black.
+    The colour of an atom depends only on its index, so that pictures of different images and sparsities can be
+    compared. Colours differ in brightness as well as in hue. With hundreds of atoms, some look similar. Unused slots
+    are black.
 
     Args:
-        indices (`torch.Tensor` of shape `(h, w, slots)`): Atom of each slot of one image's code, integers; -1 is unused.
+        indices (`torch.Tensor` of shape `(h, w, slots)`): Atom of each slot of the code of one image, integers; -1
+            marks an unused slot.
         num_atoms (`int`): Number of atoms K.
         cell (`int`, defaults to 8): Side of a site in the picture, in pixels.
 
@@ -135,8 +144,8 @@ def support_map(indices: torch.Tensor, num_atoms: int, cell: int = 8) -> Image.I
 
 
 def _atom_colour(atom: int) -> np.ndarray:
-    """A colour; successive ones follow a sequence of low discrepancy in hue, saturation and brightness (Roberts, 2018)."""
-    root = 1.2207440846057596  # of x⁴ = x + 1
+    """The colour of an atom, from a low-discrepancy sequence in hue, saturation and brightness (Roberts, 2018)."""
+    root = 1.2207440846057596  # the positive solution of x⁴ = x + 1
     hue, saturation, value = ((0.5 + (atom + 1) / root**power) % 1 for power in (1, 2, 3))
     colour = colorsys.hsv_to_rgb(hue, 0.35 + 0.65 * saturation, 0.45 + 0.55 * value)
     return np.round(255 * np.array(colour)).astype(np.uint8)

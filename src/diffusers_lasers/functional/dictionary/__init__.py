@@ -1,4 +1,4 @@
-"""Dictionaries: atoms on the unit sphere, how alike they are, and their update from statistics of codes."""
+"""Dictionaries: atoms on the unit sphere, their similarity, and their update from statistics of codes."""
 
 from .atoms import (
     dictionary_from_signals,

@@ -5,12 +5,13 @@ needs the projection of a gradient to the sphere's tangent space and the retract
 
     g_j ← g_j − d_j d_jᵀ g_j,        d_j ← d_j / ‖d_j‖₂ .
 
-LASERS (2024) initialises with Gaussian atoms and lets Adam move them. Of least-squares coefficients the gradient is tangent
-already, since the residual is orthogonal to the chosen atoms; of quantised ones it is not. We add the projection, atoms taken from signals, and the revival of atoms that no code uses. Learning
-without a learning rate (eqs 23–28) is in `online_learning.py`.
+LASERS (2024) starts from Gaussian atoms and learns them with Adam. With least-squares coefficients the gradient is
+tangent already, since the residual is orthogonal to the chosen atoms. With quantised coefficients it is not. We add the
+projection, atoms taken from signals, and the revival of atoms that no code uses. Learning without a learning rate (eqs
+23–28) is in `online_learning.py`.
 
-Half-precision input is computed and returned in float32. What runs in a training step (projection, retraction,
-revival) makes no decision on the host that depends on a value.
+Half-precision input is computed and returned in float32. The functions of a training step (projection, retraction,
+revival) decide nothing on the host that depends on a value.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _COHERENCE_BLOCK = 1024
 
 def normalize_atoms(dictionary: torch.Tensor) -> torch.Tensor:
     r"""
-    Scales each atom to unit norm (eq 28), whatever its scale; differentiable.
+    Scales each atom to unit norm (eq 28), whatever its length. Differentiable.
 
     Args:
         dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns; floating point.
@@ -59,9 +60,8 @@ def project_to_tangent(gradient: torch.Tensor, dictionary: torch.Tensor) -> torc
     r"""
     Removes from each column of `gradient` its part along the atom, \(g_j - d_j d_j^⊤ g_j\).
 
-    A step along the result changes no atom's length to first order, so that the retraction takes nothing of it back.
-    The atoms are normalised in the call: the projection is exact also for a dictionary that is rounded to half
-    precision.
+    A step along the result changes no atom's length to first order, so that the retraction undoes none of it. The call
+    normalises the atoms, so that the projection is exact also for a dictionary that is rounded to half precision.
 
     Args:
         gradient (`torch.Tensor` of shape `(features, atoms)`): Gradient with respect to the dictionary.
@@ -92,8 +92,7 @@ def mutual_coherence(dictionary: torch.Tensor) -> torch.Tensor:
         dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns, of any length.
 
     Returns:
-        `torch.Tensor`: 0-dimensional, from 0 (orthogonal atoms, or a single one) to 1 (two atoms agree up to their
-        sign).
+        `torch.Tensor`: 0-dimensional, from 0 (orthogonal atoms, or a single one) to 1 (two atoms are equal up to sign).
 
     Raises:
         ValueError: If `dictionary` is not a floating-point matrix with at least one row and one column.
@@ -123,11 +122,11 @@ def random_dictionary(
         atoms (`int`): Number K of atoms, at least 1.
         generator (`torch.Generator`, *optional*): Source of randomness. One on the CPU gives the same dictionary on
             every `device`.
-        device (`torch.device` or `str`, *optional*): Where the dictionary lives. Defaults to the default device.
+        device (`torch.device` or `str`, *optional*): Device of the dictionary. Defaults to torch's default device.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Floating-point type of the dictionary.
 
     Returns:
-        `torch.Tensor` of shape `(features, atoms)`: Unit-norm atoms as columns (to the rounding of `dtype`).
+        `torch.Tensor` of shape `(features, atoms)`: Atoms as columns, of unit norm up to the rounding of `dtype`.
 
     Raises:
         ValueError: If `features` or `atoms` is below 1, or `dtype` is not floating point.
@@ -146,11 +145,11 @@ def dictionary_from_signals(
     signals: torch.Tensor, atoms: int, jitter: float = 0.01, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     r"""
-    Takes random signals, normalised, as atoms.
+    Takes random signals as atoms, after normalisation.
 
-    Signals that agree up to scale and sign (to about 1e-4) count once, since they would give one atom twice; zero and
-    non-finite signals are skipped. Where fewer signals are left than atoms, the further atoms repeat them with
-    Gaussian noise; where none is left, the atoms are random. Runs once before training and synchronises with the host.
+    Signals that agree up to scale and sign (to about 1e-4) count once, since they would give the same atom. Zero and
+    non-finite signals are skipped. If fewer signals than atoms are left, the other atoms repeat them with Gaussian
+    noise. If none is left, the atoms are random. Runs once before training, and waits for the device.
 
     Args:
         signals (`torch.Tensor` of shape `(N, features)`): Signals, `N >= 1`; floating point.
@@ -196,15 +195,15 @@ def revive_atoms(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     r"""
-    Replaces dead atoms by random signals, normalised, with Gaussian noise.
+    Replaces dead atoms by normalised random signals with Gaussian noise.
 
-    The signals are distinct as long as there are enough that are finite and not zero; where there is none, the atoms
-    stay. Nothing is decided on the host: the call costs the same whether atoms are dead or not.
+    The signals are distinct as long as enough of them are finite and not zero. If there is no such signal, the atoms
+    stay. Nothing is decided on the host: the call takes the same time whether atoms are dead or not.
 
     Args:
         dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns.
         dead (`torch.Tensor` of shape `(atoms,)`): Which atoms to replace; bool.
-        signals (`torch.Tensor` of shape `(N, features)`): Signals to draw from, for instance a batch of latents.
+        signals (`torch.Tensor` of shape `(N, features)`): Signals to draw from, such as a batch of latents. N may be 0.
         jitter (`float`, *optional*, defaults to 0.05): Expected norm of the noise, relative to a unit signal; at least
             0.
         generator (`torch.Generator`, *optional*): Source of randomness, on any device.
@@ -239,11 +238,11 @@ def revive_atoms(
 @torch.no_grad()
 def draw_subset(mask: torch.Tensor, amount: int, generator: torch.Generator | None = None) -> torch.Tensor:
     """
-    Draws at most so many of the marked atoms; nothing is decided on the host.
+    Draws at most `amount` of the marked atoms. Nothing is decided on the host.
 
     Args:
         mask (`torch.Tensor` of shape `(atoms,)`): The marked atoms, for instance the dead ones; bool.
-        amount (`int`): Atoms to draw, from 0; as many as are marked, if fewer.
+        amount (`int`): Number of atoms to draw, at least 0. All marked atoms are drawn if there are fewer.
         generator (`torch.Generator`, *optional*): Source of randomness, on any device.
 
     Returns:
@@ -259,12 +258,14 @@ def draw_signals(
     signals: torch.Tensor, weights: torch.Tensor, amount: int, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """
-    Draws distinct signals one after the other, each with probability proportional to its weight (Efraimidis & Spirakis, 2006).
+    Draws distinct signals one after the other, each with probability proportional to its weight (Efraimidis & Spirakis,
+    2006).
 
     Args:
         signals (`torch.Tensor` of shape `(N, features)`): Signals.
-        weights (`torch.Tensor` of shape `(N,)`): At least 0; for instance the energy that a dictionary leaves unexplained.
-        amount (`int`): Signals to draw, from 0; all, if there are fewer.
+        weights (`torch.Tensor` of shape `(N,)`): Weights of at least 0, for instance the energy that a dictionary
+            leaves unexplained.
+        amount (`int`): Number of signals to draw, at least 0. All are drawn if there are fewer.
         generator (`torch.Generator`, *optional*): Source of randomness, on any device.
 
     Returns:
@@ -277,7 +278,7 @@ def draw_signals(
 
 
 def _matrix(name: str, tensor: torch.Tensor, shape: str) -> torch.Tensor:
-    """The matrix in at least float32."""
+    """Returns the matrix in float32 or float64, or raises a `ValueError` that names it."""
     if tensor.ndim != 2 or not tensor.is_floating_point() or tensor.numel() == 0:
         raise ValueError(
             f"`{name}` must be a non-empty floating-point tensor of shape {shape}, got {tensor.dtype} of shape "
@@ -293,12 +294,12 @@ def _usable(signals: torch.Tensor) -> torch.Tensor:
 
 
 def _draw(sample, shape, generator: torch.Generator | None, device: torch.device, **kwargs) -> torch.Tensor:
-    """Draws on the generator's own device; the copy to a GPU does not make the host wait."""
+    """Draws on the device of the generator. The host does not wait for the copy to a GPU."""
     source = device if generator is None else generator.device
     return sample(shape, generator=generator, device=source, **kwargs).to(device, non_blocking=True)
 
 
 def _noise(atoms: int, signals: torch.Tensor, jitter: float, generator: torch.Generator | None) -> torch.Tensor:
-    """Gaussian rows `(atoms, features)` of expected squared norm `jitter`²."""
+    """Gaussian rows `(atoms, features)` with an expected squared norm of `jitter`²."""
     shape = (atoms, signals.shape[1])
     return _draw(torch.randn, shape, generator, signals.device, dtype=signals.dtype) * (jitter / math.sqrt(shape[1]))

@@ -1,10 +1,10 @@
-r"""How alike the atoms of a dictionary are, and how unlike they could be.
+r"""Similarity of the atoms of a dictionary, and its lower bound.
 
-K unit atoms in L dimensions have, for K > L, a mutual coherence of at least
+For K > L, the mutual coherence of K unit atoms in L dimensions is at least
 
-    √((K − L) / (L (K − 1)))                                  (Welch, 1974),
+    √((K − L) / (L (K − 1)))                                  (Welch, 1974).
 
-and near-duplicates, pairs with \(|d_i^⊤ d_j|\) near 1, are atoms of which a sparse code can use only one.
+Near-duplicates are pairs with \(|d_i^⊤ d_j|\) near 1. A sparse code can use only one atom of such a pair.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BLOCK = 1024  # rows of the Gram matrix that are held at a time
 
 def welch_bound(features: int, atoms: int) -> float:
     r"""
-    Least mutual coherence that a dictionary can have (Welch, 1974).
+    Lower bound of the mutual coherence of a dictionary (Welch, 1974).
 
     Args:
         features (`int`): Length L of an atom, at least 1.
@@ -43,17 +43,20 @@ def welch_bound(features: int, atoms: int) -> float:
 @torch.no_grad()
 def similar_atoms(dictionary: torch.Tensor, threshold: float = 0.99) -> torch.Tensor:
     r"""
-    For each atom, whether another one is nearly the same up to its sign: \(\max_{j \ne i} |d_i^⊤ d_j|\) of normalised atoms is at least `threshold`.
+    For each atom, whether another one is nearly the same up to sign.
+
+    That is so if \(\max_{j \ne i} |d_i^⊤ d_j|\) of the normalised atoms is at least `threshold`.
 
     Args:
         dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns, of any length.
-        threshold (`float`, defaults to 0.99): Least inner product, above 0 and at most 1.
+        threshold (`float`, defaults to 0.99): Smallest absolute inner product that counts, above 0 and at most 1.
 
     Returns:
-        `torch.Tensor` of shape `(atoms,)`: Boolean.
+        `torch.Tensor` of shape `(atoms,)`: Which atoms have a near-duplicate; bool.
 
     Raises:
-        ValueError: If `dictionary` is not a floating-point matrix with at least one row and one column, or `threshold` is out of range.
+        ValueError: If `dictionary` is not a floating-point matrix with at least one row and one column, or `threshold`
+            is out of range.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"`threshold` must be above 0 and at most 1, got {threshold!r}.")

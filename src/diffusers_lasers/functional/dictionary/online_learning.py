@@ -1,18 +1,23 @@
 r"""Online dictionary learning without a learning rate (Mairal et al., 2010; LASERS, 2024, supplement 8).
 
-With the codes γ of a batch of signals z the statistics and the atoms follow
+From the codes γ of a batch of signals z, the statistics A and B and the atoms are updated by
 
     A ← β A + γ γᵀ,    B ← β B + z γᵀ                                   (eqs 23, 24)
     β = (θ + 1 − ξ) / (θ + 1),  θ = t ξ if t < ξ else ξ² + t − ξ         (eqs 25, 26)
     d_j ← (b_j − D a_j) / A_jj + d_j,    d_j ← d_j / ‖d_j‖₂               (eqs 27, 28)
 
-which decreases the surrogate ½ Tr(Dᵀ D A) − Tr(Dᵀ B). We change: γγᵀ and zγᵀ are means over the batch, not sums (the
-atoms do not depend on it, and A keeps its scale when ξ changes); eq 27 runs over j in sequence with the atoms that are
-already updated, without which it need not decrease; an atom that no code used (A_jj = 0, a division by zero in eq 27)
-stays as it is; β is at least 0. As in eq 28, and unlike in Mairal's paper, atoms have norm 1 and not at most 1: given
-the others, the result is still the exact minimiser on the sphere.
+which decreases the surrogate ½ Tr(Dᵀ D A) − Tr(Dᵀ B). What we change:
 
-Half-precision input is computed and returned in float32, and nothing is decided on the host that depends on a value.
+* γγᵀ and zγᵀ are means over the batch, not sums. The atoms do not depend on this, and A keeps its scale when ξ changes.
+* Eq 27 runs over j in sequence and uses the atoms that are already updated. Otherwise it need not decrease the
+  surrogate.
+* An atom that no code used stays as it is. There A_jj = 0, and eq 27 would divide by zero.
+* β is at least 0.
+
+As in eq 28, atoms have norm 1; in Mairal's paper they have norm at most 1. Given the other atoms, the result is still
+the exact minimiser on the sphere.
+
+Half-precision input is computed and returned in float32. Nothing is decided on the host that depends on a value.
 """
 
 from __future__ import annotations
@@ -25,11 +30,11 @@ from ..operands import check_indices, check_operands, is_integer
 
 __all__ = ["accumulate_statistics", "block_coordinate_update", "forgetting_factor"]
 
-# An atom whose mean squared coefficient is below this share of the largest one has no usable statistics in float32.
+# The statistics of an atom are usable in float32 if its mean squared coefficient is above this share of the largest.
 _RELATIVE_ENERGY = 1e-10
-# Atoms whose residuals are computed by one matrix product; from 48 to 128 the time is the same within a few percent.
+# Number of atoms whose residuals come from one matrix product. From 48 to 128 the time differs by a few percent only.
 _BLOCK = 64
-# Products of signals and coefficients that are held at a time: on the CPU what its cache holds.
+# Products of signals and coefficients that are held at a time. On the CPU they fit into the cache.
 _BLOCK_ELEMENTS = {"cpu": 2**18, "accelerator": 2**26}
 
 
@@ -37,12 +42,13 @@ def forgetting_factor(step: int, batch_size: int) -> float:
     r"""
     Weight β of the past in online dictionary learning (LASERS, 2024, eqs 25 and 26; Mairal et al., 2010).
 
-    For `step < batch_size` it is about 1 − 1/t, so that the weight of a batch grows linearly with its number t: early
-    codes, made with a poor dictionary, are forgotten. With \(ξ = BHW\) latent positions no other case occurs.
+    For `step < batch_size` it is about 1 − 1/t, so that the weight of a batch grows linearly with its number t. Early
+    codes, which were made with a poor dictionary, are thus forgotten. With \(ξ = BHW\) latent positions, `step` stays
+    below `batch_size` in practice.
 
     Args:
-        step (`int`): Number t of the batch, from 1. At 0 the value of the formulas is negative for `batch_size > 1`; 0
-            is returned.
+        step (`int`): Number t of the batch, from 1. At 0 the formulas give a negative number for `batch_size > 1`, and
+            0 is returned.
         batch_size (`int`): Number ξ of signals in a batch, at least 1.
 
     Returns:
@@ -74,27 +80,28 @@ def accumulate_statistics(
     r"""
     Adds a batch of codes to the statistics of online dictionary learning (eqs 23 and 24, as means over the batch).
 
-    The codes stay sparse: the cost is \(N S (S + L)\) and no N × K matrix is formed. On CUDA the sums are atomic,
-    hence their rounding varies between runs unless `torch.use_deterministic_algorithms(True)` is set.
+    The codes stay sparse: the cost is \(N S (S + L)\), and no N × K matrix is formed. On CUDA the sums are atomic, so
+    that their rounding varies between runs unless `torch.use_deterministic_algorithms(True)` is set.
 
     Args:
-        A (`torch.Tensor` of shape `(atoms, atoms)`): Statistics of the codes so far; zeros at first.
-        B (`torch.Tensor` of shape `(features, atoms)`): Statistics of signals and codes so far; zeros at first.
+        A (`torch.Tensor` of shape `(atoms, atoms)`): Statistics of the codes so far, zeros at first.
+        B (`torch.Tensor` of shape `(features, atoms)`): Statistics of signals and codes so far, zeros at first.
         signals (`torch.Tensor` of shape `(N, features)`): The signals of the batch.
         indices (`torch.Tensor` of shape `(N, sparsity)`): Their atoms, int64; −1 marks an unused slot.
         coefficients (`torch.Tensor` of shape `(N, sparsity)`): Their coefficients; ignored in unused slots.
         forgetting (`float`, *optional*, defaults to 1.0): Weight β of the statistics so far ([`forgetting_factor`]).
-        weight (`float`, *optional*): Weight w of the batch's sums. Defaults to `None`: 1/N.
-        in_place (`bool`, *optional*, defaults to `False`): Whether to overwrite A and B and return them, which spares the copy of
-            K² numbers. Both have one dtype, float32 or float64; A is contiguous, and so is the transpose of B at best.
+        weight (`float`, *optional*): Weight w of the sums over the batch. Defaults to `None`: 1/N.
+        in_place (`bool`, *optional*, defaults to `False`): Whether to overwrite A and B and return them, which saves a
+            copy of K² numbers. Both must have the same dtype, float32 or float64, and A must be contiguous. It is
+            fastest if the transpose of B is contiguous too.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: New A and B, \(βA + wγγ^⊤\) and \(βB + wzγ^⊤\); the given ones stay as
-        they are unless `in_place`.
+        `tuple[torch.Tensor, torch.Tensor]`: New A and B, \(βA + wγγ^⊤\) and \(βB + wzγ^⊤\). The given ones do not
+        change unless `in_place`.
 
     Raises:
-        ValueError: If the shapes, types or devices do not fit, A and B cannot be overwritten, or on the CPU an index
-            names no atom.
+        ValueError: If the shapes, types or devices do not fit, if A and B cannot be overwritten, or if on the CPU an
+            index is out of range.
     """
     check_operands(mixed=True, B=(B, "features atoms"), A=(A, "rows columns"), signals=(signals, "N length"))
     check_operands(coefficients=(coefficients, "N sparsity"))
@@ -124,11 +131,11 @@ def accumulate_statistics(
     signals, weights = signals.to(dtype), torch.where(indices >= 0, coefficients, 0.0).to(dtype)
     scaled = weights * (1 / max(1, len(signals)) if weight is None else weight)
     slots, fused = indices.long().clamp(min=0), uses_fused(scaled)
-    if fused:  # Σ z γᵀ is the gradient of Σ zᵀ D γ to D; refuses indices before anything is written
+    if fused:  # Σ z γᵀ is the gradient of Σ zᵀ D γ to D; this checks the indices before anything is written
         to_add = fused_synthesis_gradients(signals, slots, scaled, B.to(dtype), False, True)[1]
     elif slots.device.type == "cpu":
         try:
-            A.diagonal().take(slots)  # likewise, without a value read on the host
+            A.diagonal().take(slots)  # checks the indices too, without reading a value on the host
         except (IndexError, RuntimeError):
             check_indices("indices", indices, atoms)
             raise
@@ -157,12 +164,13 @@ def block_coordinate_update(
     r"""
     Updates the atoms one after the other by block-coordinate descent (eqs 27, 28; Mairal et al., 2010, Algorithm 2).
 
-    Each update is the exact minimiser of ½ Tr(DᵀDA) − Tr(DᵀB) over one unit-norm atom, so that the value never rises.
-    Atoms without usable statistics (\(A_{jj}\) at most 1e-10 of the largest, or no direction left) stay as they are.
-    The value of A and B matters up to a common factor only.
+    Each update is the exact minimiser of ½ Tr(DᵀDA) − Tr(DᵀB) over one unit-norm atom, so that this value never rises.
+    Atoms without usable statistics do not change: those with an \(A_{jj}\) of at most 1e-10 of the largest, and those
+    whose update has no direction. A common factor of A and B has no effect.
 
-    The residuals \(b_j - D a_j\) of 64 atoms come from one matrix product, in which `torch.set_float32_matmul_precision`
-    (TF32 on a GPU) counts; within the 64 they are corrected for the atoms already updated.
+    The residuals \(b_j - D a_j\) of 64 atoms come from one matrix product, for which
+    `torch.set_float32_matmul_precision` (TF32 on a GPU) matters. Within the 64 they are corrected for the atoms that
+    are already updated.
 
     Args:
         dictionary (`torch.Tensor` of shape `(features, atoms)`): Unit-norm atoms as columns.
@@ -171,7 +179,7 @@ def block_coordinate_update(
         iterations (`int`, *optional*, defaults to 1): Passes over all atoms, at least 0.
 
     Returns:
-        `torch.Tensor` of shape `(features, atoms)`: The updated dictionary; the given one stays as it is.
+        `torch.Tensor` of shape `(features, atoms)`: The updated dictionary. The given one does not change.
 
     Raises:
         ValueError: If the shapes do not fit or `iterations` is negative.
@@ -208,17 +216,19 @@ def _update_block(
     rows: torch.Tensor, residual: torch.Tensor, coupling: torch.Tensor, inverse: torch.Tensor, usable: torch.Tensor
 ) -> None:
     r"""
-    Eqs 27 and 28 for the b atoms of one block in sequence; overwrites `rows`.
+    Applies eqs 27 and 28 to the b atoms of one block in sequence; overwrites `rows`.
 
-    With \(E_j = b_j - D a_j\) from before the block, atom j of it aims at \(d_j + (E_j - \sum_{i<j} A_{ji} δ_i) / A_{jj}\), where
-    \(δ_i\) is what the update of atom i changed. An atom that is not usable aims at 0, which no atom may: it stays.
+    Let \(E_j = b_j - D a_j\) be the residual before the block. The target of atom j is \(d_j + (E_j - \sum_{i<j} A_{ji}
+    δ_i) / A_{jj}\), where \(δ_i\) is the change of atom i. The target of an atom without usable statistics is 0. A
+    target that cannot be normalised, such as 0, leaves its atom as it is.
 
     Args:
-        rows (`torch.Tensor` of shape `(b, features)`): The atoms, one a row, contiguous.
-        residual (`torch.Tensor` of shape `(b, features)`): E, one atom a row.
-        coupling (`torch.Tensor` of shape `(b, b)`): The block of A on the diagonal; its rows may be apart by more than b.
+        rows (`torch.Tensor` of shape `(b, features)`): The atoms as rows, contiguous.
+        residual (`torch.Tensor` of shape `(b, features)`): E, one row for each atom.
+        coupling (`torch.Tensor` of shape `(b, b)`): The block of A on the diagonal. The stride of its rows may exceed
+            b.
         inverse (`torch.Tensor` of shape `(b,)`): 1 / A_jj, and 0 where an atom is not usable.
-        usable (`torch.Tensor` of shape `(b,)`): Which atoms have statistics; bool.
+        usable (`torch.Tensor` of shape `(b,)`): Which atoms have usable statistics; bool.
     """
     if uses_fused(rows):
         fused_block_update(rows, residual, coupling, inverse)

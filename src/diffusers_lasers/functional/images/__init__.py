@@ -1,4 +1,4 @@
-"""Images as tensors: colours, patches as signals, and what makes an image worse."""
+"""Images as tensors: colours, patches as signals, and degradations."""
 
 from .color import rgb_to_ycbcr, ycbcr_to_rgb
 from .degradations import center_mask, hide, random_masks, reduce_bicubic, upscale_bicubic

@@ -1,11 +1,11 @@
 r"""RGB and YCbCr, exactly (JFIF 1.02, ITU-R BT.601 luma), without rounding or clamping.
 
-With colours in [-1, 1], the middle of the range at 0, JFIF's offsets vanish and
+Colours are in [-1, 1], with the middle of the range at 0. JFIF's offsets then vanish and
 
     Y  = 0.299 R + 0.587 G + 0.114 B,     Cb = (B − Y) / 1.772,     Cr = (R − Y) / 1.402,
 
-each again in [-1, 1]. The inverse is that of this matrix in double precision, and not the four rounded constants that many libraries print
-(kornia's 0.564, 0.713, 1.403, 1.773 do not invert each other).
+which are again in [-1, 1]. The inverse is that of this matrix in double precision. Many libraries use four rounded
+constants instead, which do not invert each other (kornia: 0.564, 0.713, 1.403, 1.773).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _INVERSE = (
 def _apply(matrix: tuple[tuple[float, ...], ...], images: torch.Tensor, name: str) -> torch.Tensor:
     if images.ndim < 3 or images.shape[-3] != 3 or not images.is_floating_point():
         raise ValueError(
-            f"`{name}` must be floating point of shape (..., 3, height, width), got {images.dtype} of shape {tuple(images.shape)}."
+            f"`{name}` must be floating point of shape (..., 3, height, width), got {images.dtype} of shape "
+            f"{tuple(images.shape)}."
         )
     weights = torch.tensor(matrix, dtype=images.dtype, device=images.device)
     return torch.einsum("dc,...chw->...dhw", weights, images)
@@ -47,17 +48,18 @@ def rgb_to_ycbcr(rgb: torch.Tensor) -> torch.Tensor:
         rgb (`torch.Tensor` of shape `(..., 3, H, W)`): R, G, B in [-1, 1].
 
     Returns:
-        `torch.Tensor` of shape `(..., 3, H, W)`: Y, Cb, Cr in [-1, 1]; 127.5 (v + 1) are JFIF's values, up to its half a step (it puts the middle at 128).
+        `torch.Tensor` of shape `(..., 3, H, W)`: Y, Cb, Cr in [-1, 1]. 127.5 (v + 1) are JFIF's values, up to half a
+        step, because JFIF has its middle at 128.
 
     Raises:
-        ValueError: If there are not three channels, or integers.
+        ValueError: If `rgb` does not have three channels or is not floating point.
     """
     return _apply(_FORWARD, rgb, "rgb")
 
 
 def ycbcr_to_rgb(ycbcr: torch.Tensor) -> torch.Tensor:
     """
-    RGB images of luma and colour differences; the inverse of [`rgb_to_ycbcr`]. Nothing is clamped.
+    RGB images from luma and colour differences; the inverse of [`rgb_to_ycbcr`]. Nothing is clamped.
 
     Args:
         ycbcr (`torch.Tensor` of shape `(..., 3, H, W)`): Y, Cb, Cr in [-1, 1].
@@ -66,6 +68,6 @@ def ycbcr_to_rgb(ycbcr: torch.Tensor) -> torch.Tensor:
         `torch.Tensor` of shape `(..., 3, H, W)`: R, G, B.
 
     Raises:
-        ValueError: If there are not three channels, or integers.
+        ValueError: If `ycbcr` does not have three channels or is not floating point.
     """
     return _apply(_INVERSE, ycbcr, "ycbcr")

@@ -1,8 +1,8 @@
-r"""What restoration takes away from an image x in [−1, 1] (LASERS, 2024, sections 12.1 and 12.2).
+r"""Degradations of an image x in [−1, 1] that restoration has to undo (LASERS, 2024, sections 12.1 and 12.2).
 
-*Super-resolution*: x is reduced by an integer factor and enlarged again, both bicubic; reducing averages over the pixels that a cubic kernel of the low
-resolution covers (antialiasing), as image libraries do. *Inpainting*: m ∘ x with m = 0 inside the mask, so that hidden pixels are 0, the middle of the range:
-the paper says "0" and not of which range.
+*Super-resolution*: x is reduced by an integer factor and enlarged again, both bicubic. Reducing uses antialiasing, as
+image libraries do: it averages over the pixels that a cubic kernel of the low resolution covers. *Inpainting*: m ∘ x
+with m = 0 inside the mask. Hidden pixels are 0, the middle of the range; the paper says "0" without a range.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["center_mask", "hide", "random_masks", "reduce_bicubic", "upscale_bic
 
 def reduce_bicubic(pixel_values: torch.Tensor, scale: int) -> torch.Tensor:
     """
-    Images reduced by an integer factor, bicubic with antialiasing.
+    Reduces images by an integer factor, bicubic with antialiasing.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Images in [−1, 1].
@@ -39,7 +39,7 @@ def reduce_bicubic(pixel_values: torch.Tensor, scale: int) -> torch.Tensor:
 
 def upscale_bicubic(pixel_values: torch.Tensor, scale: int) -> torch.Tensor:
     """
-    Images enlarged by an integer factor, bicubic.
+    Enlarges images by an integer factor, bicubic.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Images in [−1, 1].
@@ -60,7 +60,7 @@ def center_mask(height: int, width: int, fraction: float = 0.25, device: torch.d
         height (`int`): Pixels down.
         width (`int`): Pixels across.
         fraction (`float`, defaults to 0.25): Sides of the rectangle as a share of the image's, in (0, 1].
-        device (`torch.device`, *optional*): Where to make it.
+        device (`torch.device`, *optional*): Device of the mask.
 
     Returns:
         `torch.Tensor` of shape `(1, 1, H, W)`: 1 where pixels are hidden, 0 elsewhere.
@@ -81,14 +81,14 @@ def random_masks(
     batch: int, height: int, width: int, generator: torch.Generator | None = None, device: torch.device | None = None
 ) -> torch.Tensor:
     """
-    Masks with a random rectangle each: sides of an eighth to a half of the image's, anywhere.
+    Masks with one random rectangle each. Its sides are an eighth to a half of the image's, and it may lie anywhere.
 
     Args:
-        batch (`int`): Masks.
+        batch (`int`): Number of masks B.
         height (`int`): Pixels down.
         width (`int`): Pixels across.
         generator (`torch.Generator`, *optional*): Source of randomness, on the CPU.
-        device (`torch.device`, *optional*): Where the masks go.
+        device (`torch.device`, *optional*): Device of the masks.
 
     Returns:
         `torch.Tensor` of shape `(B, 1, H, W)`: 1 where pixels are hidden, 0 elsewhere.
@@ -106,7 +106,7 @@ def random_masks(
 
 def hide(pixel_values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """
-    Images with hidden pixels at 0.
+    Sets the hidden pixels of images to 0.
 
     Args:
         pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Images in [−1, 1].

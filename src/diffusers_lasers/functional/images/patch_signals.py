@@ -1,9 +1,10 @@
-r"""Latents as signals: one signal a patch of p × p sites.
+r"""Latents as signals: one signal for each patch of p × p sites.
 
-A latent \(z \in \mathbb{R}^{L \times H \times W}\) becomes \(⌈H/p⌉⌈W/p⌉\) signals of \(p^2 L\) features (LASERS, 2024, section 3.2, patch-level
-coding; the dictionary then has \(p^2 L\) rows, which the paper's \(D \in \mathbb{R}^{K \times L}\) forgets). Each signal holds the values of one
-patch of one image: the authors' release reshaped instead of transposing and mixed patches and images in each column.
-Where p does not divide H or W the latents are padded on the right and below by repeating the edge, and cropped back.
+A latent \(z \in \mathbb{R}^{L \times H \times W}\) becomes \(⌈H/p⌉⌈W/p⌉\) signals of \(p^2 L\) features (LASERS, 2024,
+section 3.2, patch-level coding). The dictionary then has \(p^2 L\) rows; the paper's \(D \in \mathbb{R}^{K \times L}\)
+leaves out the factor \(p^2\). Each signal holds the values of one patch of one image. The authors' release reshaped
+where a transpose was needed, and so mixed patches and images in each column. Where p does not divide H or W, the
+latents are padded on the right and below by repeating the edge, and cropped back afterwards.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ def patch_grid(height: int, width: int, patch_size: int) -> tuple[int, int]:
 
 def latents_to_signals(latents: torch.Tensor, patch_size: int = 1) -> torch.Tensor:
     """
-    Unfolds latents into one signal a patch.
+    Unfolds latents into one signal for each patch.
 
     Args:
         latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
         patch_size (`int`, defaults to 1): Side p of the non-overlapping patches, in sites.
 
     Returns:
-        `torch.Tensor` of shape `(B·h·w, p²·L)` with `h, w` from [`patch_grid`]: signals in row-major order of image, row,
-        column; features in order of channel, row, column inside the patch.
+        `torch.Tensor` of shape `(B·h·w, p²·L)` with `h, w` from [`patch_grid`]: signals in row-major order of image,
+        row, column; features in order of channel, row, column inside the patch.
     """
     batch, channels, height, width = latents.shape
     rows, columns = patch_grid(height, width, patch_size)
@@ -57,7 +58,7 @@ def signals_to_latents(signals: torch.Tensor, height: int, width: int, patch_siz
     Folds signals back into latents; the inverse of [`latents_to_signals`].
 
     Args:
-        signals (`torch.Tensor` of shape `(B·h·w, p²·L)`): One signal a patch.
+        signals (`torch.Tensor` of shape `(B·h·w, p²·L)`): One signal for each patch.
         height (`int`): Sites down of the latents, before padding.
         width (`int`): Sites across of the latents, before padding.
         patch_size (`int`, defaults to 1): Side p of the patches, in sites.

@@ -7,17 +7,17 @@ import torch
 
 def image_psnr(sample: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """
-    PSNR of each image, of one mean squared error over all its channels and pixels.
+    PSNR of each image, from one mean squared error over all its channels and pixels.
 
     Args:
-        sample (`torch.Tensor` of shape `(B, C, H, W)`): Reconstructions, floating point, as they are: nothing is clamped.
-        target (`torch.Tensor` of the same shape): What they should be, in [-1, 1].
-        mask (`torch.Tensor` of shape `(B, 1, H, W)`, *optional*): 1 at the pixels that count, 0 elsewhere; at least
-            one of each image.
+        sample (`torch.Tensor` of shape `(B, C, H, W)`): Reconstructions, floating point. They are not clamped.
+        target (`torch.Tensor` of the same shape): The original images, in [-1, 1].
+        mask (`torch.Tensor` of shape `(B, 1, H, W)`, *optional*): 1 at the pixels that count, 0 elsewhere. Each image
+            has at least one pixel that counts.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: dB, in float32 or, where an argument is float64, in float64; infinite where an
-        image is reproduced exactly.
+        `torch.Tensor` of shape `(B,)`: PSNR in dB, infinite for an exact reproduction. In float64 if an argument is
+        float64, else in float32.
     """
     errors = mean_squared_errors(sample, target, mask)
     return -10 * torch.log10(errors / 4)
@@ -28,7 +28,7 @@ def mean_squared_errors(sample: torch.Tensor, target: torch.Tensor, mask: torch.
     The mean squared error of each image.
 
     Args:
-        sample, target, mask: As those of [`image_psnr`].
+        sample, target, mask: As in [`image_psnr`].
 
     Returns:
         `torch.Tensor` of shape `(B,)`: Means over channels and pixels, in float32 or float64.

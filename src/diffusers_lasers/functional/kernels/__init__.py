@@ -1,6 +1,6 @@
-"""Compiled kernels in C behind custom operators of torch, and the choice between them and tensor operations.
+"""Compiled kernels in C as custom operators of torch, and the choice between them and tensor operations.
 
-Nothing here imports from the folders that use it: mathematics calls kernels, kernels call nothing above them.
+The other folders of `functional` import from here, and nothing here imports from them.
 """
 
 from .operators import get_backend, set_backend

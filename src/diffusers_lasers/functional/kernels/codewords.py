@@ -1,5 +1,5 @@
-"""Compiled kernels of codebooks: nearest codewords, and signals from codewords. Float32 on the CPU; `operators.py` says
-how they run."""
+"""Compiled kernels of codebooks: nearest codewords, and signals from codewords. For float32 on the CPU; see
+`operators.py` for how they run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..operands import check_slots
 from . import operators
 
 
-_LOADS_PER_THREAD = 2**17  # values read and added below which another thread costs more than it brings
+_LOADS_PER_THREAD = 2**17  # values to read and add for each thread; with fewer, another thread does not pay off
 
 
 @torch.library.custom_op("diffusers_lasers::nearest_codewords", mutates_args=(), device_types="cpu")
 def fused_nearest_codewords(signals: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
     """
-    Nearest codewords of all parts of signals, float32 on the CPU, the first one on ties.
+    Nearest codewords of all parts of signals, the first one on ties. Float32 on the CPU.
 
     Args:
         signals (`torch.Tensor` of shape `(N, m·d)`): Signals.
-        codebooks (`torch.Tensor` of shape `(m, codewords, d)`): One codebook a part.
+        codebooks (`torch.Tensor` of shape `(m, codewords, d)`): One codebook for each part.
 
     Returns:
         `torch.Tensor` of shape `(N, m)`: Indices, int64.
@@ -70,24 +70,24 @@ def fused_decode_codewords(indices: torch.Tensor, codebooks: Sequence[torch.Tens
     Args:
         indices (`torch.Tensor` of shape `(N, Σ m)`): Indices of all channels' slots, int64.
         codebooks (`Sequence[torch.Tensor]` of shapes `(m, codewords, d)`): The codebooks of each channel.
-        width (`int`): Features of a signal. A channel whose codewords have as many adds them up; otherwise m·d is
-            `width`, and they stand one after the other.
+        width (`int`): Features of a signal. A channel whose codewords have d = `width` features adds them up.
+            Otherwise m·d is `width`, and the codewords are concatenated.
 
     Returns:
         `torch.Tensor` of shape `(channels, N, width)`: Signals.
 
     Raises:
-        ValueError: If the tensors do not fit, or an index names no codeword.
+        ValueError: If the tensors do not fit or an index is out of range.
     """
     if not codebooks:
-        raise ValueError("`codebooks` must hold at least one channel's, got none.")
+        raise ValueError("`codebooks` must hold the codebooks of at least one channel, got none.")
     slots = 0
     for book in codebooks:
         sizes = operators.compiled_operands(codebooks=(book, "m codewords d"))
         slots += sizes["m"]
         if width not in (sizes["d"], sizes["m"] * sizes["d"]):
             raise ValueError(
-                f"`codebooks` must make signals of {width} features, got one of shape {tuple(book.shape)}."
+                f"`codebooks` must give signals of {width} features, got one of shape {tuple(book.shape)}."
             )
     check_slots(indices, slots, torch.int64)
     n = len(indices)
@@ -106,7 +106,7 @@ def fused_decode_codewords(indices: torch.Tensor, codebooks: Sequence[torch.Tens
     )
     if not inside:
         raise ValueError(
-            "`indices` must be below the codewords of their codebook and not negative, got "
+            "`indices` must be at least 0 and below the number of codewords of their codebook, got "
             f"{int(indices.min())} to {int(indices.max())}."
         )
     return signals

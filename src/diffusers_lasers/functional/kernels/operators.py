@@ -1,10 +1,11 @@
-"""Compiled kernels for float32 on the CPU, behind custom operators of torch, and the choice between them and tensor operations.
+"""Compiled kernels for float32 on the CPU as custom operators of torch, and the choice between them and tensor
+operations.
 
-`csrc/` has the kernels' source, with the mathematics. They are an optional extension: where no C compiler was at hand
-when the package was installed, everything runs in tensor operations. An operator has a fake implementation, so that
-`torch.compile(fullgraph=True)` and `torch.export` keep it as one node. The kernels hold no state between calls: they
-may be called from several threads, after a fork and in data-loader workers, and use as many threads as
-`torch.get_num_threads()` says – torch's own where it runs on GNU's OpenMP (`threads.py`).
+The source of the kernels, with the mathematics, is in `csrc/`. They are an optional extension: if there was no C
+compiler when the package was installed, everything runs in tensor operations. Each operator has a fake implementation,
+so that `torch.compile(fullgraph=True)` and `torch.export` keep it as one node. The kernels keep no state between calls:
+they may be called from several threads, after a fork and in data-loader workers. They use `torch.get_num_threads()`
+threads, which are torch's own if torch runs on GNU's OpenMP (`threads.py`).
 """
 
 from __future__ import annotations
@@ -28,32 +29,34 @@ if _kernels is not None:
     _kernels.use_team(openmp_entry())
 
 _NOT_BUILT = (
-    "The compiled kernels of diffusers_lasers are not there: they are built when the package is installed, where a C "
-    "compiler is."
+    "The compiled kernels of diffusers_lasers are not installed: they are built when the package is installed with a C "
+    "compiler."
 )
 _BACKENDS = ("auto", "torch", "fused")
 _backend = "auto"
 
 PANEL = 32  # atoms of a panel of the packed dictionary, as in csrc/pursuit.h
-_PADDING = 128  # to which the number of atoms is padded
-_MAX_GRAM_ATOMS = 8192  # 256 MiB
-# Features from which the Gram form is taken: by an atom's shape alone, so that a code does not depend on the batch, and codes are nested.
+_PADDING = 128  # the number of atoms is padded to a multiple of this
+_MAX_GRAM_ATOMS = 8192  # their Gram matrix takes 256 MiB
+# The Gram form is used from this number of features on. The choice depends on the shape of the atoms only, so that a
+# code does not depend on the batch and supports are nested.
 _GRAM_FROM = 24
-_MAX_WORKSPACE = 2**24  # bytes that a thread may hold
-PRODUCTS_PER_THREAD = 2**21  # multiply-adds below which another thread costs more than it brings
+_MAX_WORKSPACE = 2**24  # bytes that a thread may use
+PRODUCTS_PER_THREAD = 2**21  # multiply-adds for each thread; with fewer, another thread does not pay off
 
 
 def set_backend(backend: str) -> None:
     """
-    Chooses what sparse coding runs on, for the whole process.
+    Chooses how sparse coding is computed, in the entire process.
 
     Args:
-        backend (`str`): `"auto"`, the default, takes the compiled kernels where they exist and apply (float32 on the CPU), and tensor
-            operations elsewhere. `"torch"` takes tensor operations everywhere, `"fused"` is `"auto"` that insists on the kernels being there.
+        backend (`str`): `"auto"`, the default, uses the compiled kernels where they are installed and apply (float32 on
+            the CPU), and tensor operations elsewhere. `"torch"` uses tensor operations everywhere. `"fused"` is like
+            `"auto"`, but raises an error if the kernels are not installed.
 
     Raises:
-        ValueError: If there is no such backend.
-        ImportError: If `"fused"` is asked for and the extension was not built.
+        ValueError: If `backend` is unknown.
+        ImportError: If `backend` is `"fused"` and the kernels were not built.
     """
     global _backend
     if backend not in _BACKENDS:
@@ -65,28 +68,28 @@ def set_backend(backend: str) -> None:
 
 def get_backend() -> str:
     """
-    What sparse coding on float32 CPU tensors runs on.
+    The backend of sparse coding for float32 tensors on the CPU.
 
     Returns:
-        `str`: `"fused"` or `"torch"`.
+        `str`: `"fused"` for the compiled kernels, `"torch"` for tensor operations.
     """
     return "fused" if _kernels is not None and _backend != "torch" else "torch"
 
 
 def uses_fused(tensor: torch.Tensor) -> bool:
-    """Whether the compiled kernels apply to `tensor` under the present backend."""
+    """Whether the compiled kernels are used for `tensor` under the current backend."""
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and get_backend() == "fused"
 
 
 def compiled_operands(**operands: Operand) -> dict[str, int]:
-    """What stands before every call of C, also where an operator is called by its name in `torch.ops`."""
+    """Checks the operands of every call of C, also where an operator is called by its name in `torch.ops`."""
     if _kernels is None:
         raise ImportError(_NOT_BUILT)
     return check_operands(torch.float32, device="cpu", **operands)
 
 
 def holds_pursuit(features: int, atoms: int, sparsity: int) -> bool:
-    """Whether a thread of the kernel has room for a pursuit of this size; larger ones take tensor operations."""
+    """Whether a pursuit of this size fits into the workspace of a thread. Larger ones run in tensor operations."""
     return _workspace(features, atoms, sparsity) <= _MAX_WORKSPACE
 
 
@@ -94,8 +97,8 @@ def fused_greedy_pursuit(
     signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None, orthogonal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    OMP, or OLS where `orthogonal`, of float32 tensors on the CPU, of a size that `holds_pursuit`; see [`omp`] for the
-    arguments.
+    Runs OMP, or OLS if `orthogonal`, for float32 tensors on the CPU and a size that `holds_pursuit` allows. The
+    arguments are those of [`omp`].
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Indices and coefficients, `(N, sparsity)` each.
@@ -104,7 +107,7 @@ def fused_greedy_pursuit(
 
 
 def _workspace(features: int, count: int, sparsity: int) -> int:
-    """Bytes that a thread of either form holds at most."""
+    """The most bytes that a thread of either form uses."""
     width = count + _PADDING
     lanes = 32 * (features * (2 + sparsity) + sparsity * (sparsity + 5) // 2 + 2 * width)
     gram = 32 * (features + width) + 2 * (sparsity * (features + width + sparsity) + 2 * width)
@@ -126,7 +129,7 @@ def _greedy_pursuit(
     packed = wide.view(features, width // PANEL, PANEL).transpose(0, 1).contiguous()
     rows, signals = atoms.t().contiguous(), signals.contiguous()
     gram_form = features >= _GRAM_FROM and count <= _MAX_GRAM_ATOMS
-    gram = None  # where few rows are needed, each is computed then, to the same bits
+    gram = None  # if few of its rows are needed, the kernel computes each when it needs it, with the same bits
     if gram_form and sparsity > 1 and n * sparsity >= count // 4:
         gram = signals.new_empty(count, width)
     indices = signals.new_empty(n, sparsity, dtype=torch.int64)
@@ -168,18 +171,19 @@ def fused_synthesis_gradients(
     wants_dictionary: bool,
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """
-    Gradients of `synthesize` for float32 tensors on the CPU; the same bits whatever the number of threads.
+    Gradients of `synthesize` for float32 tensors on the CPU. The result does not depend on the number of threads.
 
     Args:
         gradient (`torch.Tensor` of shape `(N, features)`): Gradient of the loss with respect to the signals.
         indices (`torch.Tensor` of shape `(N, sparsity)`): Atom of each slot, int64; −1 marks an unused slot.
         coefficients (`torch.Tensor` of shape `(N, sparsity)`): Their coefficients.
         dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns.
-        wants_coefficients (`bool`): Whether to compute the first result.
-        wants_dictionary (`bool`): Whether to compute the second.
+        wants_coefficients (`bool`): Whether to compute the gradient to the coefficients.
+        wants_dictionary (`bool`): Whether to compute the gradient to the dictionary.
 
     Returns:
-        `tuple[torch.Tensor | None, torch.Tensor | None]`: Gradients to the coefficients `(N, sparsity)` and to the dictionary.
+        `tuple[torch.Tensor | None, torch.Tensor | None]`: Gradients to the coefficients `(N, sparsity)` and to the
+        dictionary.
     """
     to_coefficients, to_rows = _synthesis_gradients(
         gradient, indices, coefficients, dictionary, wants_coefficients, wants_dictionary
@@ -205,7 +209,7 @@ def _synthesis_gradients(
     check_slots(indices, sparsity, n=n)
     if indices.numel() >= 2**31:
         raise ValueError(f"`indices` must have fewer than 2³¹ slots, got {indices.numel()}.")
-    check_indices("indices", indices, count, least=-1)  # the kernel does not look
+    check_indices("indices", indices, count, least=-1)  # the kernel does not check them
     gradient, indices, coefficients = gradient.contiguous(), indices.long().contiguous(), coefficients.contiguous()
     rows = dictionary.t().contiguous()
     to_coefficients = gradient.new_empty((n, sparsity) if wants_coefficients else 0)
@@ -238,8 +242,8 @@ def fused_block_update(
     rows: torch.Tensor, residual: torch.Tensor, coupling: torch.Tensor, inverse: torch.Tensor
 ) -> None:
     """
-    Updates the atoms of a block in sequence, in place; `block_coordinate_update` says what the arguments are. Float32 on the CPU; `rows`,
-    `residual` and `inverse` contiguous; `inverse` is 0 for atoms that stay.
+    Updates the atoms of a block in sequence and in place. `block_coordinate_update` explains the arguments. All are
+    float32 on the CPU; `rows`, `residual` and `inverse` are contiguous. `inverse` is 0 for atoms that do not change.
     """
     _block_update(rows, residual, coupling, inverse)
 

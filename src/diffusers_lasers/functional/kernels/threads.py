@@ -1,9 +1,9 @@
-"""Threads that the compiled kernels share with torch, and what becomes of them after a fork.
+"""Threads that the compiled kernels share with torch, and what happens to them after a fork.
 
-Where torch runs on GNU's OpenMP, its pool of threads does not survive a fork: the first tensor operation of a child
-that asks for more than one of them waits forever, be it a maximum of 64,000 numbers. So a forked child computes with
-one thread, as the workers of a data loader do. It may ask for more with `torch.set_num_threads` where nothing was
-computed in the parent before the fork.
+If torch runs on GNU's OpenMP, its pool of threads does not survive a fork. In the child, the first tensor operation
+that needs more than one thread waits forever; a maximum of 64,000 numbers is enough. So a forked child computes with
+one thread, as the workers of a data loader do. It may raise the number with `torch.set_num_threads` if the parent
+computed nothing before the fork.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 
 
 def openmp_entry() -> int:
-    """Address of `GOMP_parallel` in the OpenMP library that torch has loaded for all to see; 0 where there is none, as
-    on macOS."""
+    """Address of `GOMP_parallel` in the OpenMP library that torch has loaded globally, or 0 if there is none, as on
+    macOS."""
     try:
         entry = ctypes.CDLL(None).GOMP_parallel
     except (AttributeError, OSError, TypeError):

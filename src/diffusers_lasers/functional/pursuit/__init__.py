@@ -1,7 +1,7 @@
 """Sparse codes of signals, and signals from sparse codes.
 
-`greedy.py` (OMP, OLS) and `thresholding.py` (IHT, FISTA) are what a user calls, by name in `by_name.py`. Which
-implementation of a greedy pursuit runs, compiled or in tensor operations, is decided in `greedy.py` and nowhere else.
+Users call `greedy.py` (OMP, OLS) and `thresholding.py` (IHT, FISTA), or choose by name with `by_name.py`. Only
+`greedy.py` decides whether a greedy pursuit runs compiled or in tensor operations.
 """
 
 from .by_name import PURSUITS, get_pursuit

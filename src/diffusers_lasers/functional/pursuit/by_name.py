@@ -1,9 +1,10 @@
 """The pursuits by name, and when to take which.
 
-All take `(signals, dictionary, sparsity, tolerance=None, *, check_finite=True)` and return `(indices, coefficients)`, least-squares
-coefficients on a support of at most `sparsity` atoms; they differ in how they find it. Mean relative residual ‖y − Dγ‖ / ‖y‖ of 256
-signals with the default options, measured by `pytest tests/functional/test_pursuits.py -k relative_residuals`; random dictionaries; 32 bits a
-coefficient and `support_bits`:
+All take `(signals, dictionary, sparsity, tolerance=None, *, check_finite=True)` and return `(indices, coefficients)`.
+The coefficients are a least-squares fit on a support of at most `sparsity` atoms. The pursuits differ in how they find
+the support. The table shows the mean relative residual ‖y − Dγ‖ / ‖y‖ of 256 signals, with random dictionaries and the
+default options. A code's bits are `support_bits` and 32 bits for each coefficient. The command is
+`pytest tests/functional/test_pursuits.py -k relative_residuals`.
 
     features, atoms, S   bits   signals       omp     ols     iht     fista
     16, 512, 5            198   Gaussian     0.137   0.127   0.239   0.294
@@ -12,16 +13,19 @@ coefficient and `support_bits`:
     128, 512, 24          904   sparse       0.087   0.086   0.091   0.107
     128, 512, 24          904   signs        0.256   0.256   0.131   0.095
 
-(sparse: S atoms with normal weights, and noise of a tenth of their length; signs: the weights are ±1).
+Sparse signals are sums of S atoms with normal weights, plus noise of a tenth of their length. Signs means that the
+weights are ±1.
 
-* `omp` is the default: nested codes, S products with the dictionary, a compiled kernel.
-* `ols` leaves a shorter residual where features are few and atoms many, as in a latent space, and costs up to twice as much.
-* `iht` and `fista` are for signals that are known to be sums of atoms of the dictionary with weights of like magnitude, where the first
-  choices of a greedy pursuit are often wrong ones; with tens of atoms a signal `fista` finds nearly all. Elsewhere they are worse and
-  many times slower: about `iterations` products with the dictionary, and for `fista` twice that.
+* `omp` is the default. Its supports are nested, it needs S products with the dictionary, and it has a compiled kernel.
+* `ols` leaves a shorter residual where there are few features and many atoms, as in a latent space. It costs up to
+  twice as much.
+* `iht` and `fista` are for signals that are known to be sums of atoms with weights of similar magnitude. There, the
+  first choices of a greedy pursuit are often wrong. With tens of atoms in each signal, `fista` finds nearly all of
+  them. For other signals, both are worse and many times slower: `iht` needs about `iterations` products with the
+  dictionary, and `fista` twice as many.
 
-Plain matching pursuit, without the fit, is not among them: it saves time beside tensor operations only, none beside the kernel, and its
-residuals at the same S, hence the same bits, are longer.
+Matching pursuit without the least-squares fit is not offered. It is faster than OMP in tensor operations, but not
+faster than OMP's kernel, and its residuals are longer at the same S and so at the same bits.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ PURSUITS: dict[str, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {
 
 def get_pursuit(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
     """
-    The pursuit of that name.
+    Returns the pursuit with the given name.
 
     Args:
         name (`str`): A key of `PURSUITS`: `"omp"`, `"ols"`, `"iht"` or `"fista"`.
@@ -55,7 +59,7 @@ def get_pursuit(name: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
         `Callable`: [`omp`], [`ols`], [`iht`] or [`fista`].
 
     Raises:
-        ValueError: If there is no such pursuit.
+        ValueError: If no pursuit has this name.
     """
     if name not in PURSUITS:
         raise ValueError(f"`name` must be one of {', '.join(map(repr, PURSUITS))}, got {name!r}.")

@@ -1,13 +1,14 @@
-r"""How the greedy pursuits in tensor operations learn which atom fits best: correlations of all atoms with residuals and directions.
+r"""Correlations of all atoms with residuals and directions, from which the greedy pursuits choose the next atom.
 
-In the *residual form* they are products, Dᵀ r and Dᵀ q: `features` multiply-adds an atom. In the *Gram form* they follow from the Gram matrix
-G = DᵀD. With the chosen atoms' coefficients γ of the residual r = y − Σ γ_j d_j, and W of a direction q = Σ W_j d_j of their span,
+This is the part of `greedy_torch.py` that costs most. There are two ways to compute it. The *residual form* multiplies:
+Dᵀ r and Dᵀ q, `features` multiply-adds for each atom. The *Gram form* uses the Gram matrix G = DᵀD. The residual is
+r = y − Σ γ_j d_j and a direction is q = Σ W_j d_j, with sums over the chosen atoms, so that
 
-    Dᵀ r = Dᵀ y − Σ γ_j G_j ,      Dᵀ q = Σ W_j G_j ,
+    Dᵀ r = Dᵀ y − Σ γ_j G_j ,      Dᵀ q = Σ W_j G_j .
 
-as many multiply-adds an atom as atoms are chosen. `F.embedding_bag` is such a sum of weighted rows, Dᵀ y being one row more. Its rounding grows with
-Σ |γ_j| and Σ |W_j|: where it is not small beside the result, signals that are nearly explained and atoms that are nearly dependent, the product
-is taken in its place.
+Each atom then costs as many multiply-adds as atoms are chosen. `F.embedding_bag` computes such a sum of weighted rows,
+with Dᵀ y as one more row. Its rounding error grows with Σ |γ_j| and Σ |W_j|. It is too large for signals that are
+nearly explained and for atoms that are nearly dependent; there the Gram form falls back to the product.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ if TYPE_CHECKING:
     from .support_fit import SupportFit
 
 
-# Correlations held at a time (signals × atoms): on the CPU what its cache holds, on an accelerator what keeps it busy.
+# Correlations held at a time (signals × atoms): what fits into a CPU's cache, and what keeps an accelerator busy.
 BLOCK_ELEMENTS = {"cpu": 2**20, "accelerator": 2**26}
-RUN = 64  # atoms are padded to a multiple; see `row_maximum`
-# The Gram form is the faster from so many features, and so many for each atom of a code.
+RUN = 64  # the number of atoms is padded to a multiple of this; see `row_maximum`
+# The Gram form is faster from this number of features on, and from this number of features for each atom of a code.
 _GRAM_FEATURES = 128
 _GRAM_FEATURES_AN_ATOM = 8
-_MAX_GRAM_ATOMS = 8192  # whose Gram matrix takes 256 MiB
-_FEW_FEATURES = 32  # below it torch's BLAS is the faster
-_WORST_ROUNDING = 32.0  # (‖y‖ + Σ |γ_j|) / ‖r‖, and Σ |W_j|, which the Gram form may reach
+_MAX_GRAM_ATOMS = 8192  # the Gram matrix of so many atoms takes 256 MiB
+_FEW_FEATURES = 32  # below this, torch's BLAS is faster than oneDNN
+_WORST_ROUNDING = 32.0  # largest (‖y‖ + Σ |γ_j|) / ‖r‖, and largest Σ |W_j|, for which the Gram form is used
 
 
 def faster_form(atoms: torch.Tensor, signals: int, sparsity: int) -> type[ResidualForm]:
-    """The form to take for N `signals`, unit `atoms (L, K)` and S = `sparsity`."""
+    """The faster form for N = `signals`, unit `atoms (L, K)` and S = `sparsity`."""
     looks_at_values = atoms.device.type == "cpu" and not torch.compiler.is_compiling()
     gram = looks_at_values and atoms.dtype == torch.float32 and _gram_is_faster(*atoms.shape, signals, sparsity)
     return GramForm if gram else ResidualForm
@@ -48,13 +49,14 @@ def _gram_is_faster(features: int, atoms: int, signals: int, sparsity: int) -> b
 
 class ResidualForm:
     """
-    Correlations by products.
+    Computes correlations as matrix products.
 
     Args:
-        atoms (`torch.Tensor` of shape `(L, K)`): Atoms of unit norm, or zero; K a multiple of `RUN`.
-        rows (`int`): Largest number of signals coded at a time.
-        sparsity (`int`): Atoms a signal.
-        orthogonal (`bool`): Whether correlations with directions are asked for (OLS), or with residuals (OMP).
+        atoms (`torch.Tensor` of shape `(L, K)`): Atoms of unit norm, or zero. K is a multiple of `RUN`.
+        rows (`int`): Largest number of signals that are coded at a time.
+        sparsity (`int`): Largest number of atoms of a signal.
+        orthogonal (`bool`): Whether the pursuit is OLS, which needs correlations with directions, and not OMP, which
+            needs those with residuals.
     """
 
     def __init__(self, atoms: torch.Tensor, rows: int, sparsity: int, orthogonal: bool):
@@ -66,32 +68,35 @@ class ResidualForm:
         self.product = _product(atoms, self.rows, rows)
 
     def begin(self, fit: SupportFit) -> None:
-        """Takes a new block of signals, before its first atom."""
+        """Starts a new block of signals, before its first atom."""
 
     def advance(self, fit: SupportFit) -> None:
-        """Takes notice of an atom that was added."""
+        """Updates what is kept after an atom was added."""
 
     def with_residual(
         self, fit: SupportFit, part: slice, magnitude: bool, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Correlations `(n, K)` of the residuals of a part of the signals, or their absolute values; in `out`, where it is given."""
+        """Correlations `(n, K)` with the residuals of a part of the signals, or their absolute values. They are written
+        to `out` if it is given."""
         return self.product(fit.residual[:, part], magnitude, out)
 
     def with_direction(self, fit: SupportFit, part: slice) -> torch.Tensor:
-        """Correlations `(n, K)` of the last directions."""
+        """Correlations `(n, K)` with the last directions."""
         return self.product(fit.basis[len(fit.slots) - 1, :, part], False)
 
     def correct(self, fit: SupportFit, part: slice, values: torch.Tensor) -> None:
-        """Renews those of the correlations `values` with the residual that their updates by `with_direction` have left inexact."""
+        """Computes anew the correlations with residuals, in `values`, that are no longer exact after many updates by
+        `with_direction`."""
 
 
 class GramForm(ResidualForm):
-    """Correlations by rows of the Gram matrix. For float32 on the CPU; not to be compiled, since it looks at values."""
+    """Computes correlations from rows of the Gram matrix. For float32 on the CPU. It reads values and so cannot be
+    compiled."""
 
     def __init__(self, atoms: torch.Tensor, rows: int, sparsity: int, orthogonal: bool):
         super().__init__(atoms, rows, sparsity, orthogonal)
         count = atoms.shape[1]
-        # the Gram matrix, and for OMP Dᵀy of the signals at hand
+        # the Gram matrix; for OMP, Dᵀy of the block of signals stands below it
         self.table = atoms.new_empty(count if orthogonal else count + rows, count)
         for start in range(0, count, rows):
             part = slice(start, min(start + rows, count))
@@ -151,18 +156,18 @@ class GramForm(ResidualForm):
         return F.embedding_bag(self.members[part], self.table, per_sample_weights=self.weights[part], mode="sum")
 
     def _replace(self, values, chosen, columns):
-        """`values (n, K)` with the products of the `chosen (n,)` ones of `columns (L, n)` in their place."""
+        """Overwrites the rows of `values (n, K)` that are marked in `chosen (n,)` by products with `columns (L, n)`."""
         rows = chosen.nonzero()[:, 0]
         return values.index_copy_(0, rows, self.product(columns.index_select(1, rows), False)) if len(rows) else values
 
 
 def _product(atoms: torch.Tensor, transposed: torch.Tensor | None, rows: int):
     """
-    The function that multiplies columns `(L, n)`, mostly `rows` of them, with `atoms (L, K)`, which the CPU has `transposed (K, L)` too: `(n, K)`, or
-    the absolute values of it.
+    Returns the function that multiplies columns `(L, n)` with `atoms (L, K)` to `(n, K)`, or to its absolute values.
 
-    For float32 on the CPU it is the product that `torch.compile` takes for linear layers there (oneDNN): on processors whose BLAS is not
-    tuned for them it has twice the speed, and absolute values cost nothing as the slope −1 of a leaky ReLU.
+    For float32 on the CPU this is oneDNN's product, which `torch.compile` uses for linear layers. It is twice as fast
+    on processors for which BLAS is not tuned. Absolute values cost nothing there: they are a leaky ReLU of slope −1.
+    `transposed (K, L)` are the atoms as rows, which this product needs, and `rows` is the usual n.
     """
     eager = atoms.device.type == "cpu" and not torch.compiler.is_compiling()
     if eager and atoms.dtype == torch.float32 and _has_onednn() and atoms.shape[0] >= _FEW_FEATURES:
@@ -185,9 +190,12 @@ def _product(atoms: torch.Tensor, transposed: torch.Tensor | None, rows: int):
 @cache
 def _has_onednn() -> bool:
     """
-    Whether this torch has oneDNN's product; asked once. It writes into fresh memory each time, of which every page costs a fault unless the
-    allocator keeps what was freed: glibc does so up to twice the largest block that it got from the system and gave back, at most
-    32 MiB. Such a block is taken here (untouched, so that it costs nothing) and given back.
+    Whether this torch has oneDNN's product.
+
+    The product allocates its result each time. Fresh memory costs a page fault for each page, unless the allocator
+    reuses freed blocks. glibc reuses blocks of up to twice the size of the largest one that it has returned to the
+    system, at most 32 MiB. So a block of that size is allocated and freed here, once. It is never written to, and so
+    costs nothing.
     """
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
     names = ("_linear_pointwise", "_reorder_linear_weight")
@@ -196,11 +204,11 @@ def _has_onednn() -> bool:
 
 def row_maximum(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Largest value `(n,)` of each row of `values (n, K)` and where it stands, the first on ties; K is a multiple of `RUN`. On a CPU it may
-    overwrite the values.
+    Largest value `(n,)` of each row of `values (n, K)` and its position, the first one on ties.
 
-    `max` with indices runs at a tenth of the speed of `amax` on a CPU. So there the maximum of each run of `RUN` values is found by `amax`, and
-    only the runs' maxima and the best run are searched with indices.
+    K is a multiple of `RUN`. On a CPU the values may be overwritten. There, `max` with indices has a tenth of the speed
+    of `amax`. So `amax` finds the maximum of each run of `RUN` values, and only the maxima of the runs and the best run
+    are searched with indices.
     """
     if values.device.type != "cpu":
         return values.max(dim=1)
@@ -216,8 +224,12 @@ def row_maximum(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _position(values: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """First column of `values (n, RUN)` that holds its row's maximum `best (n,)`; 0 in rows with NaN. Overwrites the values. In float
-    arithmetic, which a CPU does in vectors: the maximum of −column where the value is the best, and of something far below elsewhere."""
+    """
+    First column of `values (n, RUN)` that holds its row's maximum `best (n,)`; 0 in rows with NaN.
+
+    Overwrites the values. A CPU vectorises float arithmetic, so the column is found as a maximum of floats: −column
+    where the value is the best one, and a very low number elsewhere.
+    """
     columns = torch.arange(0, -RUN, -1, dtype=values.dtype)
     values.sub_(best.unsqueeze(1))
     torch.add(columns, values, alpha=1e38, out=values)

@@ -1,15 +1,16 @@
 r"""Greedy pursuits in tensor operations: any device, float32 and float64.
 
-A block of n signals is coded at once, its arrays laid out `(…, n)` so that every operation runs along n. The residual r of the chosen
-atoms D_τ = Q R and each new direction q_s are elementwise arithmetic on the atoms themselves (`SupportFit`). Which atom comes next
-depends on the correlations of all atoms, Dᵀ r for OMP and for OLS Dᵀ q_s too, from which it follows α ← α − p_s Dᵀ q_s
-(`correlations.py`): only the choice between nearly equal atoms depends on how these are computed, and on
-`torch.set_float32_matmul_precision`.
+A block of n signals is coded at once. Its arrays have the layout `(…, n)`, so that every operation runs along n. The
+residual r and each new direction q_s come from elementwise arithmetic on the chosen atoms D_τ = Q R (`SupportFit`). The
+choice of the next atom needs correlations of all atoms (`correlations.py`): Dᵀ r for OMP, and for OLS also Dᵀ q_s, with
+which the correlations α are updated, α ← α − p_s Dᵀ q_s. How these are computed, and
+`torch.set_float32_matmul_precision`, only affect the choice between nearly equal atoms.
 
-On an accelerator and in a compiled graph nothing is decided on the host, so that it compiles to one graph and never waits for a GPU.
+On an accelerator and in a compiled graph nothing is decided on the host. So the code compiles to one graph and never
+waits for a GPU.
 
-A chosen atom has no correlation left but rounding; should it win all the same, nothing else is left to explain, and `SupportFit` finds it
-dependent.
+The correlation of a chosen atom is rounding only. If such an atom is chosen again, no other atom can explain anything
+either, and `SupportFit` finds it dependent.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from .correlations import BLOCK_ELEMENTS, RUN, GramForm, faster_form, row_maximu
 from .support_fit import SupportFit, column_norms
 
 
-# Numbers of a basis, or of a triangle, held at a time (signals × sparsity × features or sparsity): blocks of signals are larger than those of
-# correlations, so that an operation on them is worth its start.
+# Elements of the bases, or of the triangles, of a block (signals × sparsity × features or sparsity). Blocks of signals
+# are larger than blocks of correlations, so that the work of an operation outweighs the cost of starting it.
 _BASIS_ELEMENTS = {"cpu": 2**21, "accelerator": 2**26}
-# Correlations that are kept from step to step (signals × atoms): OLS, and the Gram form.
+# Correlations (signals × atoms) that OLS and the Gram form keep from step to step.
 _STATE_ELEMENTS = {"cpu": 2**22, "accelerator": 2**26}
-# OLS divides by the squared length outside the span, which is tracked by subtraction: below this it is rounding.
+# OLS divides by the squared length outside the span. It is updated by subtraction; below this it is only rounding.
 LEAST_SQUARED_LENGTH = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
@@ -37,7 +38,8 @@ def greedy_pursuit_torch(
     signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int, tolerance: float | None, orthogonal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    OMP, or OLS where `orthogonal`, in blocks of signals; see [`omp`] for the arguments, which are taken as checked and of one dtype.
+    Runs OMP, or OLS if `orthogonal`, in blocks of signals. The arguments are those of [`omp`]. They must have been
+    checked and have one dtype.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Indices and coefficients, `(N, sparsity)` each.
@@ -48,13 +50,13 @@ def greedy_pursuit_torch(
         atoms, scale = F.pad(atoms, (0, -count % RUN)), F.pad(scale, (0, -count % RUN))
     form = faster_form(atoms, n, sparsity)
     where = "cpu" if signals.device.type == "cpu" else "accelerator"
-    # of a signal: basis, its products, triangle, and what is held once
+    # numbers for each signal: basis, its products, triangle, and vectors
     numbers = (2 * sparsity + 4) * max(signals.shape[1], sparsity) + 16
     rows, at_once = _BASIS_ELEMENTS[where] // numbers, BLOCK_ELEMENTS[where] // atoms.shape[1]
     if orthogonal or form is GramForm:
         rows = min(rows, _STATE_ELEMENTS[where] // atoms.shape[1])
     if where == "cpu" and (orthogonal or form is GramForm):
-        at_once //= 2  # OLS goes over more arrays of a block; large sums of rows leave holes in memory
+        at_once //= 2  # OLS reads more arrays; large sums of rows fragment the memory
     rows = max(1, min(n, rows))
     at_once = max(1, min(rows, at_once))
     correlations = form(atoms, rows, sparsity, orthogonal)
@@ -69,7 +71,7 @@ def greedy_pursuit_torch(
 
 
 def _code_block(signals, scale, correlations, at_once, tolerance):
-    """OMP or OLS of one block: `signals (n, L)`, of which `at_once` meet all atoms at a time."""
+    """OMP or OLS of one block of `signals (n, L)`. Correlations with all atoms are computed for `at_once` signals."""
     fit = SupportFit(signals, correlations.atoms, scale, correlations.sparsity, correlations.rows)
     goal = None if tolerance is None else tolerance / fit.unit
     correlations.begin(fit)
@@ -90,20 +92,19 @@ def _code_block(signals, scale, correlations, at_once, tolerance):
 
 
 def _magnitudes(fit, correlations, part):
-    """What OMP chooses by: |Dᵀ r|."""
+    """The scores of OMP: |Dᵀ r|."""
     return correlations.with_residual(fit, part, True)
 
 
 class _OrthogonalScores:
-    """What OLS chooses by: the square of d_jᵀ r over that of the length of d_j outside the span, `(n, K)`."""
+    """The scores `(n, K)` of OLS: the square of d_jᵀ r divided by the squared length of d_j outside the span."""
 
     def __init__(self, atoms: torch.Tensor, signals: int):
         self.least = LEAST_SQUARED_LENGTH[atoms.dtype]
         self.correlations = atoms.new_empty(signals, atoms.shape[1])
         self.lengths = torch.empty_like(self.correlations)  # squared, outside the span
-        self.squared_lengths = (atoms.square().sum(dim=0) > 0).to(
-            atoms.dtype
-        )  # before the first atom; a zero atom has none
+        # before the first atom: 1, or 0 for a zero atom
+        self.squared_lengths = (atoms.square().sum(dim=0) > 0).to(atoms.dtype)
 
     def __call__(self, fit, correlations, part):
         current, lengths = self.correlations[part], self.lengths[part]
@@ -113,6 +114,6 @@ class _OrthogonalScores:
         current.addcmul_(new, fit.projections[-1][part].unsqueeze(1), value=-1.0)
         torch.addcmul(lengths if len(fit.slots) > 1 else self.squared_lengths, new, new, value=-1.0, out=lengths)
         correlations.correct(fit, part, current)
-        # an atom that has become dependent gets an infinite length, from which no later step brings it back
+        # a dependent atom gets an infinite length, which stays infinite in all later steps
         F.threshold_(lengths, self.least, math.inf)
         return torch.div(current, lengths, out=new).mul_(current)

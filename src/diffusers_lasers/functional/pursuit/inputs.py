@@ -1,4 +1,4 @@
-"""What every pursuit asks of its arguments."""
+"""Checks of the arguments that all pursuits share."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def pursuit_arguments(
     tolerance: float | None,
     check_finite: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, float | None]:
-    """`signals` and `dictionary` as tensors in the precision of the computation, and `tolerance`; a `ValueError` names
-    what does not fit."""
+    """Returns `signals` and `dictionary` as tensors in the precision of the computation, and `tolerance`. Raises a
+    `ValueError` that names the argument if one does not fit."""
     signals, dictionary = as_tensor("signals", signals), as_tensor("dictionary", dictionary)
     if signals.ndim != 2 or not signals.is_floating_point() or signals.shape[1] == 0:
         raise ValueError(
@@ -54,9 +54,9 @@ def pursuit_arguments(
 
 
 def check_finite_values(**tensors: torch.Tensor) -> None:
-    """Refuses NaN and infinities with a `ValueError`; inside `torch.compile` the check becomes an assertion in the graph."""
+    """Raises a `ValueError` for NaN and infinities. In `torch.compile` the check becomes an assertion in the graph."""
     for name, tensor in tensors.items():
-        # a NaN is its tensor's maximum, and two reductions are faster than a mask of as many elements
+        # the maximum of a tensor with NaN is NaN, and two reductions are faster than a mask of all elements
         ends = (tensor.amax(), tensor.amin()) if tensor.numel() else (tensor.new_zeros(()),)
         finite = torch.isfinite(torch.stack(ends)).all()
         message = f"`{name}` must be finite, got NaN or infinite values."

@@ -1,7 +1,7 @@
 r"""Least squares on a growing support: atoms D_τ = Q R, Q orthonormal and R a triangle, and the residual r = y − QQᵀy.
 
-A new atom d gives the next direction q ∝ (I − QQᵀ) d by Gram–Schmidt, and r ← r − q qᵀr. The coefficients solve R γ =
-Qᵀy at the end. All arrays are laid out `(…, n)`, so that every operation runs along the n signals.
+A new atom d gives the next direction q ∝ (I − QQᵀ) d by Gram–Schmidt, and r ← r − q qᵀr. At the end, the coefficients
+solve R γ = Qᵀy. All arrays have the layout `(…, n)`, so that every operation runs along the n signals.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 
 
-# A step must explain at least this share of a signal's length (squared length: its square); below it lies rounding.
+# A step must explain at least this share of a signal's length. Less is rounding. For squared lengths, it is squared.
 RELATIVE_CORRELATION = {torch.float32: 1e-6, torch.float64: 1e-13}
-# An atom whose part outside the span of the chosen ones is shorter than this share of it counts as dependent.
+# An atom counts as dependent if its part outside the span of the chosen ones is shorter than this share of its length.
 RELATIVE_INDEPENDENCE = {torch.float32: 1e-5, torch.float64: 1e-11}
 
 
@@ -24,13 +24,14 @@ class SupportFit:
     Args:
         signals (`torch.Tensor` of shape `(n, features)`): Signals y.
         atoms (`torch.Tensor` of shape `(features, K)`): Atoms of unit norm, or zero.
-        scale (`torch.Tensor` of shape `(K,)`): Factors from coefficients of these atoms to the caller's; see `unit_atoms`.
+        scale (`torch.Tensor` of shape `(K,)`): Factors from coefficients of these atoms to the caller's; see
+            `unit_atoms`.
         sparsity (`int`): Largest size of a support.
-        rows (`torch.Tensor` of shape `(K, features)`, *optional*): The atoms once more, as rows: a CPU gathers them faster.
+        rows (`torch.Tensor` of shape `(K, features)`, *optional*): The same atoms as rows, which a CPU gathers faster.
 
     Attributes:
         residual (`torch.Tensor` of shape `(features, n)`): y − QQᵀy, in units of each signal's largest entry.
-        unit (`torch.Tensor` of shape `(n,)`): Those entries.
+        unit (`torch.Tensor` of shape `(n,)`): The magnitude of each signal's largest entry, or 1 for a zero signal.
         length (`torch.Tensor` of shape `(n,)`): ‖y‖ in these units.
         active (`torch.Tensor` of shape `(n,)`): Which signals may still take an atom.
     """
@@ -66,9 +67,11 @@ class SupportFit:
 
     def add(self, slot: torch.Tensor, eligible: torch.Tensor, greedy: bool = True) -> None:
         """
-        Adds atom `slot (n,)` to the supports of the active signals among `eligible (n,)`. Where it cannot, the new direction and the
-        projection on it are 0, and a signal stops being active; unless `greedy`, it stays so, and an atom need not explain anything by
-        itself: the support was chosen as a whole.
+        Adds atom `slot (n,)` to the supports of the signals that are active and `eligible (n,)`.
+
+        Where an atom cannot be added, the new direction and the projection on it are 0. If `greedy`, that signal stops
+        being active, and an atom must explain a part of the residual by itself. Otherwise the support was chosen
+        beforehand: the signal stays active, and any independent atom is added.
         """
         s = len(self.slots)
         basis, overlaps = self.basis[:s], self.triangle[:s, s]
@@ -76,7 +79,7 @@ class SupportFit:
             atom = self.atoms.index_select(1, slot)  # (features, n)
         else:
             atom = self.rows.index_select(0, slot).t().contiguous()
-        if s:  # classical Gram–Schmidt; twice is enough, and on the host once where little was cancelled
+        if s:  # classical Gram–Schmidt; two passes are enough, and on the CPU one where little was cancelled
             products = self.products[:s]
             overlaps.copy_(torch.mul(basis, atom, out=products).sum(dim=1))
             atom.sub_(torch.mul(basis, overlaps.unsqueeze(1), out=products).sum(dim=0))
@@ -103,7 +106,8 @@ class SupportFit:
         self.projections.append(projection)
 
     def code(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Indices and coefficients `(n, s)`: back substitution R γ = Qᵀ y. An unused slot has projection 0, hence coefficient 0."""
+        """Indices and coefficients `(n, s)`, by back substitution in R γ = Qᵀ y. An unused slot has projection 0 and so
+        coefficient 0."""
         slots, used = torch.stack(self.slots), torch.stack(self.used)  # (s, n)
         values = torch.stack(self.projections)
         for s in reversed(range(len(slots))):
@@ -117,5 +121,6 @@ class SupportFit:
 
 
 def column_norms(columns: torch.Tensor) -> torch.Tensor:
-    """Euclidean lengths `(n,)` of `columns (features, n)`; `torch.linalg.vector_norm` is ten times as slow along this dimension."""
+    """Euclidean lengths `(n,)` of `columns (features, n)`. `torch.linalg.vector_norm` is ten times slower along this
+    dimension."""
     return columns.square().sum(dim=0).sqrt()

@@ -1,11 +1,12 @@
 r"""From sparse codes back to signals, with both gradients.
 
-`synthesize` is the linear map \(\hat y = \sum_s c_s d_{k_s}\) (LASERS, 2024, eq 12) with its plain gradient to the
-coefficients and the atoms. Forward it is an `embedding_bag`, as fast as a kernel of our own; backward the atoms' gradient is summed by the
-compiled kernel, or slot by slot where that does not apply, since `embedding_bag`'s own takes several times as long.
+`synthesize` is the linear map \(\hat y = \sum_s c_s d_{k_s}\) (LASERS, 2024, eq 12), with its gradients to the
+coefficients and the atoms. Its forward pass is an `embedding_bag`, which is as fast as a kernel of our own. In the
+backward pass, the compiled kernel sums the gradient of the atoms. Where the kernel does not apply, it is summed slot by
+slot. `embedding_bag`'s own gradient takes several times as long.
 
-`projection_synthesis` is the same value seen as a function of the *signal*: for a fixed support τ the least-squares
-reconstruction is the orthogonal projection \(\hat y = D_τ (D_τ^⊤ D_τ)^{-1} D_τ^⊤ y\), so that its Jacobian is known in closed
+`projection_synthesis` has the same value as a function of the *signal*. For a fixed support τ the least-squares
+reconstruction is the orthogonal projection \(\hat y = D_τ (D_τ^⊤ D_τ)^{-1} D_τ^⊤ y\). So its Jacobian has a closed
 form. With \(g = ∂ℓ/∂\hat y\) and \(a = (D_τ^⊤ D_τ)^{-1} D_τ^⊤ g\),
 
     ∂ℓ/∂y = D_τ a,        ∂ℓ/∂d_{k_s} += (g − D_τ a) c_s + (y − D_τ c) a_s .
@@ -37,14 +38,14 @@ def synthesize(indices: torch.Tensor, coefficients: torch.Tensor, dictionary: to
         dictionary (`torch.Tensor` or `numpy.ndarray` of shape `(features, atoms)`): Atoms as columns.
 
     Returns:
-        `torch.Tensor` of shape `(N, features)`: The signals, in the dtype of `dictionary`; differentiable with respect to
-        `coefficients` and `dictionary`.
+        `torch.Tensor` of shape `(N, features)`: The signals, in the dtype of `dictionary`; differentiable with respect
+        to `coefficients` and `dictionary`.
 
     Raises:
-        ValueError: If `indices` and `coefficients` are not of one shape `(N, sparsity)`, a type or device does not
-            fit, or on the CPU an index is below −1 or names no atom. Nothing is read on the host for it: inside
-            `torch.compile` it is torch's own RuntimeError. On a GPU an index above the atoms is an assertion on the
-            device, and one below −1 counts as unused.
+        ValueError: If `indices` and `coefficients` are not of one shape `(N, sparsity)`, if a type or device does not
+            fit, or if on the CPU an index is below −1 or not below the number of atoms. In `torch.compile` such an
+            index raises torch's own RuntimeError. On a GPU, a too large index is an assertion on the device, and an
+            index below −1 counts as unused.
     """
     indices, coefficients = as_tensor("indices", indices), as_tensor("coefficients", coefficients)
     dictionary = as_tensor("dictionary", dictionary)
@@ -58,7 +59,7 @@ def synthesize(indices: torch.Tensor, coefficients: torch.Tensor, dictionary: to
         return _Synthesis.apply(indices, weights, dictionary)
     try:
         return _Synthesis.apply(indices, weights, dictionary)
-    except (IndexError, RuntimeError):  # what `embedding_bag` says on a CPU; values are looked at only now
+    except (IndexError, RuntimeError):  # raised by `embedding_bag` on a CPU; only now are values read
         check_indices("indices", indices, dictionary.shape[1], least=-1)
         raise
 
@@ -85,8 +86,8 @@ class _Synthesis(torch.autograd.Function):
     @staticmethod
     def forward(ctx, indices, weights, dictionary):
         ctx.save_for_backward(indices, weights, dictionary)
-        rows = dictionary.t().contiguous()  # the fast path of `embedding_bag` takes no other
-        # −1 becomes 0, of weight 0; on a CPU what is below it stays what it is, and is refused
+        rows = dictionary.t().contiguous()  # `embedding_bag` is fast on contiguous rows only
+        # −1 becomes 0, with weight 0; on a CPU a smaller index stays and is refused
         slots = indices + (indices == -1) if indices.device.type == "cpu" else indices.clamp_min(0)
         return F.embedding_bag(slots, rows, per_sample_weights=weights, mode="sum")
 
@@ -97,12 +98,12 @@ class _Synthesis(torch.autograd.Function):
 
 
 def _synthesis_gradients(gradient, indices, weights, dictionary, wants_weights, wants_dictionary):
-    """∂ℓ/∂c_ns = gᵀ_n d_{k_ns} and ∂ℓ/∂d_k = Σ c_ns g_n over the slots of atom k, each `None` where not wanted."""
+    """∂ℓ/∂c_ns = gᵀ_n d_{k_ns}, and ∂ℓ/∂d_k = Σ c_ns g_n over the slots of atom k. `None` where not wanted."""
     if uses_fused(gradient):
         return fused_synthesis_gradients(gradient, indices, weights, dictionary, wants_weights, wants_dictionary)
     slots, used = indices.clamp_min(0), indices >= 0
     to_weights = to_dictionary = None
-    if wants_weights:  # slot by slot: no (N, S, L) of gathered atoms
+    if wants_weights:  # slot by slot, which needs no array (N, S, L) of gathered atoms
         rows = dictionary.t()
         products = [(gradient * rows[slots[:, s]]).sum(dim=1) for s in range(slots.shape[1])]
         to_weights = torch.stack(products, dim=1) * used
@@ -129,12 +130,13 @@ class _ProjectionSynthesis(torch.autograd.Function):
 
 
 def _projection_gradients(gradient, signals, dictionary, indices, coefficients, reconstruction, wants_dictionary):
-    """The two formulas of the module's text, in float32 at least: gradients to `signals` and to `dictionary` (or `None`)."""
+    """The two formulas of the module's text, in float32 at least: gradients to `signals` and to `dictionary` (or
+    `None`)."""
     dtype = torch.promote_types(dictionary.dtype, torch.float32)
     g, y, c = gradient.to(dtype), signals.to(dtype), coefficients.to(dtype)
     used, slots = indices >= 0, indices.clamp_min(0)
     atoms = dictionary.t()[slots].to(dtype) * used.unsqueeze(-1)  # (N, S, L), unused slots zero
-    # Elementwise, so that TF32 products cannot make the Gram matrix indefinite.
+    # Elementwise: products in TF32 could make the Gram matrix indefinite.
     gram = (atoms.unsqueeze(2) * atoms.unsqueeze(1)).sum(dim=-1)  # (N, S, S)
     # Unused slots get a unit diagonal; the ridge keeps nearly dependent atoms solvable in the working precision.
     ridge = torch.finfo(dtype).eps * atoms.shape[1]
@@ -157,12 +159,13 @@ def projection_synthesis(
     r"""
     Reconstructs signals from their least-squares codes, with the exact gradient for a fixed support.
 
-    The value equals [`synthesize`]; the gradient is that of the orthogonal projection of `signals` on their chosen atoms
-    (see the module's text), to `signals` and to `dictionary`.
+    The value equals that of [`synthesize`]. The gradients to `signals` and `dictionary` are those of the orthogonal
+    projection of `signals` on their chosen atoms (see the text of the module).
 
     Args:
         signals (`torch.Tensor` of shape `(N, features)`): The coded signals.
-        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns, of lengths whose squares the dtype holds.
+        dictionary (`torch.Tensor` of shape `(features, atoms)`): Atoms as columns. Their squared lengths must not
+            overflow.
         indices (`torch.Tensor` of shape `(N, sparsity)`): Support found by a pursuit, −1 in unused slots.
         coefficients (`torch.Tensor` of shape `(N, sparsity)`): Least-squares coefficients on that support.
 

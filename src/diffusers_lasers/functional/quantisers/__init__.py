@@ -1,4 +1,4 @@
-"""Codebooks: nearest codewords and running means, several indices a vector, and the order of the codewords."""
+"""Codebooks: nearest codewords and running means, several indices for one vector, and the order of the codewords."""
 
 from .codebook import codeword_statistics, kmeans, nearest_codewords, update_codebook
 from .ordering import ORDERS, OrderScore, codebook_order, score_order

@@ -1,13 +1,13 @@
 r"""Vector quantisation with running-mean codebooks.
 
-A codebook of K codewords \(e_k \in \mathbb{R}^L\) codes a signal by its nearest codeword (LASERS, 2024, eqs 1–2). It is learned by
-exponential moving averages of the count \(N_k\) and the sum \(m_k\) of the signals assigned to each codeword (van den Oord et al.,
-2017, appendix A.1),
+A codebook of K codewords \(e_k \in \mathbb{R}^L\) codes a signal by its nearest codeword (LASERS, 2024, eqs 1–2). It is
+learned by exponential moving averages of the count \(N_k\) and the sum \(m_k\) of the signals assigned to each codeword
+(van den Oord et al., 2017, appendix A.1),
 
     N_k ← λ N_k + (1 − λ) n_k,    m_k ← λ m_k + (1 − λ) Σ_{assigned} y,    e_k = m_k / N_k .
 
-A codeword whose count sinks below a share of the mean count is dead; it restarts at a random signal, with its statistics reset
-so that the next average does not pull it back (espnet/espnet#6284 shows what happens otherwise).
+A codeword is dead if its count falls below a share of the mean count. It restarts at a random signal. Its statistics
+are reset, so that the next average does not pull it back (espnet/espnet#6284 shows what happens otherwise).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def nearest_codewords(signals: torch.Tensor, codebook: torch.Tensor) -> torch.Te
         `torch.Tensor` of shape `(N,)`: Indices, int64.
 
     Raises:
-        ValueError: If the two are no floating-point matrices of one type, device and number of features, or there is
-            no codeword.
+        ValueError: If the two are not floating-point matrices of the same type, device and number of features, or if
+            there is no codeword.
     """
     signals, codebook = as_tensor("signals", signals).detach(), as_tensor("codebook", codebook).detach()
     check_operands(signals=(signals, "N features"), codebook=(codebook, "codewords features"))
@@ -61,15 +61,16 @@ def codeword_statistics(
         codewords (`int`): Number of codewords.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Counts `(codewords,)` and sums `(codewords, features)`, in the dtype of `signals`.
+        `tuple[torch.Tensor, torch.Tensor]`: Counts `(codewords,)` and sums `(codewords, features)`, in the dtype of
+        `signals`.
 
     Raises:
-        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no
-            codeword.
+        ValueError: If the shapes or types do not fit or, on the CPU and outside `torch.compile`, an index is out of
+            range.
     """
     check_operands(signals=(signals, "N features"))
     if isinstance(codewords, bool) or not isinstance(codewords, int) or not 1 <= codewords < 2**31:
-        raise ValueError(f"`codewords` must be an integer from 1 to 2³¹ less one, got {codewords!r}.")
+        raise ValueError(f"`codewords` must be an integer from 1 to 2³¹ − 1, got {codewords!r}.")
     check_indices("indices", indices, codewords, of="codewords")
     if indices.shape != signals.shape[:1] or indices.device != signals.device:
         raise ValueError(
@@ -99,9 +100,10 @@ def update_codebook(
         running_sums (`torch.Tensor` of shape `(codewords, features)`): m_k before the step.
         counts (`torch.Tensor` of shape `(codewords,)`): n_k of this batch (over all ranks).
         sums (`torch.Tensor` of shape `(codewords, features)`): Sums of this batch (over all ranks).
-        candidates (`torch.Tensor` of shape `(codewords, features)`): Signals of this batch, where a dead codeword restarts.
+        candidates (`torch.Tensor` of shape `(codewords, features)`): Signals of this batch. If codeword k is dead, it
+            restarts at the k-th one.
         decay (`float`): λ, in [0, 1).
-        dead_share (`float`): A codeword is dead once N_k falls below this share of the mean of N; 0 disables revival.
+        dead_share (`float`): A codeword is dead if N_k is below this share of the mean of N. 0 disables revival.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: The new counts, sums and codebook.
@@ -110,10 +112,10 @@ def update_codebook(
     running_sums = decay * running_sums + (1 - decay) * sums
     mean = running_counts.mean()
     dead = running_counts < dead_share * mean
-    restart = (10 * dead_share * mean).clamp_max(mean)  # lives ln(10) / (1 − λ) steps without a signal
+    restart = (10 * dead_share * mean).clamp_max(mean)  # enough for about ln(10) / (1 − λ) steps without a signal
     running_counts = torch.where(dead, restart, running_counts)
     running_sums = torch.where(dead.unsqueeze(1), candidates * restart, running_sums)
-    # Without revival an unused codeword stays where it is: its count and sum are kept from fading away together.
+    # Without revival an unused codeword does not move. Its count and sum must not vanish, so they are scaled up.
     lift = (1e-6 * mean / running_counts).clamp_min(1)
     running_counts, running_sums = running_counts * lift, running_sums * lift.unsqueeze(1)
     return running_counts, running_sums, running_sums / running_counts.unsqueeze(1)
@@ -123,21 +125,21 @@ def kmeans(
     signals: torch.Tensor, codewords: int, iterations: int = 10, generator: torch.Generator | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Lloyd's algorithm from distinct random signals; an emptied codeword restarts at a random signal.
+    Lloyd's algorithm. It starts from distinct random signals. A codeword without signals restarts at a random signal.
 
     Args:
-        signals (`torch.Tensor` of shape `(N, features)`): Signals, N ≥ 1; drawn with repetition where N < `codewords`.
+        signals (`torch.Tensor` of shape `(N, features)`): Signals, N ≥ 1. They are repeated if N < `codewords`.
         codewords (`int`): Number of codewords.
-        iterations (`int`, defaults to 10): Assignments and means.
+        iterations (`int`, defaults to 10): Number of assignments and means, at least 0.
         generator (`torch.Generator`, *optional*): Source of randomness, on the CPU or the signals' device.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: The codebook `(codewords, features)` and the counts `(codewords,)` of its last
-        assignment.
+        `tuple[torch.Tensor, torch.Tensor]`: The codebook `(codewords, features)` and the counts `(codewords,)` of its
+        last assignment.
 
     Raises:
-        ValueError: If `signals` is no floating-point matrix with at least one row and column, or a number is out of
-            range.
+        ValueError: If `signals` is not a floating-point matrix with at least one row and one column, or a number is
+            out of range.
     """
     if check_operands(signals=(signals, "N features"))["N"] == 0:
         raise ValueError("`signals` must hold at least one signal, got none.")

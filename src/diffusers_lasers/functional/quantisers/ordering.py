@@ -1,15 +1,16 @@
 r"""The order of a codebook (Scribano et al., 2023, section 3.2.1): which codewords get neighbouring indices.
 
-Diffusion on indices treats an index as a number, so that a small error in it should be a small error in the image. The paper asks for neighbours in index to
-be nearest in space (eqs 18, 19, the latter printed with its inequality reversed); we judge the same of all triples, of which theirs are those with a neighbour,
+Diffusion on indices treats an index as a number. So a small error in the index should be a small error in the image.
+The paper asks that neighbours in index are nearest in space (eqs 18 and 19; the inequality of eq 19 is printed
+reversed). Its triples contain two neighbours. We ask the same of all triples,
 
     i < j < k   ⇒   ‖c_i − c_j‖ ≤ ‖c_i − c_k‖   and   ‖c_j − c_k‖ ≤ ‖c_i − c_k‖ .
 
-The paper sorts codewords by their projection on the first principal component. That is the line of
-largest variance, which is not the order of smallest neighbour distance; the measures here judge it beside a random order, the order of the
+The paper sorts codewords by their projection on the first principal component. That is the line of largest variance,
+but not the order of smallest neighbour distance. The measures here compare it with a random order, the order of the
 norms, a spectral order (Fiedler vector) and a travelling salesman's path (nearest neighbour and 2-opt).
 
-An eigenvector has no sign. Here its largest entry is positive.
+The sign of an eigenvector is arbitrary. Here its largest entry is positive.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 
 __all__ = ["ORDERS", "OrderScore", "codebook_order", "score_order"]
 
-#: Names of the orders that `codebook_order` makes.
+#: Names of the orders that `codebook_order` can compute.
 ORDERS = ("pca", "random", "norm", "spectral", "salesman")
 
 
@@ -30,9 +31,10 @@ class OrderScore(NamedTuple):
     How well an order keeps neighbours together.
 
     Args:
-        neighbour_distance (`float`): Mean distance of codewords with neighbouring indices, over the mean distance of all pairs; small is good.
+        neighbour_distance (`float`): Mean distance of codewords with neighbouring indices divided by the mean distance
+            of all pairs; smaller is better.
         spearman (`float`): Rank correlation of |i − j| and ‖c_i − c_j‖ over all pairs; 1 is best.
-        violations (`float`): Share of triples i < j < k that break either inequality; 0 is best.
+        violations (`float`): Share of triples i < j < k that violate one of the inequalities; 0 is best.
     """
 
     neighbour_distance: float
@@ -43,7 +45,8 @@ class OrderScore(NamedTuple):
 def _check(codebook: torch.Tensor) -> None:
     if codebook.ndim != 2 or len(codebook) < 1 or not codebook.is_floating_point():
         raise ValueError(
-            f"`codebook` must be floating point of shape (codewords, features), got {codebook.dtype} of shape {tuple(codebook.shape)}."
+            f"`codebook` must be floating point of shape (codewords, features), got {codebook.dtype} of shape "
+            f"{tuple(codebook.shape)}."
         )
 
 
@@ -51,7 +54,7 @@ def codebook_order(
     codebook: torch.Tensor, kind: str = "pca", generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """
-    A permutation of the codewords.
+    Computes an order of the codewords.
 
     Args:
         codebook (`torch.Tensor` of shape `(codewords, features)`): Codewords as rows.
@@ -59,10 +62,11 @@ def codebook_order(
         generator (`torch.Generator`, *optional*): Source of randomness of `"random"`, on the CPU.
 
     Returns:
-        `torch.Tensor` of shape `(codewords,)`: Index of the codeword at each place, int64; `codebook[order]` is sorted.
+        `torch.Tensor` of shape `(codewords,)`: Index of the codeword at each place, int64. `codebook[order]` is the
+        sorted codebook.
 
     Raises:
-        ValueError: If `kind` is another word or the codebook has another shape.
+        ValueError: If `kind` is unknown or the codebook has another shape or type.
     """
     _check(codebook)
     if kind not in ORDERS:
@@ -88,12 +92,13 @@ def codebook_order(
 
 
 def _signed(vector: torch.Tensor) -> torch.Tensor:
-    """The vector, or its negative, so that the entry of largest magnitude is positive."""
+    """The vector or its negative, so that the entry of largest magnitude is positive."""
     return vector * torch.where(vector[vector.abs().argmax()] < 0, -1.0, 1.0)
 
 
 def _salesman(points: torch.Tensor) -> torch.Tensor:
-    """A short open path through all points: nearest neighbours from the outermost one, then 2-opt until nothing gets shorter."""
+    """A short open path through all points. It starts at the outermost point and goes to the nearest neighbours; 2-opt
+    then shortens it as far as it can."""
     distances = torch.cdist(points, points).cpu()
     count = len(points)
     if count < 3:
@@ -122,12 +127,13 @@ def _salesman(points: torch.Tensor) -> torch.Tensor:
 
 def score_order(codebook: torch.Tensor, max_triples: int = 200_000, seed: int = 0) -> OrderScore:
     """
-    Judges the order in which the rows of a codebook stand.
+    Measures how well the order of the rows of a codebook keeps neighbours together.
 
     Args:
         codebook (`torch.Tensor` of shape `(codewords, features)`): Codewords as rows, at least two.
-        max_triples (`int`, defaults to 200000): Triples that are looked at; where there are more, so many random ones.
-        seed (`int`, defaults to 0): Seed of their choice.
+        max_triples (`int`, defaults to 200000): Largest number of triples that are checked. If there are more, this
+            number of random triples is drawn.
+        seed (`int`, defaults to 0): Seed of the draw.
 
     Returns:
         [`OrderScore`]: Three measures.
@@ -161,7 +167,7 @@ def score_order(codebook: torch.Tensor, max_triples: int = 200_000, seed: int = 
 
 
 def _ranks(values: torch.Tensor) -> torch.Tensor:
-    """Ranks, equal values sharing their mean."""
+    """Ranks; equal values get the mean of their ranks."""
     unique, inverse, counts = values.unique(return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
     return (ends - (counts.double() - 1) / 2)[inverse]

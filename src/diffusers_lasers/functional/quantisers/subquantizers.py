@@ -1,12 +1,13 @@
-r"""Quantisers that name a vector by several indices (Scribano et al., 2023, sections 3.1.1–3.1.3).
+r"""Quantisers that code a vector by several indices (Scribano et al., 2023, sections 3.1.1–3.1.3).
 
-*Product* quantisation cuts the vector, rotated or not, into m parts of n / m entries and names each by its nearest codeword,
+*Product* quantisation cuts the vector, rotated or not, into m parts of n / m entries and codes each by its nearest
+codeword,
 
     E(x) = (E_1(x⁽¹⁾), …, E_m(x⁽ᵐ⁾)),    D(i) = (c_{i¹}, …, c_{iᵐ})                              (eqs 11–13)
 
-(eq 12 slices by m where n / m is meant). Vector quantisation is m = 1. *Residual* quantisation adds up one codeword of each stage,
-D(i) = Σ_j c_{iʲ}  (eqs 15–17); the best sum is searched by a beam. With x · c and the products of codewords of different stages in tables, a step
-of the beam is a sum of three looked-up numbers.
+(eq 12 slices by m where n / m is meant). Vector quantisation is the case m = 1. *Residual* quantisation adds up one
+codeword of each stage, D(i) = Σ_j c_{iʲ}  (eqs 15–17). A beam search looks for the best sum. The products x · c and
+those of codewords of different stages are kept in tables, so that the search only looks numbers up and adds them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def _check(signals: torch.Tensor, product: bool, codebooks: torch.Tensor) -> Non
 
 
 def _flat_indices(indices: torch.Tensor, codebooks: torch.Tensor, all_slots: bool) -> torch.Tensor:
-    """Rows `(N, m)` of the codebooks one below the other. A wrong index would name another slot's codeword."""
+    """Checks indices and turns them into rows `(N, m)` of the stacked codebooks. There, an index out of range would be
+    a codeword of another slot."""
     sizes = check_operands(codebooks=(codebooks, "m codewords d"))
     slots, codewords = sizes["m"], sizes["codewords"]
     check_indices("indices", indices, codewords, of="codewords")
@@ -47,11 +49,11 @@ def _flat_indices(indices: torch.Tensor, codebooks: torch.Tensor, all_slots: boo
 
 def encode_product(signals: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
     """
-    The nearest codeword of each part; the first one on ties.
+    The nearest codeword of each part, the first one on ties.
 
     Args:
         signals (`torch.Tensor` of shape `(N, m·d)`): Signals.
-        codebooks (`torch.Tensor` of shape `(m, codewords, d)`): One codebook a part.
+        codebooks (`torch.Tensor` of shape `(m, codewords, d)`): One codebook for each part.
 
     Returns:
         `torch.Tensor` of shape `(N, m)`: Indices, int64.
@@ -68,18 +70,18 @@ def encode_product(signals: torch.Tensor, codebooks: torch.Tensor) -> torch.Tens
 
 def decode_product(indices: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
     """
-    The codewords of all parts, one after the other; differentiable in the codebooks.
+    The concatenated codewords of all parts. Differentiable in the codebooks.
 
     Args:
         indices (`torch.Tensor` of shape `(N, m)`): Indices, int64.
-        codebooks (`torch.Tensor` of shape `(m, codewords, d)`): One codebook a part.
+        codebooks (`torch.Tensor` of shape `(m, codewords, d)`): One codebook for each part.
 
     Returns:
         `torch.Tensor` of shape `(N, m·d)`: Signals.
 
     Raises:
-        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no
-            codeword.
+        ValueError: If the shapes or types do not fit or, on the CPU and outside `torch.compile`, an index is out of
+            range.
     """
     flat = _flat_indices(indices, codebooks, all_slots=True)
     return torch.nn.functional.embedding(flat, codebooks.flatten(0, 1)).flatten(1)
@@ -87,12 +89,12 @@ def decode_product(indices: torch.Tensor, codebooks: torch.Tensor) -> torch.Tens
 
 def encode_residual(signals: torch.Tensor, codebooks: torch.Tensor, beam: int = 8) -> torch.Tensor:
     """
-    Indices whose codewords sum up to the signal, by beam search.
+    Indices of codewords whose sum approximates the signal, found by beam search.
 
     Args:
         signals (`torch.Tensor` of shape `(N, n)`): Signals.
-        codebooks (`torch.Tensor` of shape `(m, codewords, n)`): One codebook a stage.
-        beam (`int`, defaults to 8): Partial sums that are kept after each stage; 1 is the greedy search.
+        codebooks (`torch.Tensor` of shape `(m, codewords, n)`): One codebook for each stage.
+        beam (`int`, defaults to 8): Number of partial sums that are kept after each stage; 1 is the greedy search.
 
     Returns:
         `torch.Tensor` of shape `(N, m)`: Indices, int64.
@@ -114,7 +116,7 @@ def encode_residual(signals: torch.Tensor, codebooks: torch.Tensor, beam: int = 
 def _beam_search(
     signals: torch.Tensor, codebooks: torch.Tensor, norms: torch.Tensor, products: list[torch.Tensor], beam: int
 ) -> torch.Tensor:
-    """Indices `(n, m)`. A path's cost is ‖x − Σ c‖² − ‖x‖²."""
+    """Indices `(n, m)`. The cost of a path is ‖x − Σ c‖² − ‖x‖²."""
     count, (stages, codewords, _) = len(signals), codebooks.shape
     costs = signals.new_zeros(count, 1)
     paths = torch.zeros(count, 1, 0, dtype=torch.int64, device=signals.device)
@@ -132,18 +134,18 @@ def _beam_search(
 
 def decode_residual(indices: torch.Tensor, codebooks: torch.Tensor) -> torch.Tensor:
     """
-    The sum of the codewords of all stages; differentiable in the codebooks.
+    The sum of the codewords of all stages. Differentiable in the codebooks.
 
     Args:
-        indices (`torch.Tensor` of shape `(N, m)`): Indices, int64; of all stages or only the first ones.
-        codebooks (`torch.Tensor` of shape `(m, codewords, n)`): One codebook a stage.
+        indices (`torch.Tensor` of shape `(N, m)`): Indices of all stages, or of the first ones only; int64.
+        codebooks (`torch.Tensor` of shape `(m, codewords, n)`): One codebook for each stage.
 
     Returns:
         `torch.Tensor` of shape `(N, n)`: Signals.
 
     Raises:
-        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no
-            codeword.
+        ValueError: If the shapes or types do not fit or, on the CPU and outside `torch.compile`, an index is out of
+            range.
     """
     flat = _flat_indices(indices, codebooks, all_slots=False)
     return torch.nn.functional.embedding_bag(flat, codebooks.flatten(0, 1), mode="sum")
@@ -151,28 +153,32 @@ def decode_residual(indices: torch.Tensor, codebooks: torch.Tensor) -> torch.Ten
 
 def decode_channels(indices: torch.Tensor, codebooks: list[torch.Tensor], width: int) -> torch.Tensor:
     """
-    Signals of several channels, each with some of the slots: its codewords are added up where they have as many features as a signal, and stand one after the other
-    otherwise. Differentiable in the codebooks.
+    Signals of several channels, each of which has some of the slots. Differentiable in the codebooks.
+
+    The codewords of a channel are added up if they have as many features as a signal, and concatenated otherwise.
 
     Args:
         indices (`torch.Tensor` of shape `(N, Σ m)`): Indices of all channels' slots, int64.
-        codebooks (`list[torch.Tensor]` of shapes `(m, codewords, d)`): The codebooks of each channel, with d = `width` or m·d = `width`.
+        codebooks (`list[torch.Tensor]` of shapes `(m, codewords, d)`): The codebooks of each channel, with d = `width`
+            or m·d = `width`.
         width (`int`): Features of a signal.
 
     Returns:
         `torch.Tensor` of shape `(channels, N, width)`: Signals.
 
     Raises:
-        ValueError: If the shapes or types do not fit, or on the CPU, outside `torch.compile`, an index names no
-            codeword.
+        ValueError: If the shapes or types do not fit or, on the CPU and outside `torch.compile`, an index is out of
+            range.
     """
-    if not isinstance(codebooks, (list, tuple)) or not codebooks:
-        raise ValueError(f"`codebooks` must be a list of at least one channel's, got {type(codebooks).__name__}.")
+    if not isinstance(codebooks, (list, tuple)):
+        raise ValueError(f"`codebooks` must be a list of one tensor for each channel, got {type(codebooks).__name__}.")
+    if not codebooks:
+        raise ValueError("`codebooks` must hold the codebooks of at least one channel, got none.")
     for book in codebooks:
         check_operands(codebooks=(book, "m codewords d"))
         if not isinstance(width, int) or width not in (book.shape[2], book.shape[0] * book.shape[2]):
             raise ValueError(
-                f"`codebooks` must make signals of {width} features, got one of shape {tuple(book.shape)}."
+                f"`codebooks` must give signals of {width} features, got one of shape {tuple(book.shape)}."
             )
     sizes = [book.shape[0] for book in codebooks]
     if not is_integer(indices) or indices.ndim != 2 or indices.shape[1] != sum(sizes):
