@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app_bench import Bench
-from evaluate_autoencoder import names_of
 
 from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec
+from diffusers_lasers.commands.scripts import names_of
 from diffusers_lasers.training import TrainingLog
 
 

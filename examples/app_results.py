@@ -16,12 +16,13 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from benchmark_codec import best_file, save
 from PIL import Image
 from torch.nn import functional as F
 
 from diffusers_lasers import AutoencoderDL, DictionaryBottleneck, ModelBasedVQCodec
 from diffusers_lasers.coding import Code
+from diffusers_lasers.commands.image_io import to_tensor
+from diffusers_lasers.commands.picture_formats import best_file, encode_picture
 from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.metrics import CodeRate, flip_map
 from diffusers_lasers.utils.image_sources import UnreadableImageError, to_rgb
@@ -303,7 +304,7 @@ def jpeg_file(picture: Picture, limit: int) -> File:
 
 def jpeg_curve(picture: Picture) -> list[tuple[float, float]]:
     """Bits a pixel and PSNR of JPEG files over the qualities."""
-    files = [(quality, save(picture.image, "jpeg", quality)) for quality in JPEG_QUALITIES]
+    files = [(quality, encode_picture(picture.image, "jpeg", quality)) for quality in JPEG_QUALITIES]
     return [
         (file.bits_per_pixel, file.psnr) for file in (_file(data, _decoded(data), picture, q) for q, data in files)
     ]

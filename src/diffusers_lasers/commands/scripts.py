@@ -1,0 +1,131 @@
+"""What the scripts of `examples/` share: how they start and end, checks of numbers, records of a run, names of models and
+batches of images."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..utils.command_line import hide_token, recorded_arguments
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..training.data import ImageDataset
+
+
+def run_script(
+    file: str,
+    parse_args: Callable[[list[str] | None], argparse.Namespace],
+    main: Callable[[argparse.Namespace], Any],
+    input_args: list[str] | None = None,
+) -> Any:
+    """
+    Runs a script. An error of its user is one sentence on stderr, without the token, and exit code 1.
+
+    Args:
+        file (`str`): The script's `__file__`; its name begins the sentence.
+        parse_args (`Callable`): Takes the words of a command line and gives the arguments.
+        main (`Callable`): Takes the arguments.
+        input_args (`list[str]`, *optional*): The words; those of the process by default.
+
+    Returns:
+        What `main` returns.
+
+    Raises:
+        SystemExit: If `main` raises a `ValueError`, an `ImportError` or an `OSError`.
+    """
+    args = parse_args(input_args)
+    try:
+        return main(args)
+    except (ValueError, ImportError, OSError) as error:
+        sentence = f"{Path(file).name}: error: {error}"
+        raise SystemExit(hide_token([sentence], getattr(args, "hub_token", None))[0]) from error
+
+
+def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, least: int, *names: str) -> None:
+    """
+    Ends the program with a sentence if one of several numbers is too small. `None` is not looked at.
+
+    Args:
+        parser (`argparse.ArgumentParser`): Says the sentence.
+        args (`argparse.Namespace`): The arguments.
+        least (`int`): The smallest number that is allowed.
+        *names (`str`): Which arguments to look at.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < least:
+            parser.error(f"--{name} must be at least {least}, got {value}")
+
+
+def run_record(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
+    """
+    What settings.json says of a fit: its command and arguments without the token, its data, facts, and versions.
+
+    Args:
+        args (`argparse.Namespace`): Arguments, with those of [`training.add_data_flags`] and `hub_token`.
+        **facts: What else is known.
+
+    Returns:
+        `dict[str, Any]`: The record. `validation` is `None` until the held-out images are judged.
+    """
+    import torch
+
+    from .. import __version__
+
+    return {
+        "command": "python " + shlex.join(hide_token(sys.argv, args.hub_token)),
+        "arguments": recorded_arguments(args),
+        "data": args.dataset_name or args.train_data_dir or "photographs bundled with scikit-image",
+        **facts,
+        "validation": None,
+        "versions": {"diffusers_lasers": __version__, "torch": torch.__version__},
+    }
+
+
+def names_of(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """
+    Short names for models.
+
+    Args:
+        paths (`Sequence[str]`): Their folders or repositories.
+
+    Returns:
+        `list[str]`: The last parts of the paths, as many as tell them apart; a number where none do.
+    """
+    parts = [Path(path).parts for path in paths]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path} #{number}" for number, path in enumerate(paths, 1)]
+
+
+def image_batches(
+    dataset: ImageDataset, batch_size: int, device: torch.device | str, label: str | None = None
+) -> Iterator[torch.Tensor]:
+    """
+    All images of a data set in their order, with a bar.
+
+    Args:
+        dataset ([`training.ImageDataset`]): The images.
+        batch_size (`int`): Images a batch; the last one may have fewer.
+        device (`torch.device` or `str`): Where the batches shall be.
+        label (`str`, *optional*): What the bar says.
+
+    Returns:
+        `Iterator[torch.Tensor]`: Batches `(B, 3, resolution, resolution)`, floats in [-1, 1].
+    """
+    from tqdm.auto import tqdm
+
+    total = math.ceil(len(dataset) / batch_size)
+    for images in tqdm(dataset.batches(batch_size), total=total, desc=label, leave=False):
+        yield images.to(device)

@@ -1,0 +1,43 @@
+"""How long a call takes: the median of several, from an idle device to an idle device."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def median_seconds(
+    function: Callable[[], Any], repeats: int, device: torch.device | str = "cpu", warm_up: int = 1
+) -> tuple[Any, float]:
+    """
+    The value of a call, and its time.
+
+    Args:
+        function (`Callable`): What is called.
+        repeats (`int`): Calls that are timed.
+        device (`torch.device` or `str`, defaults to `"cpu"`): Where the work is done.
+        warm_up (`int`, defaults to 1): Calls before these, which are not timed; at least 1.
+
+    Returns:
+        `tuple[Any, float]`: What the last call to warm up returned, and the median of the seconds of the timed ones.
+    """
+
+    def wait() -> None:
+        if torch.device(device).type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for _ in range(warm_up):
+        value = function()
+    seconds = []
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        output = function()
+        wait()
+        seconds.append(time.perf_counter() - start)
+        del output  # outside the measured time
+    return value, statistics.median(seconds)
