@@ -101,7 +101,7 @@ def read_picture(source: str | bytes, max_side: int, name: str | None = None) ->
         )
     array = np.array(image)
     key = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
-    return Picture(image, torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1, key, note)
+    return Picture(image, to_tensor(image), key, note)
 
 
 def jpeg_scans(data: bytes) -> int:
@@ -292,8 +292,7 @@ def codec_file(codec: ModelBasedVQCodec, picture: Picture) -> File:
 
 
 def _decoded(data: bytes) -> torch.Tensor:
-    array = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return to_tensor(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def jpeg_file(picture: Picture, limit: int) -> File:

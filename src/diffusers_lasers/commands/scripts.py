@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.command_line import hide_token, recorded_arguments
+from .env import package_version
 
 
 if TYPE_CHECKING:
@@ -77,17 +78,13 @@ def run_record(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
     Returns:
         `dict[str, Any]`: The record. `validation` is `None` until the held-out images are judged.
     """
-    import torch
-
-    from .. import __version__
-
     return {
         "command": "python " + shlex.join(hide_token(sys.argv, args.hub_token)),
         "arguments": recorded_arguments(args),
         "data": args.dataset_name or args.train_data_dir or "photographs bundled with scikit-image",
         **facts,
         "validation": None,
-        "versions": {"diffusers_lasers": __version__, "torch": torch.__version__},
+        "versions": {name: package_version(name) for name in ("diffusers_lasers", "torch")},
     }
 
 
