@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Compares patch codecs and autoencoders with JPEG, WebP, AVIF and JPEG XL at the same bytes (Scribano et al., 2023, Table 1).
+"""Compares patch codecs with JPEG, WebP, AVIF and JPEG XL at the same bytes (Scribano et al., 2023, Table 1).
 
     python examples/benchmark_codec.py vq opq rq --data photos/ --lpips_weights weights/ --output_dir outputs/codecs
 

@@ -6,8 +6,8 @@
 
 Each model is one row of a Markdown table (stdout and OUTPUT_DIR/results.md). OUTPUT_DIR/results.json also has the
 settings, versions, data and the protocol of every metric. OUTPUT_DIR/grid.png shows originals, reconstructions and FLIP
-heat maps. Reconstructions are clamped to [-1, 1] and not rounded. A model with a code is decoded from the code alone. If
-the package or the weights of a metric are missing, its column shows "–", and the reason stands below the table.
+heat maps. Reconstructions are clamped to [-1, 1] and not rounded. A model with a code is decoded from the code alone.
+If the package or the weights of a metric are missing, its column shows "–", and the reason stands below the table.
 
 With `--task` the encoders are given degraded images. The first row of the table then compares the degraded images
 themselves with the clean ones.

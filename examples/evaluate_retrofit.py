@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Compares bottlenecks on the latents of a trained autoencoder, each at its rate: Table 8 of LASERS (2024) with its bits.
+r"""Compares bottlenecks on the latents of a trained autoencoder at their rates: Table 8 of LASERS (2024) with its bits.
 
     python examples/evaluate_retrofit.py --autoencoder stable-diffusion/ --subfolder vae --train_data_dir photos/ \
         --validation_data_dir more_photos/
@@ -17,8 +17,8 @@ OUTPUT_DIR gets results.json, results.md, rate_distortion.png and, with image me
 configuration, and what each family reaches at 0.5, 1, 2, 3 and 4 bits a latent element.
 
 A configuration is KIND:NAME=VALUE,…, e.g. `dictionary:K=1024,S=3,bits=6,pursuit=ols`, `vq:K=1024`, `rvq:K=256,D=8`,
-`fsq:levels=5,channels=12`, `scalar:bits=4`, `klt:step=0.5`, `float:bits=16`. p is the patch size. Residual quantisers of
-one K and p share their first stages.
+`fsq:levels=5,channels=12`, `scalar:bits=4`, `klt:step=0.5`, `float:bits=16`. p is the patch size. Residual quantisers
+of one K and p share their first stages.
 """
 
 import time
@@ -148,7 +148,7 @@ def load_data(args, folder, split, limit):
 
 
 def fit(settings, latents, channels, args, deepest):
-    """The fitted bottleneck of a configuration. `deepest` keeps the residual quantisers whose first stages are shared."""
+    """The fitted bottleneck of a configuration. `deepest` keeps residual quantisers, whose first stages are shared."""
     kind, bottleneck = settings["kind"], build(settings, channels).to(args.device)
     if kind == "float":
         return bottleneck
@@ -163,7 +163,7 @@ def fit(settings, latents, channels, args, deepest):
         arguments["steps"] = args.fsq_steps
     if kind != "rvq":
         return fit_to_latents(bottleneck, latents, args.normalize, False, **arguments)
-    # a stage does not depend on later ones: the deepest quantiser of a K and p is fitted, the others take its first stages
+    # A stage does not depend on later ones: the deepest quantiser of a K and p is fitted, and others take its stages.
     key = settings["K"], settings["p"]
     if key not in deepest:
         depth = max(other["D"] for other in args.parsed if other["kind"] == "rvq" and (other["K"], other["p"]) == key)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Learns a bottleneck for the latents of a trained autoencoder, whose weights do not change (LASERS, 2024, section 12.3).
+"""Learns a bottleneck for the latents of a trained autoencoder that does not change (LASERS, 2024, section 12.3).
 
     python examples/fit_latent_bottleneck.py --autoencoder stable-diffusion/ --subfolder vae --train_data_dir photos/ \\
         --output_dir dictionary
@@ -8,8 +8,8 @@
 
 OUTPUT_DIR gets the bottleneck, settings.json and a model card. `LatentDLPipeline.from_pretrained(stable_diffusion,
 bottleneck=...)` takes the bottleneck. With --validation_data_dir the card has its figures on held-out images, with the
-bits that they cost; the bottleneck is saved before it is judged. Without --train_data_dir or --dataset_name it is fitted
-to photographs that scikit-image installs.
+bits that they cost; the bottleneck is saved before it is judged. Without --train_data_dir or --dataset_name it is
+fitted to photographs that scikit-image installs.
 """
 
 import time

@@ -9,8 +9,8 @@ models from their training_log.jsonl.
 
 results.json has PSNR, bits, the error of the latents, and two perplexities. One is exp H of the atoms' share of support
 slots over all images. The other is what the paper's tables show according to the authors' release: the mean over sites
-of exp H(softmax γ), with γ the K coefficients of a site. It is close to K whatever the code is, because softmax of K - S
-zeros and S moderate numbers is nearly uniform.
+of exp H(softmax γ), with γ the K coefficients of a site. It is close to K whatever the code is: softmax of K - S zeros
+and S moderate numbers is nearly uniform.
 """
 
 import math

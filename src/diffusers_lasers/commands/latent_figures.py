@@ -64,8 +64,8 @@ class LatentFigures:
         The figures of all batches.
 
         Returns:
-            `dict[str, float | None]`: `latent_nmse`, `latent_snr_db`, `nominal_bits_per_pixel`, `entropy_bits_per_pixel`
-            and the figures of [`metrics.AtomUsage`]; those of a code are `None` where there is none.
+            `dict[str, float | None]`: `latent_nmse`, `latent_snr_db`, `nominal_bits_per_pixel`,
+            `entropy_bits_per_pixel` and the figures of [`metrics.AtomUsage`]; those of a code are `None` without one.
         """
         nmse = self.nmse.compute()
         figures: dict[str, Any] = {"latent_nmse": float(nmse), "latent_snr_db": float(-10 * torch.log10(nmse))}

@@ -1,5 +1,5 @@
-"""What the scripts of `examples/` share: how they start and end, checks of numbers, records of a run, names of models and
-batches of images."""
+"""What the scripts of `examples/` share: how they end on an error, checks of numbers, records of a run, names of models
+and batches of images."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import argparse
 import math
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -86,6 +87,29 @@ def run_record(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
         "validation": None,
         "versions": {name: package_version(name) for name in ("diffusers_lasers", "torch")},
     }
+
+
+def commit_of(folder: str | os.PathLike, *places: str) -> str | None:
+    """
+    The commit of a checkout of this repository.
+
+    Args:
+        folder (`str` or `os.PathLike`): A folder in it.
+        *places (`str`): Parts of the repository whose changes count, such as `":/src"`. Default: all of it.
+
+    Returns:
+        `str`, *optional*: The short hash, with a plus sign where tracked files differ from it; `None` without git.
+    """
+
+    def git(*words: str) -> str | None:
+        try:
+            process = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return process.stdout.strip()
+
+    found = git("rev-parse", "--short", "HEAD")
+    return found and found + "+" * bool(git("status", "--porcelain", "--untracked-files=no", "--", *places))
 
 
 def names_of(paths: Sequence[str | os.PathLike]) -> list[str]:

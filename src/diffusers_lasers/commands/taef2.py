@@ -1,4 +1,4 @@
-"""TAEF2, a tiny autoencoder for the latents of FLUX.2, as an `AutoencoderTiny` of diffusers, which lacks its middle blocks."""
+"""TAEF2, a tiny autoencoder for FLUX.2's latents, as an `AutoencoderTiny` of diffusers with middle blocks added."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ class NormedTinyBlock(AutoencoderTinyBlock):
         super().__init__(channels, channels, "relu")
         wide = 4 * channels
         self.pool = nn.Sequential(
-            nn.Conv2d(channels, wide, 1, bias=False), nn.GroupNorm(4, wide), nn.ReLU(), nn.Conv2d(wide, channels, 1, bias=False)
-        )  # fmt: skip
+            nn.Conv2d(channels, wide, 1, bias=False),
+            nn.GroupNorm(4, wide),
+            nn.ReLU(),
+            nn.Conv2d(wide, channels, 1, bias=False),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x + self.pool(x))
