@@ -11,7 +11,6 @@ saved before it is judged. Without --train_data_dir or --dataset_name the codec 
 scikit-image installs, and judged on two others of them.
 """
 
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.commands.image_io import to_tensor
 from diffusers_lasers.commands.scripts import check_at_least, run_record, run_script
 from diffusers_lasers.commands.tables import markdown_table
+from diffusers_lasers.commands.timing import peak_memory_gib
 from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.training import (
     Judgement,
@@ -64,16 +64,6 @@ def parse_args(input_args=None):
     check_at_least(parser, args, 1, "stride", "max_patches", "iterations", "threads")
     check_at_least(parser, args, 1, "max_train_samples", "max_validation_samples")
     return args
-
-
-def peak_memory_gib():
-    """Peak of this process's resident memory, or None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    scale = 2**30 if sys.platform == "darwin" else 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 def judge(codec, images):

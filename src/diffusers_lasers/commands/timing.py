@@ -1,8 +1,9 @@
-"""How long a call takes: the median of several, from an idle device to an idle device."""
+"""How long a call takes, as the median of several from an idle device to an idle device; and how much memory was used."""
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -41,3 +42,13 @@ def median_seconds(
         seconds.append(time.perf_counter() - start)
         del output  # outside the measured time
     return value, statistics.median(seconds)
+
+
+def peak_memory_gib() -> float | None:
+    """Peak of this process's resident memory in GiB, or `None` where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    scale = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
