@@ -10,7 +10,8 @@ decoding without colours and assembly. faiss starts and ends with the patches of
 float32, and does none of that work. torch and faiss each have their own threads, which stay awake for a while after a
 call and take the cores from the other library's. So they take turns in blocks of calls, of which the first two do not
 count. Ratios are those of the medians. `agree` is the share of equal indices, and `excess` our squared error over
-faiss's, minus 1. `--large` times one image of that height and width and reports the growth of the process's peak memory.
+faiss's, minus 1. `--large` times one image of that height and width and reports the growth of the process's peak
+memory.
 """
 
 import statistics

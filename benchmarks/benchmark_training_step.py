@@ -1,16 +1,16 @@
 """Times a training step of an autoencoder under several bottlenecks, as a ratio to the step with vector quantisation.
 
-    python benchmarks/benchmark_training_step.py [--batch_size 256] [--rounds 9] [--threads 2] [--device cpu] [--profile]
+    python benchmarks/benchmark_training_step.py [--batch_size 256] [--rounds 9] [--device cpu] [--profile]
 
 Encoder, decoder, images and optimiser are the same; only the bottleneck differs: none, VQ with running means ("vq"),
-and the dictionary with OMP or OLS on the compiled kernels ("fused") or in tensor operations ("torch"). "bcd" is OMP with
-the dictionary updated by block-coordinate descent instead of Adam. A step is forward, mean squared error, backward, Adam
-and, for a dictionary, its upkeep.
+and the dictionary with OMP or OLS on the compiled kernels ("fused") or in tensor operations ("torch"). "bcd" is OMP
+with the dictionary updated by block-coordinate descent instead of Adam. A step is forward, mean squared error,
+backward, Adam and, for a dictionary, its upkeep.
 
-The variants take turns, one step each a round. The ratio is the median over rounds of step / VQ step of the same round,
-so that a drift of the machine's speed cancels. A step is timed from an idle device to an idle device. The kernels run on
-the CPU only. `--profile` also prints the operations on which a step with OMP spends its time. With `--output_dir` the
-result is written to training_step.json there.
+The variants take turns, one step each a round. The ratio is the median over rounds of step / VQ step of the same
+round, so that a drift of the machine's speed cancels. A step is timed from an idle device to an idle device. The
+kernels run on the CPU only. `--profile` also prints the operations on which a step with OMP spends its time. With
+`--output_dir` the result is written to training_step.json there.
 """
 
 import argparse

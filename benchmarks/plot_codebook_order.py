@@ -4,8 +4,8 @@
 
 Each order sorts all sub-codebooks. The image is coded, `shift` is added to every index (the last ones stay), and the
 result is decoded. Without an order that is noise; a good order leaves the image. For each order the table has the PSNR
-to the unshifted reconstruction and the three measures of `score_order`, as means over the sub-codebooks. "random" stands
-for the order in which k-means leaves its means, which is that of the random patches that it started from.
+to the unshifted reconstruction and the three measures of `score_order`, as means over the sub-codebooks. "random"
+stands for the order in which k-means leaves its means, which is that of the random patches that it started from.
 """
 
 import statistics

@@ -3,8 +3,9 @@
     python benchmarks/plot_training_curves.py runs/dl-vae runs/dl-gan --output curves.png [--labels DL-VAE DL-GAN]
 
 Reads `training_log.jsonl` and `settings.json` of each output folder of `examples/train_dlgan.py`. For each run with a
-discriminator it also prints the last figures before its start, and the first and the worst ones after it. `--zoom` shows
-only so many steps before and after the start; `--figures` draws other names of the log, such as `psnr perplexity`.
+discriminator it also prints the last figures before its start, and the first and the worst ones after it. `--zoom`
+shows only so many steps before and after the start; `--figures` draws other names of the log, such as `psnr
+perplexity`.
 """
 
 import json
