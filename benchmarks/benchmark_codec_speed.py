@@ -80,9 +80,9 @@ def faiss_index(codec: ModelBasedVQCodec, channel: str):
     transform = faiss.LinearTransform(features, features, False)
     faiss.copy_array_to_vector(np.ascontiguousarray(rotation.numpy()).ravel(), transform.A)
     transform.is_trained = transform.is_orthonormal = True
-    whole = faiss.IndexPreTransform(transform, index)
-    whole.is_trained = True
-    return whole
+    rotated = faiss.IndexPreTransform(transform, index)
+    rotated.is_trained = True
+    return rotated
 
 
 def compare(codec: ModelBasedVQCodec, image: torch.Tensor, rounds: int) -> dict:
@@ -119,8 +119,8 @@ def compare(codec: ModelBasedVQCodec, image: torch.Tensor, rounds: int) -> dict:
     for name in ("encode", "decode"):
         row[f"{name}_ratio"] = row[f"{name}_ms"] / row[f"faiss_{name}_ms"]
     row["decode_patches_ratio"] = row["decode_patches_ms"] / row["faiss_decode_ms"]
-    whole_bytes = all(bits == 8 for bits in codec.slot_bits)
-    row["agree"] = float((ours == theirs).mean()) if whole_bytes else None
+    one_byte_each = all(bits == 8 for bits in codec.slot_bits)
+    row["agree"] = float((ours == theirs).mean()) if one_byte_each else None
     row["excess"] = error / error_faiss - 1
     return row
 

@@ -53,18 +53,18 @@ def load_codec(path: str) -> ModelBasedVQCodec:
     return codec
 
 
-def load_whole(path: Path, load: Callable, report: Callable[[str], None]):
+def load_if_complete(path: Path, load: Callable, report: Callable[[str], None]):
     """What a folder holds, or `None`, with a report, where it is there and cannot be loaded."""
     if not (path / "config.json").is_file():
         return None
     try:
         return load(str(path))
     except Exception as error:  # whatever a damaged file makes the loaders raise
-        report(f"{path} is not whole and is passed over: {' '.join(str(error).split()) or type(error).__name__}")
+        report(f"{path} is damaged and is left out: {' '.join(str(error).split()) or type(error).__name__}")
         return None
 
 
-def make_whole(path: Path, make: Callable[[Path], None]) -> None:
+def make_folder(path: Path, make: Callable[[Path], None]) -> None:
     """Lets `make` fill a folder, which gets the name `path` only when that is done."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
@@ -154,13 +154,13 @@ class Library:
             places = {name: Path(demo_dir) / name for name in DEMO} | {"autoencoder": self.cache_dir / "dl"}
             for name, path in places.items():
                 if name != "autoencoder" or not found:
-                    model = load_whole(path, load_model, report)
+                    model = load_if_complete(path, load_model, report)
                     found |= {} if model is None else {name: model}
         given = {}
         for codec in map(load_codec, codecs):
             label = codec.notation
             given[label if label not in given else f"{label} ({len(given) + 1})"] = codec
-        if not codecs and (codec := load_whole(self.cache_dir / "codec", load_codec, report)) is not None:
+        if not codecs and (codec := load_if_complete(self.cache_dir / "codec", load_codec, report)) is not None:
             given[codec.notation] = codec
         self.cached = CachedResults(found, given)
 
@@ -192,7 +192,7 @@ class Library:
     def _make(self, name: str, make: Callable[[Path], None], load: Callable, keep: Callable) -> None:
         path = self.cache_dir / name
         try:
-            make_whole(path, make)
+            make_folder(path, make)
             keep(load(str(path)))
             self.report(f"Kept for the next start: {path}")
         except Exception as error:  # of a thread: the page says it

@@ -34,7 +34,7 @@ from diffusers_lasers.commands.image_io import to_tensor
 from diffusers_lasers.commands.image_metrics import add_lpips_flags, image_metrics, update_metrics
 from diffusers_lasers.commands.loading import load_model
 from diffusers_lasers.commands.picture_formats import FORMATS, available_formats, best_file, encode_picture
-from diffusers_lasers.commands.scripts import check_at_least, run_script
+from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, run_script
 from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.commands.timing import median_seconds
 from diffusers_lasers.metrics import CodeRate
@@ -73,7 +73,7 @@ def parse_args(input_args=None):
     add("--repeats", type=int, default=3, help="Timed calls of each coding and decoding; the median counts.")
     add("--grid_crop", type=int, default=192, help="Side of the crops in grid.png; 0: no grid.")
     add("--output_dir", default="codec_benchmark")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_flag(parser)
     args = parser.parse_args(input_args)
     check_at_least(parser, args, 1, "repeats", "max_images")
     return args

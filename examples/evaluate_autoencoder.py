@@ -28,7 +28,7 @@ from diffusers_lasers.commands.image_metrics import (
 )
 from diffusers_lasers.commands.latent_figures import LatentFigures
 from diffusers_lasers.commands.loading import load_model, read_config
-from diffusers_lasers.commands.scripts import check_at_least, image_batches, names_of, run_script
+from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, image_batches, names_of, run_script
 from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.commands.timing import median_seconds
 from diffusers_lasers.functional.dictionary import mutual_coherence
@@ -99,7 +99,7 @@ def parse_args(input_args=None):
     add_fid_flags(parser)
     add("--grid_images", type=int, default=8, help="Columns of the picture grid; 0: no grid.")
     add("--output_dir", default="evaluation")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_flag(parser)
     args = parser.parse_args(input_args)
     check_at_least(parser, args, 1, "batch_size", "resolution", "resize", "crops_per_image", "max_images")
     if any(bits is not None and not 1 <= bits <= 16 for bits in args.coefficient_bits):

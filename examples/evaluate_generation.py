@@ -23,7 +23,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm.auto import tqdm
 
 from diffusers_lasers import ModelBasedLatentDiffusionPipeline
-from diffusers_lasers.commands.scripts import check_at_least, image_batches, run_script
+from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, image_batches, run_script
 from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.metrics.fid import FeatureNetwork
 from diffusers_lasers.models.codecs import decode_indices, encode_indices
@@ -74,7 +74,7 @@ def parse_args(input_args=None):
     add("--kid_subset_size", type=int, default=100)
     add("--seed", type=int, default=0)
     add("--output_dir", default="generation")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_flag(parser)
     args = parser.parse_args(input_args)
     check_at_least(parser, args, 1, "num_images", "num_inference_steps", "batch_size", "kid_subset_size")
     if args.num_images < args.kid_subset_size:
@@ -173,8 +173,8 @@ class Judge:
 
     def draw(self, name, shown, neighbours):
         label = name.replace("/", "-").replace(" ", "-").replace("γ=", "temperature-")
-        whole = len(shown) - len(shown) % 8 or len(shown)
-        save_image(self.folder / f"samples-{label}.png", picture(shown[:whole].split(min(8, whole))))
+        count = len(shown) - len(shown) % 8 or len(shown)  # full rows of eight
+        save_image(self.folder / f"samples-{label}.png", picture(shown[:count].split(min(8, count))))
         found = as_uint8(self.reference.take(neighbours))
         save_image(self.folder / f"neighbours-{label}.png", picture([shown[:8], found]))
 

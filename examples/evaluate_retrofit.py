@@ -33,7 +33,7 @@ from diffusers_lasers.commands.bottleneck_configurations import build, family, l
 from diffusers_lasers.commands.env import environment
 from diffusers_lasers.commands.image_metrics import add_fid_flags, add_lpips_flags, computed, image_metrics
 from diffusers_lasers.commands.latent_figures import LatentFigures
-from diffusers_lasers.commands.scripts import check_at_least, run_script
+from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, run_script
 from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.commands.taef2 import load_taef2
 from diffusers_lasers.metrics import PSNR, flip_map
@@ -120,7 +120,7 @@ def parse_args(input_args=None):
     add_lpips_flags(parser)
     add_fid_flags(parser)
     add("--seed", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_flag(parser)
     add("--output_dir", default="retrofit")
     args = parser.parse_args(input_args)
     if bool(args.autoencoder) == bool(args.taef2):

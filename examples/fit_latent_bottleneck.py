@@ -26,7 +26,7 @@ from diffusers_lasers import (
     VectorQuantizerBottleneck,
 )
 from diffusers_lasers.commands.latent_figures import LatentFigures
-from diffusers_lasers.commands.scripts import check_at_least, run_record, run_script
+from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, run_record, run_script
 from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.metrics import PSNR
 from diffusers_lasers.models.autoencoders import decode_latents
@@ -85,7 +85,7 @@ def parse_args(input_args=None):
     add("--normalize", default="mean", choices=["mean", "channel", "none"], help="How channels are normalised first.")
     add("--passes", type=int, default=3, help="Passes of dictionary learning over the latents.")
     add("--seed", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_flag(parser)
     add("--output_dir", default="latent-bottleneck")
     add_hub_flags(parser)
     args = parser.parse_args(input_args)

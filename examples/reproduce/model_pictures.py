@@ -21,7 +21,7 @@ import torch
 from diffusers_lasers import AutoencoderDL, SparseCode
 from diffusers_lasers.commands.latent_figures import LatentFigures
 from diffusers_lasers.commands.loading import load_model
-from diffusers_lasers.commands.scripts import check_at_least, image_batches, run_script
+from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, image_batches, run_script
 from diffusers_lasers.metrics import PSNR
 from diffusers_lasers.training import (
     ImageDataset,
@@ -56,7 +56,7 @@ def parse_args(input_args=None):
     add("--map", choices=["umap", "pca"], default="umap", help="How atoms are laid out on the map.")
     add("--no_pictures", action="store_true", help="Only results.json.")
     add("--output_dir", type=Path, default=Path("pictures"))
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_flag(parser)
     args = parser.parse_args(input_args)
     check_at_least(parser, args, 1, "resolution", "resize", "max_images", "batch_size")
     return args

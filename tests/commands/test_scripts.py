@@ -52,6 +52,16 @@ def test_small_numbers_are_refused(capsys):
     assert "--steps must be at least 1, got 0" in capsys.readouterr().err
 
 
+def test_a_device_that_is_not_there_is_refused(capsys):
+    parser = CommandParser()
+    scripts.add_device_flag(parser)
+    assert parser.parse_args(["--device", "cpu"]).device == "cpu"
+    assert parser.parse_args([]).device == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--device", "cuda:99"])
+    assert "--device: cuda:99 cannot be used here" in capsys.readouterr().err
+
+
 def test_a_folder_outside_a_checkout_has_no_commit(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert scripts.commit_of(tmp_path) is None

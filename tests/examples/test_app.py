@@ -392,7 +392,7 @@ def test_missing_models_are_made_once_and_only_whole_ones_are_kept(folder, tmp_p
 
     damage(tmp_path / "cache" / "dl")  # what no rename leaves, but a disk may
     third = app_models.Library(**places)
-    assert not third.cached.models and "dl is not whole and is passed over" in said[-1]
+    assert not third.cached.models and "dl is damaged and is left out" in said[-1]
     monkeypatch.setattr(app_models, "train", lambda target, progress: autoencoder(seed=5).save_pretrained(target))
     third.prepare()
     assert finished(third) and list(third.cached.models) == ["autoencoder"] and not third.failures

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.command_line import hide_token, recorded_arguments
 from .env import package_version
+from .loading import get_device
 
 
 if TYPE_CHECKING:
@@ -66,6 +67,21 @@ def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, le
         value = getattr(args, name)
         if value is not None and value < least:
             parser.error(f"--{name} must be at least {least}, got {value}")
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds `--device`, and refuses a device that is not there. The default is cuda where it is, else cpu."""
+
+    def usable(name: str) -> str:
+        try:
+            return str(get_device(name))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix("--device ")) from error
+
+    default = get_device(None)
+    parser.add_argument(
+        "--device", type=usable, default=str(default), help="cpu, cuda or cuda:1. Default: cuda if any."
+    )
 
 
 def run_record(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
