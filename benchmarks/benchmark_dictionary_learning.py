@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--points", type=int, default=6, help="Points of a curve; each has twice the minibatches of the one before.")
     add("--learners", nargs="+", default=list(LEARNERS), choices=[*LEARNERS, *VARIANTS], metavar="NAME")
     add("--variants", action="store_true", help="Our learner with one default changed, in place of the others.")
-    add("--time_limit", type=float, default=120.0, help="Seconds a fit may be expected to take. Default: 120.")
+    add("--time_limit", type=float, default=120.0, help="Longer fits are left out, in seconds. Default: 120.")
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=2, help="Threads of every learner. Default: 2.")
     add("--seed", type=int, default=0)

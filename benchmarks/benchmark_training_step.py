@@ -104,7 +104,7 @@ def main() -> None:
     add("--sparsity", type=int, default=5, help="Atoms a site.")
     add("--rounds", type=int, default=9, help="Timed steps of each variant.")
     add("--threads", type=int, default=2)
-    add("--variants", nargs="+", choices=list(VARIANTS), help="Beside vq. Default: all that run on the device.")
+    add("--variants", nargs="+", choices=list(VARIANTS), help="Which ones beside vq. Default: all that run.")
     add("--device", default="cpu", help="cpu or cuda.")
     add("--profile", action="store_true", help="Print where a step with OMP spends its time.")
     add("--output_dir", type=Path, help="Folder that gets training_step.json.")

@@ -54,9 +54,9 @@ def parse_args(input_args=None):
     add = parser.add_argument
     add("pipelines", nargs="+", help="Folders of ModelBasedLatentDiffusionPipeline.")
     add("--data", required=True, help="Reference images: folder, parquet, or pattern.")
-    add("--held_out", help="Other real images, for the real-against-real figure.")
+    add("--held_out", help="Other real images; their distance is a row of the table.")
     add("--image_column", default="image")
-    add("--resolution", type=int, help="Default: what the first pipeline makes.")
+    add("--resolution", type=int, help="Side of the square images. Default: that of the first pipeline.")
     add("--features", required=True, help="TorchScript feature network.")
     add("--feature_resize", type=int, default=299, help="Images are resized to this side for it; 0: they are not.")
     add(

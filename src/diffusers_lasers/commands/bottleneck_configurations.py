@@ -31,18 +31,7 @@ DEFAULTS = {
 
 
 def parse_configuration(text: str) -> dict[str, Any]:
-    """
-    A bottleneck from its text.
-
-    Args:
-        text (`str`): `KIND:NAME=VALUE,…`, with kind and names of `DEFAULTS`.
-
-    Returns:
-        `dict[str, Any]`: `kind`, and all of the kind's settings.
-
-    Raises:
-        ValueError: If the kind or a name is unknown, or a value is no number.
-    """
+    """`KIND:NAME=VALUE,…`, with kind and names of `DEFAULTS`, as a dict with `kind` and all of the kind's settings."""
     kind, _, rest = text.partition(":")
     if kind not in DEFAULTS:
         raise ValueError(f"a configuration must begin with one of {', '.join(DEFAULTS)}, got {text!r}")

@@ -47,16 +47,12 @@ def image_metrics(
     names: list[str], args: argparse.Namespace, num_images: int | None = None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """
-    The metrics that can be computed here, and why each other one cannot.
+    The metrics that can be computed here, by name, and why each other one cannot, by title.
 
     Args:
-        names (`list[str]`): Which ones, among the keys of `TITLES`; `rfid` and `fid` are the same metric.
-        args (`argparse.Namespace`): With `device`, for `lpips` the flags of [`add_lpips_flags`], for `fid` those of
-            [`add_fid_flags`].
+        names (`list[str]`): Keys of `TITLES`; `rfid` and `fid` are the same metric.
+        args (`argparse.Namespace`): With `device`, and the flags of LPIPS and FID if these are among the names.
         num_images (`int`, *optional*): Images there are; FID needs two.
-
-    Returns:
-        `tuple[dict[str, Metric], dict[str, str]]`: Metrics by name, on the device, and reasons by title.
     """
 
     def lpips():
@@ -85,14 +81,8 @@ def update_metrics(
     metrics: dict[str, Any], sample: torch.Tensor, images: torch.Tensor, missing: dict[str, str], of: str = ""
 ) -> None:
     """
-    Adds a batch to every metric. One that cannot take it is left out from now on, and the reason is kept.
-
-    Args:
-        metrics (`dict[str, Metric]`): Metrics by name; FID has the features of the references already.
-        sample (`torch.Tensor` of shape `(B, 3, H, W)`): Reconstructions in [-1, 1].
-        images (`torch.Tensor` of the same shape): References.
-        missing (`dict[str, str]`): Gets the reasons, by title and `of`.
-        of (`str`, *optional*): Name of what is judged.
+    Adds reconstructions and references `(B, 3, H, W)` in [-1, 1] to every metric; FID has its references already. A
+    metric that cannot take them is removed, and `missing` gets the reason, by title and what the images are `of`.
     """
     for name, metric in list(metrics.items()):
         try:

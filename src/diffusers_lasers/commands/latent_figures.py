@@ -35,16 +35,7 @@ class LatentFigures:
 
     @torch.no_grad()
     def update(self, latents: torch.Tensor, image_size: tuple[int, int]) -> tuple[Code | None, torch.Tensor]:
-        """
-        Codes a batch of latents.
-
-        Args:
-            latents (`torch.Tensor` of shape `(B, L, h, w)`): Latents.
-            image_size (`tuple[int, int]`): Height and width of their images.
-
-        Returns:
-            `tuple[Code | None, torch.Tensor]`: The code, `None` where there is none, and the decoded latents.
-        """
+        """The code of latents `(B, L, h, w)` of images of a size, `None` without one, and the decoded latents."""
         code = None
         if self.rate is None:
             decoded = latents.half().to(latents.dtype)
@@ -61,11 +52,8 @@ class LatentFigures:
 
     def compute(self) -> dict[str, float | None]:
         """
-        The figures of all batches.
-
-        Returns:
-            `dict[str, float | None]`: `latent_nmse`, `latent_snr_db`, `nominal_bits_per_pixel`,
-            `entropy_bits_per_pixel` and the figures of [`metrics.AtomUsage`]; those of a code are `None` without one.
+        `latent_nmse`, `latent_snr_db`, `nominal_bits_per_pixel`, `entropy_bits_per_pixel` and the figures of
+        [`metrics.AtomUsage`] over all batches; those of a code are `None` without one.
         """
         nmse = self.nmse.compute()
         figures: dict[str, Any] = {"latent_nmse": float(nmse), "latent_snr_db": float(-10 * torch.log10(nmse))}

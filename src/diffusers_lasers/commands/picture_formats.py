@@ -19,15 +19,7 @@ FORMATS = {
 
 
 def available_formats(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """
-    The formats that Pillow writes here.
-
-    Args:
-        names (`Sequence[str]`): Formats, among the keys of `FORMATS`.
-
-    Returns:
-        `tuple[list[str], dict[str, str]]`: Those that can be written, and why each other one cannot.
-    """
+    """Of some keys of `FORMATS` those that Pillow can write here, and why each other one cannot be written."""
     found, missing = [], {}
     for name in names:
         if name == "jxl":
@@ -53,15 +45,8 @@ def encode_picture(image: Image.Image, name: str, quality: int) -> bytes:
 
 def best_file(image: Image.Image, name: str, limit: int) -> tuple[int, bytes]:
     """
-    The file of the highest quality of at most `limit` bytes, found by bisection.
-
-    Args:
-        image (`PIL.Image.Image`): The picture.
-        name (`str`): A format, one of the keys of `FORMATS`.
-        limit (`int`): Bytes.
-
-    Returns:
-        `tuple[int, bytes]`: Quality and file; those of the lowest quality where even its file is longer.
+    The highest quality in a format, one of the keys of `FORMATS`, whose file has at most `limit` bytes, and that file.
+    The lowest quality if even its file is longer. Found by bisection.
     """
     low, high = FORMATS[name][2]
     best = low, encode_picture(image, name, low)

@@ -31,19 +31,8 @@ def run_script(
     input_args: list[str] | None = None,
 ) -> Any:
     """
-    Runs a script. An error of its user is one sentence on stderr, without the token, and exit code 1.
-
-    Args:
-        file (`str`): The script's `__file__`; its name begins the sentence.
-        parse_args (`Callable`): Takes the words of a command line and gives the arguments.
-        main (`Callable`): Takes the arguments.
-        input_args (`list[str]`, *optional*): The words; those of the process by default.
-
-    Returns:
-        What `main` returns.
-
-    Raises:
-        SystemExit: If `main` raises a `ValueError`, an `ImportError` or an `OSError`.
+    Runs `main` of the script `file` with what `parse_args` makes of the command line, by default the process's own. A
+    `ValueError`, `ImportError` or `OSError` becomes one sentence on stderr, without the token, and exit code 1.
     """
     args = parse_args(input_args)
     try:
@@ -54,15 +43,7 @@ def run_script(
 
 
 def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, least: int, *names: str) -> None:
-    """
-    Ends the program with a sentence if one of several numbers is too small. `None` is not looked at.
-
-    Args:
-        parser (`argparse.ArgumentParser`): Says the sentence.
-        args (`argparse.Namespace`): The arguments.
-        least (`int`): The smallest number that is allowed.
-        *names (`str`): Which arguments to look at.
-    """
+    """Ends the program with a sentence if one of the named arguments is below `least`; `None` is allowed."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value < least:
@@ -86,14 +67,9 @@ def add_device_flag(parser: argparse.ArgumentParser) -> None:
 
 def run_record(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
     """
-    What settings.json says of a fit: its command and arguments without the token, its data, facts, and versions.
-
-    Args:
-        args (`argparse.Namespace`): Arguments, with those of [`training.add_data_flags`] and `hub_token`.
-        **facts: What else is known.
-
-    Returns:
-        `dict[str, Any]`: The record. `validation` is `None` until the held-out images are judged.
+    What settings.json says of a fit: command and arguments without the token, data, facts and versions. `args` has the
+    flags of [`training.add_data_flags`] and [`training.add_hub_flags`]. `validation` is `None` until held-out images
+    are judged.
     """
     return {
         "command": "python " + shlex.join(hide_token(sys.argv, args.hub_token)),
@@ -107,14 +83,8 @@ def run_record(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
 
 def commit_of(folder: str | os.PathLike, *places: str) -> str | None:
     """
-    The commit of a checkout of this repository.
-
-    Args:
-        folder (`str` or `os.PathLike`): A folder in it.
-        *places (`str`): Parts of the repository whose changes count, such as `":/src"`. Default: all of it.
-
-    Returns:
-        `str`, *optional*: The short hash, with a plus sign where tracked files differ from it; `None` without git.
+    The short hash of the commit of a checkout, from a folder in it, with a plus sign if tracked files differ from it;
+    `None` without git. `places`, such as `":/src"`, are the parts whose changes count; all by default.
     """
 
     def git(*words: str) -> str | None:
@@ -129,15 +99,7 @@ def commit_of(folder: str | os.PathLike, *places: str) -> str | None:
 
 
 def names_of(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """
-    Short names for models.
-
-    Args:
-        paths (`Sequence[str]`): Their folders or repositories.
-
-    Returns:
-        `list[str]`: The last parts of the paths, as many as tell them apart; a number where none do.
-    """
+    """Short names for models: the last parts of their paths, as many as tell them apart; a number if none do."""
     parts = [Path(path).parts for path in paths]
     for depth in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -149,18 +111,7 @@ def names_of(paths: Sequence[str | os.PathLike]) -> list[str]:
 def image_batches(
     dataset: ImageDataset, batch_size: int, device: torch.device | str, label: str | None = None
 ) -> Iterator[torch.Tensor]:
-    """
-    All images of a data set in their order, with a bar.
-
-    Args:
-        dataset ([`training.ImageDataset`]): The images.
-        batch_size (`int`): Images a batch; the last one may have fewer.
-        device (`torch.device` or `str`): Where the batches shall be.
-        label (`str`, *optional*): What the bar says.
-
-    Returns:
-        `Iterator[torch.Tensor]`: Batches `(B, 3, resolution, resolution)`, floats in [-1, 1].
-    """
+    """All images in their order on a device, in batches `(B, 3, resolution, resolution)` in [-1, 1]; with a bar."""
     from tqdm.auto import tqdm
 
     total = math.ceil(len(dataset) / batch_size)

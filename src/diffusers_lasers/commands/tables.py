@@ -10,16 +10,7 @@ MISSING = "–"
 
 
 def markdown_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """
-    A Markdown table.
-
-    Args:
-        headers (`Sequence[str]`): Titles of the columns.
-        rows (`Iterable[Sequence[str]]`): Their cells.
-
-    Returns:
-        `str`: The lines, without a line break after the last one.
-    """
+    """A Markdown table with the titles of the columns and the cells of each row; no line break at its end."""
     lines = ["| " + " | ".join(headers) + " |", "| --- |" + " ---: |" * (len(headers) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
@@ -28,17 +19,12 @@ def figure_table(
     first: str, columns: Sequence[tuple[str, str, str]], rows: Iterable[tuple[str, Mapping[str, Any]]]
 ) -> str:
     """
-    A Markdown table of figures.
+    A Markdown table of figures; no line break at its end.
 
     Args:
         first (`str`): Title of the first column.
-        columns (`Sequence[tuple[str, str, str]]`): For each other column the key of its figure, its title and a format
-            such as `"{:.2f}"`.
-        rows (`Iterable[tuple[str, Mapping]]`): Text of the first column, and the figures by key. One that is `None` or
-            not there is a dash.
-
-    Returns:
-        `str`: The lines, without a line break after the last one.
+        columns (`Sequence[tuple[str, str, str]]`): Key, title and format, such as `"{:.2f}"`, of each other column.
+        rows (`Iterable[tuple[str, Mapping]]`): Text of the first column, and figures by key; `None` is a dash.
     """
 
     def cell(value: Any, form: str) -> str:

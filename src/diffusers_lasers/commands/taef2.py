@@ -30,18 +30,7 @@ class NormedTinyBlock(AutoencoderTinyBlock):
 
 
 def load_taef2(folder: str | os.PathLike) -> AutoencoderTiny:
-    """
-    TAEF2 from its release.
-
-    Args:
-        folder (`str` or `os.PathLike`): Folder of taef2_encoder.safetensors and taef2_decoder.safetensors.
-
-    Returns:
-        `AutoencoderTiny`: The autoencoder, with 32 channels of latents, in evaluation mode.
-
-    Raises:
-        OSError: If a file is missing.
-    """
+    """TAEF2 with 32 latent channels from a folder with taef2_encoder.safetensors and taef2_decoder.safetensors."""
     model = AutoencoderTiny(latent_channels=32)
     for part, network, shift in (("encoder", model.encoder, 0), ("decoder", model.decoder, 1)):
         state = load_file(Path(folder) / f"taef2_{part}.safetensors")

@@ -1,4 +1,4 @@
-"""How long a call takes, as the median of several from an idle device to an idle device; and how much memory was used."""
+"""How long a call takes, as the median of several from an idle device to an idle one; and how much memory was used."""
 
 from __future__ import annotations
 
@@ -15,16 +15,8 @@ def median_seconds(
     function: Callable[[], Any], repeats: int, device: torch.device | str = "cpu", warm_up: int = 1
 ) -> tuple[Any, float]:
     """
-    The value of a call, and its time.
-
-    Args:
-        function (`Callable`): What is called.
-        repeats (`int`): Calls that are timed.
-        device (`torch.device` or `str`, defaults to `"cpu"`): Where the work is done.
-        warm_up (`int`, defaults to 1): Calls before these, which are not timed; at least 1.
-
-    Returns:
-        `tuple[Any, float]`: What the last call to warm up returned, and the median of the seconds of the timed ones.
+    The value of a call whose work is done on `device`, and the median of the seconds of `repeats` calls after `warm_up`
+    others, at least one.
     """
 
     def wait() -> None:
