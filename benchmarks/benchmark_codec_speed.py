@@ -1,18 +1,20 @@
 """Times the patch codec beside faiss's `sa_encode` and `sa_decode` with the same codebooks, and on large images.
 
-    python benchmarks/benchmark_codec_speed.py [CODEC …] [--side 512] [--rounds 31] [--threads 2] [--large 3000 4000] [--output_dir DIR]
+    python benchmarks/benchmark_codec_speed.py [CODEC …] [--side 512] [--rounds 31] [--large 3000 4000]
 
-CODEC is a folder of a fitted `ModelBasedVQCodec`; without one, codecs of all four kinds are fitted to random smooth images first. Ours starts and ends with
-RGB images: colours, patches, rotation and range check are in its time; "patches" is decoding without colours and assembly. faiss starts with the patches of the three channels, contiguous float32, and ends with
-them, so that it is spared all that. torch and faiss each have threads of their own that stay awake for a while after a call and take the cores from the
-other library's; so they take turns in blocks of calls, of which the first two do not count. Ratios are those of the medians. `agree` is the share of
-equal indices and `excess` our squared error over faiss's, minus 1. `--large` times one image of that height and width and reports the
-growth of the process's peak memory.
+CODEC is a folder of a fitted `ModelBasedVQCodec`. Without one, codecs of all four kinds are fitted to random smooth
+images first.
+
+Our calls start and end with RGB images: colours, patches, rotation and range check are in their time. "patches" is
+decoding without colours and assembly. faiss starts and ends with the patches of the three channels as contiguous
+float32, and does none of that work. torch and faiss each have their own threads, which stay awake for a while after a
+call and take the cores from the other library's. So they take turns in blocks of calls, of which the first two do not
+count. Ratios are those of the medians. `agree` is the share of equal indices, and `excess` our squared error over
+faiss's, minus 1. `--large` times one image of that height and width and reports the growth of the process's peak
+memory.
 """
 
-import resource
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -21,10 +23,30 @@ import numpy as np
 import torch
 
 from diffusers_lasers import ModelBasedVQCodec
+from diffusers_lasers.commands.scripts import check_at_least
+from diffusers_lasers.commands.tables import figure_table
+from diffusers_lasers.commands.timing import peak_memory_gib
 from diffusers_lasers.functional import latents_to_signals, rgb_to_ycbcr
 from diffusers_lasers.utils import CommandParser, write_json
 
 
+# Key in codec_speed.json, heading, format.
+COLUMNS = [
+    ("encode_ms", "encode ms", "{:.2f}"),
+    ("faiss_encode_ms", "faiss ms", "{:.2f}"),
+    ("encode_ratio", "ratio", "{:.2f}"),
+    ("decode_ms", "decode ms", "{:.2f}"),
+    ("decode_patches_ms", "patches ms", "{:.2f}"),
+    ("faiss_decode_ms", "faiss ms", "{:.2f}"),
+    ("decode_patches_ratio", "patches, ratio", "{:.2f}"),
+    ("agree", "agree", "{:.4%}"),
+    ("excess", "excess", "{:.1e}"),
+]
+LARGE_COLUMNS = [
+    ("encode_s", "encode s", "{:.2f}"),
+    ("decode_s", "decode s", "{:.2f}"),
+    ("peak_growth_gib", "growth of peak memory, GiB", "{:.2f}"),
+]
 BLOCK = 10  # calls of one function in a row
 NOTATIONS = ("VQ-{8-8-8}", "PQ-{32-8-8}", "OPQ-{32-8-8}", "RQ-{32-8-8}")
 
@@ -41,7 +63,7 @@ def smooth_images(count: int, height: int, width: int, seed: int) -> torch.Tenso
 
 def faiss_index(codec: ModelBasedVQCodec, channel: str):
     """A faiss index that codes the patches of one channel with the codec's own codebooks."""
-    books = getattr(codec, f"codebooks_{channel}").numpy()
+    books = codec.codebooks[channel].numpy()
     slots, codewords, width = books.shape
     bits, features = codewords.bit_length() - 1, codec.config.patch_size**2
     if codec.config.quantizer == "RQ":
@@ -52,15 +74,15 @@ def faiss_index(codec: ModelBasedVQCodec, channel: str):
     index = faiss.IndexPQ(features, slots, bits)
     faiss.copy_array_to_vector(np.ascontiguousarray(books).ravel(), index.pq.centroids)
     index.is_trained = True
-    rotation = getattr(codec, f"rotation_{channel}", None)
+    rotation = codec.rotation(channel)
     if rotation is None:
         return index
     transform = faiss.LinearTransform(features, features, False)
     faiss.copy_array_to_vector(np.ascontiguousarray(rotation.numpy()).ravel(), transform.A)
     transform.is_trained = transform.is_orthonormal = True
-    whole = faiss.IndexPreTransform(transform, index)
-    whole.is_trained = True
-    return whole
+    rotated = faiss.IndexPreTransform(transform, index)
+    rotated.is_trained = True
+    return rotated
 
 
 def compare(codec: ModelBasedVQCodec, image: torch.Tensor, rounds: int) -> dict:
@@ -97,8 +119,8 @@ def compare(codec: ModelBasedVQCodec, image: torch.Tensor, rounds: int) -> dict:
     for name in ("encode", "decode"):
         row[f"{name}_ratio"] = row[f"{name}_ms"] / row[f"faiss_{name}_ms"]
     row["decode_patches_ratio"] = row["decode_patches_ms"] / row["faiss_decode_ms"]
-    whole_bytes = all(bits == 8 for bits in codec.slot_bits)
-    row["agree"] = float((ours == theirs).mean()) if whole_bytes else None
+    one_byte_each = all(bits == 8 for bits in codec.slot_bits)
+    row["agree"] = float((ours == theirs).mean()) if one_byte_each else None
     row["excess"] = error / error_faiss - 1
     return row
 
@@ -106,27 +128,28 @@ def compare(codec: ModelBasedVQCodec, image: torch.Tensor, rounds: int) -> dict:
 def time_large(codec: ModelBasedVQCodec, height: int, width: int) -> dict:
     """Seconds and growth of the peak memory of one large image."""
     image = smooth_images(1, height, width, seed=2)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory_gib()
     start = time.perf_counter()
     output = codec.encode(image)
     middle = time.perf_counter()
     sample = codec.decode(output.codes, output.image_size).sample
     end = time.perf_counter()
-    unit = 2**30 if sys.platform == "darwin" else 2**20
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
     assert sample.shape == image.shape
-    return {"encode_s": middle - start, "decode_s": end - middle, "peak_growth_gib": grown}
+    growth = None if before is None else peak_memory_gib() - before
+    return {"encode_s": middle - start, "decode_s": end - middle, "peak_growth_gib": growth}
 
 
 def main() -> None:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("codecs", nargs="*")
-    parser.add_argument("--side", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--large", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--output_dir", type=Path)
+    add = parser.add_argument
+    add("codecs", nargs="*", help="Folders of fitted codecs. Default: new ones of all kinds.")
+    add("--side", type=int, default=512, help="Side of the image in pixels.")
+    add("--rounds", type=int, default=50, help="Timed calls of each function, in tens.")
+    add("--threads", type=int, default=2, help="Threads of torch and of faiss.")
+    add("--large", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="Also time an image of this size.")
+    add("--output_dir", type=Path, help="Folder that gets codec_speed.json.")
     args = parser.parse_args()
+    check_at_least(parser, args, 1, "side", "rounds", "threads")
     torch.set_num_threads(args.threads)
     faiss.omp_set_num_threads(args.threads)
     if args.codecs:
@@ -139,24 +162,12 @@ def main() -> None:
     image = smooth_images(1, args.side, args.side, seed=1)
     rows = {codec.notation: compare(codec, image, args.rounds) for codec in codecs}
     print(f"{args.side}×{args.side}, {args.threads} threads, medians of {args.rounds} calls\n")
-    print(
-        "| codec | encode ms | faiss ms | ratio | decode ms | patches ms | faiss ms | patches, ratio | agree | excess |"
-    )
-    print("| --- |" + " ---: |" * 9)
-    for name, row in rows.items():
-        agree = "–" if row["agree"] is None else f"{row['agree']:.4%}"
-        cells = [f"{row['encode_ms']:.2f}", f"{row['faiss_encode_ms']:.2f}", f"{row['encode_ratio']:.2f}"]
-        cells += [f"{row['decode_ms']:.2f}", f"{row['decode_patches_ms']:.2f}", f"{row['faiss_decode_ms']:.2f}"]
-        cells.append(f"{row['decode_patches_ratio']:.2f}")
-        print(f"| {name} | {' | '.join(cells)} | {agree} | {row['excess']:.1e} |")
+    print(figure_table("codec", COLUMNS, rows.items()))
     if args.large:
-        print(f"\n{args.large[0]}×{args.large[1]}\n\n| codec | encode s | decode s | growth of peak memory, GiB |")
-        print("| --- | ---: | ---: | ---: |")
-        for codec in codecs:
-            large = rows[codec.notation]["large"] = time_large(codec, *args.large)
-            print(
-                f"| {codec.notation} | {large['encode_s']:.2f} | {large['decode_s']:.2f} | {large['peak_growth_gib']:.2f} |"
-            )
+        large = {codec.notation: time_large(codec, *args.large) for codec in codecs}
+        print(f"\n{args.large[0]}×{args.large[1]}\n\n{figure_table('codec', LARGE_COLUMNS, large.items())}")
+        for name, figures in large.items():
+            rows[name]["large"] = figures
     if args.output_dir:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         settings = {name: value for name, value in vars(args).items() if name != "output_dir"}

@@ -1,25 +1,26 @@
-r"""Times online dictionary learning beside SPAMS and scikit-learn on patches of real images: objective against seconds.
+r"""Times online dictionary learning beside SPAMS and scikit-learn on patches of images: objective against seconds.
 
     python benchmarks/benchmark_dictionary_learning.py --output_dir outputs/dictionary_learning
-    python benchmarks/benchmark_dictionary_learning.py --images photos/ --color --atoms 1024 --sparsity 8 --learners omp "SPAMS, float64"
+    python benchmarks/benchmark_dictionary_learning.py --images photos/ --color --atoms 1024 --sparsity 8 \
+        --learners omp "SPAMS, float64"
     python benchmarks/benchmark_dictionary_learning.py --variants --output_dir outputs/dictionary_learning_variants
 
-All learners get the same patches, number of atoms K, sparsity S, minibatch ξ and, but for those whose name says otherwise, the same first
-dictionary: random patches, normalised. Each point of a curve is a fit of its own with that many minibatches, from the start, so that no
-learner is stopped and asked; conversions of the inputs and the judging are outside the measured time. The objective is
+All learners get the same patches, number of atoms K, sparsity S, minibatch ξ and, unless their name says otherwise, the
+same first dictionary: random patches, normalised. Each point of a curve is a fit of its own with that many minibatches,
+from the start, so that no learner is interrupted. Conversions of the inputs and the computation of the objective are
+outside the measured time. The objective is
 
     mean of ½ ‖y − D γ‖²,  γ from our `omp` with S atoms in float64, for every learner,
 
-over patches of other images. In each round the first dictionary and the order of the signals change, the learners take turns, and each
-round starts with another one; medians over the rounds. How the peers are called, and what is not equal, is in
-`dictionary_learning_peers.py`; those that are not installed are skipped (`pip install diffusers_lasers[benchmark]`).
+over patches of other images. In each round the first dictionary and the order of the signals change. The learners take
+turns, and each round starts with another one; medians over the rounds. `dictionary_learning_peers.py` says how the
+peers are called, and what is not equal. Those that are not installed are skipped (`pip install
+diffusers_lasers[benchmark]`).
 
 Writes results.json and results.md into the folder after each round, and figure.png at the end.
 """
 
 import argparse
-import json
-import os
 import shlex
 import statistics
 import sys
@@ -29,13 +30,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from dictionary_learning_peers import LEARNERS, VARIANTS, Task
-from sparse_coding_machine import PAUSE, machine
+from sparse_coding_machine import PAUSE, fix_threads, machine
 from sparse_coding_report import number, table
 from tqdm import tqdm
 
+from diffusers_lasers.commands.scripts import check_at_least
 from diffusers_lasers.functional import dictionary_from_signals, omp, synthesize
 from diffusers_lasers.training import load_image_dataset
-from diffusers_lasers.utils import CommandParser, requires, write_text
+from diffusers_lasers.utils import CommandParser, requires, write_json, write_text
 from diffusers_lasers.visualization import new_figure, save_figure
 
 
@@ -47,10 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--output_dir", type=Path, default=Path("outputs/dictionary_learning"))
-    add(
-        "--images",
-        help="Folder of images, or a pattern; every fifth is held out. Default: scikit-image's photographs.",
-    )
+    add("--images", help="Folder of images, or pattern; every fifth is held out. Default: scikit-image's photos.")
     add("--patch_size", type=int, default=8, help="Side of a patch in pixels. Default: 8.")
     add("--color", action="store_true", help="Patches of three channels. Default: luminance.")
     add("--keep_mean", action="store_true", help="Keep the mean of a patch. Default: it is subtracted.")
@@ -63,37 +62,18 @@ def parse_arguments() -> argparse.Namespace:
     add("--points", type=int, default=6, help="Points of a curve; each has twice the minibatches of the one before.")
     add("--learners", nargs="+", default=list(LEARNERS), choices=[*LEARNERS, *VARIANTS], metavar="NAME")
     add("--variants", action="store_true", help="Our learner with one default changed, in place of the others.")
-    add("--time_limit", type=float, default=120.0, help="Seconds a fit may be expected to take. Default: 120.")
+    add("--time_limit", type=float, default=120.0, help="Longer fits are left out, in seconds. Default: 120.")
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=2, help="Threads of every learner. Default: 2.")
     add("--seed", type=int, default=0)
     args = parser.parse_args()
-    for name in (
-        "patch_size",
-        "patches",
-        "held_out",
-        "atoms",
-        "sparsity",
-        "batch_size",
-        "points",
-        "rounds",
-        "threads",
-    ):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}.")
+    check_at_least(parser, args, 1, "patch_size", "patches", "held_out", "atoms", "sparsity", "batch_size")
+    check_at_least(parser, args, 1, "points", "rounds", "threads")
     if args.sparsity > args.atoms or not args.passes > 0:
         parser.error("--sparsity must be at most --atoms, and --passes above 0.")
     if args.variants:
         args.learners = ["omp", "omp, own start", *VARIANTS]
     return args
-
-
-def fix_threads(threads: int) -> None:
-    """Starts the script anew with the thread counts in the environment: libraries read them once, when they are loaded."""
-    wanted = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
-    if any(os.environ.get(name) != value for name, value in wanted.items()):
-        os.environ.update(wanted)
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def image_sets(folder: str | None) -> tuple[list, list]:
@@ -109,7 +89,7 @@ def image_sets(folder: str | None) -> tuple[list, list]:
 
 
 def patches(images: list, count: int, args: argparse.Namespace, seed: int) -> torch.Tensor:
-    """`(count, features)` float32 patches in [0, 1] at random places, as many of each image (by a patch), in random order."""
+    """`(count, features)` float32 patches in [0, 1] at random places, equally many of each image, in random order."""
     random, side, found = np.random.default_rng(seed), args.patch_size, []
     for number_of_image, image in enumerate(images):
         pixels = np.asarray(image.convert("RGB" if args.color else "L"), np.float32) / 255
@@ -131,7 +111,7 @@ def objective(signals: torch.Tensor, dictionary: torch.Tensor, sparsity: int) ->
 
 
 def measure_round(args, signals, held_out, steps, round_, rows, bar) -> None:
-    """One fit of every learner at every point; appends to `rows[name]["seconds"]` and `["objective"]`, lists by point."""
+    """One fit of every learner at every point; appends to the lists `seconds` and `objective` of its row, by point."""
     seed = args.seed + round_
     start = dictionary_from_signals(signals, args.atoms, generator=torch.Generator().manual_seed(seed))
     task = Task(signals, start, args.sparsity, args.batch_size, args.threads, seed)
@@ -215,9 +195,9 @@ def main() -> int:
     ]
     results = {
         "machine": machine(args.threads),
-        "command": shlex.join(["python", f"utils/{Path(__file__).name}", *words]),
-        "data": f"{len(signals)} patches of {len(images[0])} images, {len(held_out)} of {len(images[1])} others, L = {signals.shape[1]}, "
-        f"K = {args.atoms}, S = {args.sparsity}, minibatches of {args.batch_size}",
+        "command": shlex.join(["python", f"benchmarks/{Path(__file__).name}", *words]),
+        "data": f"{len(signals)} patches of {len(images[0])} images, {len(held_out)} of {len(images[1])} others, "
+        f"L = {signals.shape[1]}, K = {args.atoms}, S = {args.sparsity}, minibatches of {args.batch_size}",
         "steps": steps,
         "learners": {name: {key: [[] for _ in steps] for key in ("seconds", "objective")} for name in names},
     }
@@ -225,7 +205,7 @@ def main() -> int:
     with tqdm(total=args.rounds * len(names) * len(steps), desc="fits") as bar:
         for round_ in range(args.rounds):
             measure_round(args, signals, held_out, steps, round_, results["learners"], bar)
-            write_text(args.output_dir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+            write_json(args.output_dir / "results.json", results)
             write_text(args.output_dir / "results.md", markdown(results))
     try:
         draw(results, args.output_dir / "figure.png")

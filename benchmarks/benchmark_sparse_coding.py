@@ -1,25 +1,26 @@
-r"""Times this package's sparse coding beside its peers, in one run: speed, memory, exactness, growth and the machine's floors.
+r"""Times sparse coding beside its peers: speed, memory, exactness, growth, and lower bounds of the machine.
 
     python benchmarks/benchmark_sparse_coding.py --output_dir outputs/sparse_coding
     python benchmarks/benchmark_sparse_coding.py --cases --signals latents.safetensors --sparsity 5 --skip growth
 
 The implementations stand in `sparse_coding_peers.py`; those that are not installed are skipped with a line
-(`pip install diffusers_lasers[benchmark]`). All run on the CPU in float32 unless their name says otherwise. Cases are Gaussian
-signals with a random dictionary of unit atoms, or latents and a dictionary from a file. What is measured:
+(`pip install diffusers_lasers[benchmark]`). All run on the CPU in float32 unless their name says otherwise. Cases are
+Gaussian signals with a random dictionary of unit atoms, or latents and a dictionary from a file. Measured are:
 
-* time: after one call to warm up, rounds in which each implementation runs once, in an order that rotates; medians over the rounds.
-  A pause before each call lets the threads of the previous one fall asleep. Conversion of the inputs is outside the measured time.
-* memory: each implementation in a process of its own. After a call on 64 signals and the release of what the allocator holds, the
-  high-water mark of resident memory is reset; what it has risen to after a call on all signals, less what was resident before
-  (the inputs among it) and less the result in the implementation's own form, is the extra memory.
+* time: after one call to warm up, rounds in which each implementation runs once, in an order that rotates; medians over
+  the rounds. A pause before each call lets the threads of the previous one fall asleep. Conversion of the inputs is
+  outside the measured time.
+* memory: each implementation in a process of its own. After a call on 64 signals, and the release of what the allocator
+  holds, the high-water mark of resident memory is reset. Extra memory is what the mark has risen to after a call on all
+  signals, less what was resident before (the inputs among it) and less the result in the implementation's own form.
 * exactness: the codes of the first signals beside OMP or OLS in float64, see `judge` in `sparse_coding_peers.py`.
-* floors: rate of a matrix product and of copies, and from them a lower bound of the time of each case,
+* floors: the rates of a matrix product and of copies, and from them a lower bound of the time of each case,
 
       Gram form      [2 N K (L + S (S − 1) / 2) + 2 K² L] / GEMM rate + N S K / compare rate
       residual form  2 N S K L / GEMM rate + N S K / compare rate
 
-  where a comparison is one vector instruction an element, at the rate at which the product issues its own (GEMM rate / 2); and no
-  less than reading the signals and writing the codes takes at the copy rate.
+  A comparison is one vector instruction an element, at the rate at which the product issues its own (GEMM rate / 2). No
+  case takes less than reading the signals and writing the codes at the copy rate.
 
 Writes results.json, results.md and figure.png into the folder, the first two after each part that is done.
 """
@@ -27,31 +28,33 @@ Writes results.json, results.md and figure.png into the folder, the first two af
 import argparse
 import json
 import math
-import os
 import shlex
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from sparse_coding_machine import MEMORY_RESET, interleaved, lower_bounds, machine, measure_floors, measure_memory
+from sparse_coding_cases import CASES, Case
+from sparse_coding_machine import (
+    MEMORY_RESET,
+    fix_threads,
+    interleaved,
+    lower_bounds,
+    machine,
+    measure_floors,
+    measure_memory,
+)
 from sparse_coding_peers import BACKENDS, CODERS, SPAMS, Coder, greedy_reference, judge, sparse_codes
 from sparse_coding_report import draw, markdown
-from torch.nn import functional as F
+from sparse_coding_synthesis import time_synthesis
 from tqdm import tqdm
 
-from diffusers_lasers.functional import (
-    dictionary_from_signals,
-    normalize_atoms,
-    omp,
-    random_dictionary,
-    set_backend,
-    synthesize,
-)
-from diffusers_lasers.utils import CommandParser, write_text
+from diffusers_lasers.commands.scripts import check_at_least
+from diffusers_lasers.functional import set_backend
+from diffusers_lasers.utils import CommandParser, write_json, write_text
 
 
 PARTS = ("floors", "timing", "memory", "synthesis", "growth", "figure")
@@ -67,42 +70,6 @@ GROWTH_CODERS = ("omp, torch", "omp, fused", SPAMS)
 CHECKED_SIGNALS = 2048
 
 
-@dataclass(frozen=True)
-class Case:
-    """A problem of sparse coding: N `signals` of L `features`, K `atoms`, S = `sparsity`; drawn, or read from `file`."""
-
-    name: str
-    signals: int
-    features: int
-    atoms: int
-    sparsity: int
-    seed: int = 0
-    file: str | None = None
-
-    def scaled(self, factor: float) -> "Case":
-        """The case with fewer signals (at least 64) and atoms (at least 32)."""
-        signals, atoms = max(64, round(self.signals * factor)), max(32, round(self.atoms * factor))
-        return replace(self, signals=min(signals, self.signals), atoms=min(atoms, self.atoms))
-
-    def load(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Signals `(N, L)` and unit atoms `(L, K)`, float32, both contiguous."""
-        generator = torch.Generator().manual_seed(self.seed)
-        if self.file is None:
-            dictionary = random_dictionary(self.features, self.atoms, generator)
-            return torch.randn(self.signals, self.features, generator=generator), dictionary
-        with safe_open(self.file, "pt") as file:
-            signals = file.get_tensor("signals")[: self.signals].float().contiguous()
-            if "dictionary" in file.keys():
-                return signals, normalize_atoms(file.get_tensor("dictionary").float()).contiguous()
-        return signals, dictionary_from_signals(signals, self.atoms, generator=generator)
-
-
-CASES = {
-    "A": Case("A", 65536, 16, 512, 5),
-    "B": Case("B", 16384, 64, 1024, 8),
-    "C": Case("C", 4096, 256, 4096, 16),
-    "D": Case("D", 1048576, 4, 64, 2),
-}
 SYNTHESIS_CASES = ("A", "B", "C", "latents")
 
 
@@ -147,65 +114,13 @@ def time_coders(case: Case, coders: list[Coder], threads: int, rounds: int, chec
     return rows
 
 
-def time_synthesis(case: Case, backends: list[str], rounds: int) -> dict[str, dict[str, float]]:
-    """
-    Seconds of `synthesize` and its gradients, beside `F.embedding_bag` and the forward `omp` of the same backend.
-
-    Returns:
-        `dict[str, dict[str, float]]`: For each backend, and for `F.embedding_bag`: medians of `forward`, of forward and backward
-        to the `dictionary`, and to `both` dictionary and coefficients; and `omp`, which the peer has from the torch backend.
-    """
-    signals, dictionary = case.load()
-    set_backend("torch")
-    indices, coefficients = omp(signals, dictionary, case.sparsity)
-    upstream, slots = torch.randn_like(signals), indices.clamp_min(0)
-
-    def bag(atoms, weights):
-        return F.embedding_bag(slots, atoms, per_sample_weights=weights, mode="sum")
-
-    def task(backend, decode, atoms, leaves):
-        leaf = atoms.clone().requires_grad_(leaves > 0)
-        weights = coefficients.clone().requires_grad_(leaves > 1)
-
-        def run():
-            set_backend(backend)
-            output = decode(leaf, weights)
-            return torch.autograd.grad(output, [leaf, weights][:leaves], upstream) if leaves else output
-
-        return run
-
-    def code(backend):
-        set_backend(backend)
-        return omp(signals, dictionary, case.sparsity)
-
-    def ours(atoms, weights):
-        return synthesize(indices, weights, atoms)
-
-    steps = ("forward", "dictionary", "both")
-    tasks = {}
-    for backend in backends:
-        tasks[backend, "omp"] = lambda backend=backend: code(backend)
-        tasks.update({(backend, step): task(backend, ours, dictionary, n) for n, step in enumerate(steps)})
-    rows = dictionary.t().contiguous()
-    tasks.update({("F.embedding_bag", step): task("torch", bag, rows, n) for n, step in enumerate(steps)})
-    for run in tasks.values():
-        run()
-    with tqdm(total=len(tasks) * rounds, desc=f"synthesis, case {case.name}", leave=False) as bar:
-        times = interleaved(tasks, rounds, bar)
-    table: dict[str, dict[str, float]] = {}
-    for (name, step), measured in times.items():
-        table.setdefault(name, {})[step] = statistics.median(measured)
-    table["F.embedding_bag"]["omp"] = table["torch"]["omp"]
-    return table
-
-
 def time_growth(coders: list[Coder], threads: int, rounds: int, factor: float) -> dict[str, dict]:
     """
     Seconds over sweeps of N, K, L and S.
 
     Returns:
-        `dict[str, dict]`: For each sweep its `values`, the `fixed` sizes, the medians `seconds` of each name, and the log-log
-        `slope` of their last segment.
+        `dict[str, dict]`: For each sweep its `values`, the `fixed` sizes, the medians `seconds` of each name, and the
+        log-log `slope` of their last segment.
     """
     sweeps = {}
     for swept, (values, changes) in GROWTH.items():
@@ -248,12 +163,10 @@ def memory_in_child(coder: Coder, case: Case, threads: int) -> dict | None:
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def available_coders(names: list[str] | None = None) -> list[Coder]:
-    """Those of the implementations, or of the named ones, that are there; a line for each other one says what is missing."""
+def available_coders(coders: Iterable[Coder]) -> list[Coder]:
+    """Those of the implementations that are installed; a line for each other one says what is missing."""
     found = []
-    for coder in CODERS:
-        if names is not None and coder.name not in names:
-            continue
+    for coder in coders:
         try:
             coder.require()
             found.append(coder)
@@ -263,57 +176,30 @@ def available_coders(names: list[str] | None = None) -> list[Coder]:
     return found
 
 
-def fix_threads(threads: int) -> None:
-    """Starts the script anew with the thread counts in the environment: libraries read them once, when they are loaded."""
-    wanted = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
-    if any(os.environ.get(name) != value for name, value in wanted.items()):
-        os.environ.update(wanted)
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    add = parser.add_argument
+    add, names = parser.add_argument, [coder.name for coder in CODERS]
     add("--output_dir", type=Path, default=Path("outputs/sparse_coding"))
-    add(
-        "--cases",
-        nargs="*",
-        choices=list(CASES),
-        default=list(CASES),
-        help="Random problems; none after the flag: none.",
-    )
-    add(
-        "--signals",
-        metavar="FILE.safetensors",
-        help="A further case: `signals (N, L)`, and `dictionary (L, K)` if it is there.",
-    )
+    add("--cases", nargs="*", choices=list(CASES), default=list(CASES), help="Random problems. Default: all.")
+    add("--signals", metavar="FILE.safetensors", help="One more case: `signals (N, L)`, optional `dictionary (L, K)`.")
     add("--sparsity", type=int, default=5, help="Atoms a signal for --signals. Default: 5.")
-    add(
-        "--atoms",
-        type=int,
-        default=512,
-        help="Atoms taken from --signals where the file has no dictionary. Default: 512.",
-    )
+    add("--atoms", type=int, default=512, help="Atoms drawn from --signals without a dictionary. Default: 512.")
     add("--rounds", type=int, default=5, help="Timed calls of each implementation. Default: 5.")
     add("--threads", type=int, default=2, help="Threads of every implementation. Default: 2.")
-    add(
-        "--scale",
-        type=float,
-        default=1.0,
-        help="Factor on the numbers of signals and atoms, for a quick look. Default: 1.",
-    )
+    add("--scale", type=float, default=1.0, help="Factor on the numbers of signals and atoms. Default: 1.")
     add(
         "--coders",
         nargs="+",
         metavar="NAME",
-        choices=[coder.name for coder in CODERS],
-        help=f"Only these of {', '.join(repr(coder.name) for coder in CODERS)}. Default: all.",
+        choices=names,
+        help=f"Some of {', '.join(map(repr, names))}. Default: all.",
     )
     add("--skip", nargs="*", choices=PARTS, default=[], help="Parts to leave out.")
     add("--memory_request", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.rounds < 1 or args.threads < 1 or not 0 < args.scale <= 1:
-        parser.error("--rounds and --threads must be at least 1, and --scale in (0, 1].")
+    check_at_least(parser, args, 1, "rounds", "threads")
+    if not 0 < args.scale <= 1:
+        parser.error(f"--scale must be above 0 and at most 1, got {args.scale}")
     return args
 
 
@@ -325,8 +211,8 @@ def selected_cases(args: argparse.Namespace) -> list[Case]:
         signals, dictionary = probe.load()
         if signals.ndim != 2 or len(dictionary) != signals.shape[1] or not 1 <= args.sparsity <= min(dictionary.shape):
             raise ValueError(
-                f"--signals must hold `signals (N, L)` and `dictionary (L, K)` with --sparsity from 1 to min(L, K), got shapes "
-                f"{tuple(signals.shape)} and {tuple(dictionary.shape)} with sparsity {args.sparsity}."
+                "--signals must hold `signals (N, L)` and `dictionary (L, K)` with --sparsity from 1 to min(L, K), "
+                f"got shapes {tuple(signals.shape)} and {tuple(dictionary.shape)} with sparsity {args.sparsity}."
             )
         count = min(len(signals), max(64, round(len(signals) * args.scale)))
         cases.append(replace(probe, signals=count, features=signals.shape[1], atoms=dictionary.shape[1]))
@@ -335,7 +221,7 @@ def selected_cases(args: argparse.Namespace) -> list[Case]:
 
 def command(args: argparse.Namespace) -> str:
     """The command of this run, with the name of a file in place of its path."""
-    words = ["python", f"utils/{Path(__file__).name}", "--cases", *args.cases]
+    words = ["python", f"benchmarks/{Path(__file__).name}", "--cases", *args.cases]
     if args.signals:
         words += ["--signals", Path(args.signals).name, "--sparsity", str(args.sparsity), "--atoms", str(args.atoms)]
     words += ["--coders", *args.coders] if args.coders else []
@@ -353,7 +239,8 @@ def main() -> int:
         print(json.dumps(measure_memory(coder, Case(**request["case"]), request["threads"])))
         return 0
 
-    coders, cases = available_coders(args.coders), selected_cases(args)
+    wanted = [coder for coder in CODERS if args.coders is None or coder.name in args.coders]
+    coders, cases = available_coders(wanted), selected_cases(args)
     if "memory" not in args.skip and not MEMORY_RESET.exists():
         print("Skipping memory: it is measured on Linux only.")
         args.skip.append("memory")
@@ -362,7 +249,7 @@ def main() -> int:
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
     def save():
-        write_text(args.output_dir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+        write_json(args.output_dir / "results.json", results)
         write_text(args.output_dir / "results.md", markdown(results))
 
     if "floors" not in args.skip:

@@ -1,34 +1,35 @@
-r"""Times sparse coding on an accelerator beside the batched peers there, and beside SPAMS and our kernel on the same machine's CPU.
+"""Times sparse coding on a GPU beside the batched peers there, and beside SPAMS and our kernel on the CPU.
 
-    python benchmarks/benchmark_sparse_coding_gpu.py --output_dir outputs/sparse_coding_gpu [--cases A B C D] [--rounds 10] [--threads 16]
+    python benchmarks/benchmark_sparse_coding_gpu.py --output_dir outputs/sparse_coding_gpu [--cases A B C D]
 
-The cases, implementations and the float64 reference are those of `benchmark_sparse_coding.py` and `sparse_coding_peers.py`. Inputs are on the
-device, and so are results; a call is timed from an idle device to an idle device, after two calls to warm up, and the median of the rounds is
-given. `omp, graph` is the same call captured as a CUDA graph and replayed. Extra memory is the peak of what the allocator gave out in a call, less
-what it had given out before and less the result. Implementations that fail or are not installed are named, with the reason.
-Writes results.json and results.md into the folder.
+Cases, implementations and the float64 reference are those of `benchmark_sparse_coding.py`. Inputs and results are on
+the device. A call is timed from an idle device to an idle device, after two calls to warm up; the median of the rounds
+is given. `omp, graph` is the same call captured as a CUDA graph and replayed. Extra memory is the peak of what the
+allocator gave out in a call, less what it had given out before and less the result. Implementations that fail or are
+not installed are named, with the reason. Writes results.json and results.md into the folder.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from benchmark_sparse_coding import CASES, CHECKED_SIGNALS, Case
+from benchmark_sparse_coding import CHECKED_SIGNALS, available_coders
+from sparse_coding_cases import CASES, Case
 from sparse_coding_machine import MIB, machine
 from sparse_coding_peers import CODERS, SPAMS, Coder, greedy_reference, judge, output_bytes, sparse_codes
-from sparse_coding_report import number, share, sizes, table
+from sparse_coding_report import number, share, sizes
 from tqdm import tqdm
 
+from diffusers_lasers.commands.scripts import check_at_least
+from diffusers_lasers.commands.tables import markdown_table
+from diffusers_lasers.commands.timing import median_seconds
 from diffusers_lasers.functional import ols, omp
-from diffusers_lasers.utils import CommandParser, write_text
+from diffusers_lasers.utils import CommandParser, write_json, write_text
 from diffusers_lasers.utils.import_utils import requires
 
 
@@ -75,27 +76,13 @@ def extra_memory(run: Callable) -> float:
     return (torch.cuda.max_memory_allocated() - before - output_bytes(output)) / MIB
 
 
-def measure(run: Callable, rounds: int, wait: Callable) -> float:
-    """Median seconds of a call."""
-    for _ in range(2):
-        run()
-    seconds = []
-    for _ in range(rounds):
-        wait()
-        start = time.perf_counter()
-        output = run()
-        wait()
-        seconds.append(time.perf_counter() - start)
-        del output
-    return statistics.median(seconds)
-
-
 def time_case(case: Case, coders: list[Coder], device: torch.device, threads: int, rounds: int) -> dict[str, dict]:
     """
     Rows of one case.
 
     Returns:
-        `dict[str, dict]`: For each name `where`, `seconds`, `extra_mib` (device only), `ratio_to_spams` and what `judge` says, or `error`.
+        `dict[str, dict]`: For each name `where`, `seconds`, `extra_mib` (device only), `ratio_to_spams` and what
+        `judge` says, or `error`.
     """
     signals, dictionary = case.load()
     checked, references, rows = signals[:CHECKED_SIGNALS], {}, {}
@@ -109,10 +96,9 @@ def time_case(case: Case, coders: list[Coder], device: torch.device, threads: in
         place = device if on_device else torch.device("cpu")
         try:
             run = prepare(signals.to(place), dictionary.to(place), case.sparsity, threads)
-            row["seconds"] = measure(run, rounds, torch.cuda.synchronize if on_device else lambda: None)
+            output, row["seconds"] = median_seconds(run, rounds, place, warm_up=2)
             if on_device and name not in GRAPHS:
                 row["extra_mib"] = extra_memory(run)
-            output = run()
             if isinstance(output, torch.Tensor):
                 output = output.cpu()
             elif isinstance(output, tuple):
@@ -152,7 +138,7 @@ def markdown(results: dict) -> str:
             for label, row in entry["rows"].items()
         ]
         heads = ["", "on", "time, ms", "of SPAMS", "extra memory, MiB", "supports", "excess, mean"]
-        lines += table(heads, body)
+        lines += [markdown_table(heads, body), ""]
     return "\n".join(lines) + "\n"
 
 
@@ -161,34 +147,28 @@ def main() -> int:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/sparse_coding_gpu"))
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--rounds", type=int, default=10, help="Timed calls of each implementation. Default: 10.")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="Of the rows on the CPU. Default: all.")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="Threads of the rows on the CPU. Default: all."
+    )
     args = parser.parse_args()
-    if args.rounds < 1 or args.threads < 1:
-        parser.error("--rounds and --threads must be at least 1.")
+    check_at_least(parser, args, 1, "rounds", "threads")
     if not torch.cuda.is_available():
         parser.error("this benchmark needs a CUDA device; benchmark_sparse_coding.py measures the CPU.")
     torch.set_num_threads(args.threads)
-    coders = []
-    for coder in (*CODERS, V0):
-        if coder.name not in (*ON_DEVICE, *ON_CPU):
-            continue
-        try:
-            coder.require()
-            coders.append(coder)
-        except ImportError as error:
-            print(f"Skipping {coder.name}: {error}")
+    coders = available_coders(coder for coder in (*CODERS, V0) if coder.name in (*ON_DEVICE, *ON_CPU))
     device = torch.device("cuda")
     results = {
         "machine": machine(args.threads),
         "device": torch.cuda.get_device_name(),
-        "command": f"python utils/{Path(__file__).name} --cases {' '.join(args.cases)} --rounds {args.rounds} --threads {args.threads}",
+        "command": f"python benchmarks/{Path(__file__).name} --cases {' '.join(args.cases)} "
+        f"--rounds {args.rounds} --threads {args.threads}",
         "cases": {},
     }
     args.output_dir.mkdir(parents=True, exist_ok=True)
     for name in args.cases:
         rows = time_case(CASES[name], coders, device, args.threads, args.rounds)
         results["cases"][name] = {**asdict(CASES[name]), "rows": rows}
-        write_text(args.output_dir / "results.json", json.dumps(results, indent=2, allow_nan=False) + "\n")
+        write_json(args.output_dir / "results.json", results)
         write_text(args.output_dir / "results.md", markdown(results))
     print(markdown(results))
     return 0

@@ -1,12 +1,16 @@
-"""Times a whole training step of an autoencoder under several bottlenecks, as a ratio to the step with vector quantisation.
+"""Times a training step of an autoencoder under several bottlenecks, as a ratio to the step with vector quantisation.
 
-    python benchmarks/benchmark_training_step.py [--batch_size 256] [--rounds 9] [--threads 2] [--device cpu] [--profile] [--output_dir DIR]
+    python benchmarks/benchmark_training_step.py [--batch_size 256] [--rounds 9] [--device cpu] [--profile]
 
-Same encoder, decoder, images and optimiser; only the bottleneck differs: none, VQ with running means ("vq"), and the dictionary with OMP or OLS
-on the compiled kernels ("fused") and on tensor operations ("torch"). A step is forward, mean squared error, backward, Adam and,
-for a dictionary, its upkeep; "bcd" is OMP with the dictionary updated by block-coordinate descent instead of Adam. The variants take turns, one step each a round, and the ratio is the median over rounds of
-step / VQ step of the same round, so that a drift of the machine's speed cancels. `--profile` also prints the operations on which a step
-with OMP spends its time. On another device than the CPU the kernels do not apply, and a step is timed from an idle device to an idle device. With `--output_dir` the result is written to training_step.json there.
+Encoder, decoder, images and optimiser are the same; only the bottleneck differs: none, VQ with running means ("vq"),
+and the dictionary with OMP or OLS on the compiled kernels ("fused") or in tensor operations ("torch"). "bcd" is OMP
+with the dictionary updated by block-coordinate descent instead of Adam. A step is forward, mean squared error,
+backward, Adam and, for a dictionary, its upkeep.
+
+The variants take turns, one step each a round. The ratio is the median over rounds of step / VQ step of the same
+round, so that a drift of the machine's speed cancels. A step is timed from an idle device to an idle device. The
+kernels run on the CPU only. `--profile` also prints the operations on which a step with OMP spends its time. With
+`--output_dir` the result is written to training_step.json there.
 """
 
 import argparse
@@ -18,6 +22,8 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_lasers import AutoencoderDL
+from diffusers_lasers.commands.scripts import check_at_least
+from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.functional import set_backend
 from diffusers_lasers.training import BlockCoordinateUpdate, DictionaryUpkeep
 from diffusers_lasers.utils import CommandParser, write_json
@@ -91,24 +97,19 @@ def measure(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--batch_size", type=int, default=256)
-    parser.add_argument(
-        "--resolution", type=int, default=32, help="side of the images; the latents have a quarter of it"
-    )
-    parser.add_argument("--atoms", type=int, default=512, help="atoms, or codewords")
-    parser.add_argument("--sparsity", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--variants",
-        nargs="+",
-        choices=list(VARIANTS),
-        help="vq is always measured; default: all that run on the device",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--output_dir", type=Path)
+    add = parser.add_argument
+    add("--batch_size", type=int, default=256)
+    add("--resolution", type=int, default=32, help="Side of the images; the latents have a quarter of it.")
+    add("--atoms", type=int, default=512, help="Atoms, or codewords.")
+    add("--sparsity", type=int, default=5, help="Atoms a site.")
+    add("--rounds", type=int, default=9, help="Timed steps of each variant.")
+    add("--threads", type=int, default=2)
+    add("--variants", nargs="+", choices=list(VARIANTS), help="Which ones beside vq. Default: all that run.")
+    add("--device", default="cpu", help="cpu or cuda.")
+    add("--profile", action="store_true", help="Print where a step with OMP spends its time.")
+    add("--output_dir", type=Path, help="Folder that gets training_step.json.")
     args = parser.parse_args()
+    check_at_least(parser, args, 1, "batch_size", "resolution", "rounds", "threads")
     on_cpu = torch.device(args.device).type == "cpu"
     usable = [name for name in VARIANTS if on_cpu or VARIANTS[name][2] != "fused"]
     args.variants = ["vq", *(name for name in args.variants or usable if name != "vq")]
@@ -126,9 +127,8 @@ def main() -> None:
         }
         for name, times in seconds.items()
     }
-    print(f"| bottleneck | step, ms | ratio to VQ |\n| --- | ---: | ---: |   (medians of {args.rounds} rounds)")
-    for name, row in rows.items():
-        print(f"| {name} | {row['milliseconds']:.1f} | {row['ratio_to_vq']:.3f} |")
+    columns = [("milliseconds", "step, ms", "{:.1f}"), ("ratio_to_vq", "ratio to VQ", "{:.3f}")]
+    print(f"Medians of {args.rounds} rounds\n\n{figure_table('bottleneck', columns, rows.items())}")
     if args.output_dir:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         settings = {name: value for name, value in vars(args).items() if name != "output_dir"}

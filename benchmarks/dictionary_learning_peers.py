@@ -1,15 +1,17 @@
 """Online dictionary learning, ours and others', behind one signature, for `benchmark_dictionary_learning.py`.
 
-A learner is prepared on a `Task` (conversions are not timed) and then called with a number of minibatches; it returns a dictionary
-`(features, atoms)`. What to watch in the others:
+A learner is prepared on a `Task` (conversions are not timed) and then called with a number of minibatches; it returns
+a dictionary `(features, atoms)`. What to watch in the others:
 
-* SPAMS, `trainDL` with `mode=3` (at most `lambda1` atoms a signal) and the start given as `D`. Its coder is orthogonal least
-  squares, so that its peer is our `ols`; it draws its own fixed order of the signals. Besides, it lets atoms be shorter than 1, forgets
-  everything older than two passes, and replaces unused and repeated atoms by random signals. Where its `omp` fails silently in
-  float32 (`sparse_coding_peers.py`), `trainDL` was right; both precisions are rows, so that a failure would show.
-* scikit-learn, `MiniBatchDictionaryLearning`, learns with an ℓ₁ penalty only. Its `alpha` is found by bisection such that the start codes a
-  signal with S atoms on average, and its dictionary is judged, as all are, with S atoms a signal. `fit_algorithm="cd"`, the faster of
-  the two, and `partial_fit` on the minibatches of a shuffled order, since `fit` stops at whole passes only.
+* SPAMS, `trainDL` with `mode=3` (at most `lambda1` atoms a signal) and the start given as `D`. Its coder is orthogonal
+  least squares, so that its peer is our `ols`; it draws its own fixed order of the signals. Besides, it lets atoms be
+  shorter than 1, forgets everything older than two passes, and replaces unused and repeated atoms by random signals.
+  Where its `omp` fails silently in float32 (`sparse_coding_peers.py`), `trainDL` was right; both precisions are rows,
+  so that a failure would show.
+* scikit-learn, `MiniBatchDictionaryLearning`, learns with an ℓ₁ penalty only. Its `alpha` is found by bisection such
+  that the start codes a signal with S atoms on average, and its dictionary is judged, as all are, with S atoms a
+  signal. `fit_algorithm="cd"`, the faster of the two, and `partial_fit` on the minibatches of a shuffled order, since
+  `fit` stops at whole passes only.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ ALPHA_STEPS = 12
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned: `signals (N, L)`, float32, from `start (L, K)` with unit atoms, S = `sparsity`, in minibatches."""
+    """What to learn from: float32 `signals (N, L)`, `start (L, K)` with unit atoms, S = `sparsity`, minibatches."""
 
     signals: torch.Tensor
     start: torch.Tensor
@@ -79,7 +81,7 @@ def _spams(task: Task, dtype: type) -> Fit:
 
 @contextlib.contextmanager
 def unconverged_ignored():
-    """Without scikit-learn's warning that a coder stopped short of its tolerance, which comes for nearly every minibatch."""
+    """Hides the warning of scikit-learn, at nearly every minibatch, that a coder did not reach its tolerance."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", requires("sklearn.exceptions", "benchmark").ConvergenceWarning)
         yield

@@ -1,10 +1,11 @@
 """Draws the held-out PSNR and LPIPS of training runs over their steps, with a line where a discriminator starts.
 
-    python benchmarks/plot_training_curves.py runs/dl-vae runs/dl-gan --output curves.png [--labels DL-VAE DL-GAN] [--zoom 300] [--smooth 31]
+    python benchmarks/plot_training_curves.py runs/dl-vae runs/dl-gan --output curves.png [--labels DL-VAE DL-GAN]
 
-Reads `training_log.jsonl` and `settings.json` of each output folder of `examples/train_dlgan.py`. Also prints, for each run with a discriminator, the
-last figures before its start and the first ones and the worst ones after it. `--zoom` shows only so many steps before and after the start;
-`--figures` draws other names of the log, such as `psnr perplexity`.
+Reads `training_log.jsonl` and `settings.json` of each output folder of `examples/train_dlgan.py`. For each run with a
+discriminator it also prints the last figures before its start, and the first and the worst ones after it. `--zoom`
+shows only so many steps before and after the start; `--figures` draws other names of the log, such as `psnr
+perplexity`.
 """
 
 import json
@@ -36,12 +37,12 @@ def print_start(label: str, records: list[dict], start: int) -> None:
 
 def main(input_args: list[str] | None = None) -> None:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("runs", nargs="+", type=Path, help="Output folders of train_dlgan.py.")
     parser.add_argument("--labels", nargs="+", help="Default: the folders' names.")
     parser.add_argument("--output", type=Path, default=Path("curves.png"), help="A .png, .pdf or .svg file.")
     parser.add_argument("--figures", nargs="+", help="Names in the log. Default: the held-out PSNR and LPIPS.")
     parser.add_argument("--smooth", type=int, help="Odd number of records in the window of a Savitzky-Golay filter.")
-    parser.add_argument("--zoom", type=int)
+    parser.add_argument("--zoom", type=int, help="Steps to show before and after the start of a discriminator.")
     args = parser.parse_args(input_args)
     labels = args.labels or [run.name for run in args.runs]
     if len(labels) != len(args.runs):

@@ -1,6 +1,6 @@
-"""What a timing on this machine is read with: tasks timed in turns, the floors, resident memory, and the machine's name.
+"""What the benchmarks ask of the machine: tasks timed in turns, its fastest rates, resident memory, threads and names.
 
-Serves `benchmark_sparse_coding.py`, whose text says what is measured and how.
+The text of `benchmark_sparse_coding.py` says what is measured and how.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import os
 import platform
-import subprocess
+import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +20,7 @@ from sparse_coding_peers import Coder, output_bytes
 from tqdm import tqdm
 
 from diffusers_lasers.commands.env import environment, package_version
+from diffusers_lasers.commands.scripts import commit_of
 
 
 WARM_SIGNALS = 64
@@ -57,8 +59,9 @@ def measure_floors(rounds: int) -> dict[str, float]:
     Rates of the machine, the best of the rounds.
 
     Returns:
-        `dict[str, float]`: `gemm_gflops` of a 2048³ float32 product, and copy bandwidth in GB/s, reads and writes counted, between
-        two buffers that stay in the cache (`copy_cache`, 256 KiB each) or do not (`copy_memory`, 256 MiB each).
+        `dict[str, float]`: `gemm_gflops` of a 2048³ float32 product, and copy bandwidth in GB/s, reads and writes
+        counted, between two buffers that stay in the cache (`copy_cache`, 256 KiB each) or do not (`copy_memory`,
+        256 MiB each).
     """
     left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
     tasks, work = {"gemm_gflops": lambda: left @ right}, {"gemm_gflops": 2 * 2048**3 / 1e9}
@@ -78,7 +81,7 @@ def measure_floors(rounds: int) -> dict[str, float]:
 
 
 def lower_bounds(case, floors: dict[str, float]) -> dict[str, float]:
-    """Seconds below which this machine cannot code a case: `gram`, `residual`, `traffic` and the `least`, see the module's text."""
+    """Seconds that coding a case takes at least: `gram`, `residual`, `traffic` and the `least` of them."""
     n, features, atoms, sparsity = case.signals, case.features, case.atoms, case.sparsity
     flops = floors["gemm_gflops"] * 1e9
     compare = n * sparsity * atoms / (flops / 2)
@@ -96,8 +99,8 @@ def resident_memory(key: str) -> int:
 
 def measure_memory(coder: Coder, case, threads: int) -> dict[str, float]:
     """
-    Extra memory of one call, in this process: see the module's text. scikit-learn should be given one thread, as a thread of it is a
-    process.
+    Extra memory of one call, in this process. scikit-learn should be given one thread, since it starts a process for
+    each.
 
     Returns:
         `dict[str, float]`: `extra_mib`, and `result_mib`, the size of the result.
@@ -125,15 +128,12 @@ def processor() -> str:
     return platform.processor() or "unknown"
 
 
-def commit() -> str:
-    """Commit of the repository, and whether it has changes that are not in it."""
-    git = {"cwd": Path(__file__).parent, "capture_output": True, "text": True}
-    with contextlib.suppress(OSError):
-        name = subprocess.run(["git", "rev-parse", "HEAD"], **git).stdout.strip()
-        if name:
-            changed = subprocess.run(["git", "status", "--porcelain"], **git).stdout.strip()
-            return name + (" with changes" if changed else "")
-    return "unknown"
+def fix_threads(threads: int) -> None:
+    """Starts the script again with the threads in the environment, where libraries read them when they are loaded."""
+    wanted = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")}
+    if any(os.environ.get(name) != value for name, value in wanted.items()):
+        os.environ.update(wanted)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def machine(threads: int) -> dict[str, str]:
@@ -142,4 +142,11 @@ def machine(threads: int) -> dict[str, str]:
     versions = {
         name: package_version(name) for name in ("spams-bin", "orthogonal-matching-pursuit-gpu", "scikit-learn")
     }
-    return {"cpu": processor(), "threads": str(threads), "date": date, "commit": commit(), **environment(), **versions}
+    return {
+        "cpu": processor(),
+        "threads": str(threads),
+        "date": date,
+        "commit": commit_of(Path(__file__).parent) or "unknown",
+        **environment(),
+        **versions,
+    }

@@ -1,17 +1,18 @@
-r"""The sparse coders that `benchmark_sparse_coding.py` sets side by side, and the float64 reference that judges their codes.
+r"""The sparse coders that `benchmark_sparse_coding.py` compares, and the float64 reference that judges their codes.
 
-Each one is a `Coder`: `prepare` brings the inputs into the form that the implementation wants, outside the measured time, and
-returns a call without arguments that does the work. What is worth knowing of the peers:
+Each one is a `Coder`: `prepare` brings the inputs into the form that the implementation wants, outside the measured
+time, and returns a call without arguments that does the work. What is worth knowing of the peers:
 
 * SPAMS: `spams.omp` does not compute OMP. It takes the atom whose *inclusion* leaves the smallest residual,
-  argmax (dᵀr)² / ‖(I − P) d‖², which is orthogonal least squares (OLS). So it is judged by the OLS reference, and is the peer of
-  our `ols`. Given float32 and `L` only, spams-bin 2.6.14 may return zero or partial codes; with `eps=0.0` it does not.
-* orthogonal-matching-pursuit-gpu: of its algorithms, `naive` (float32) and `v0_blas` (which takes float64 only) are the fast ones
-  on a CPU; which of them is faster depends on the sizes, so both are rows. `naive` returns a dense code.
-* scikit-learn works signal by signal, in as many processes as there are threads. It is timed on some of the signals, and the time
-  is scaled; the overhead of a call makes this a few percent too high.
-* `batch_omp` is Algorithm 1 of LASERS (2024) as it is printed, for a whole batch: Gram matrix, Cholesky factor that grows by a row
-  a step, all correlations refreshed from G_τ γ, dense code.
+  argmax (dᵀr)² / ‖(I − P) d‖², which is orthogonal least squares (OLS). So it is judged by the OLS reference, and is
+  the peer of our `ols`. Given float32 and `L` only, spams-bin 2.6.14 may return zero or partial codes; with `eps=0.0`
+  it does not.
+* orthogonal-matching-pursuit-gpu: of its algorithms, `naive` (float32) and `v0_blas` (which takes float64 only) are
+  the fast ones on a CPU; which of them is faster depends on the sizes, so both are rows. `naive` returns a dense code.
+* scikit-learn works signal by signal, in as many processes as there are threads. It is timed on some of the signals,
+  and the time is scaled; the overhead of a call makes this a few percent too high.
+* `batch_omp` is Algorithm 1 of LASERS (2024) as it is printed, for a whole batch: Gram matrix, Cholesky factor that
+  grows by a row a step, all correlations refreshed from G_τ γ, dense code.
 """
 
 from __future__ import annotations
@@ -197,8 +198,8 @@ def greedy_reference(
         selection (`str`): `"omp"`: largest |dᵀr|; `"ols"`: largest |dᵀr| / ‖(I − P) d‖.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Supports `(n, S)` in order of selection, −1 in unused slots, and norms `(n,)` of the
-        residuals.
+        `tuple[torch.Tensor, torch.Tensor]`: Supports `(n, S)` in order of selection, −1 in unused slots, and norms
+        `(n,)` of the residuals.
     """
     signals, atoms = signals.double(), dictionary.double()
     residual = signals
@@ -225,8 +226,8 @@ def judge(
     """
     How good codes are, beside the float64 reference of the same selection.
 
-    Signals that the reference codes exactly (residual within 1e-6 of the signal's norm) are left out, as their last atoms are
-    chosen by rounding.
+    Signals that the reference codes exactly (residual within 1e-6 of the signal's norm) are left out, as their last
+    atoms are chosen by rounding.
 
     Args:
         codes (`tuple`): Indices and coefficients, as `sparse_codes` returns them; n signals or fewer.
@@ -235,9 +236,9 @@ def judge(
         dictionary (`torch.Tensor` of shape `(L, K)`): Unit-norm atoms as columns.
 
     Returns:
-        `dict`: `checked` signals; `not_finite` of them with NaN or infinite residual; `support_agreement`, the share whose set of
-        atoms is the reference's; `excess_mean` and `excess_max` of ‖y − Dγ‖ / reference − 1, and `relative_residual`, the mean of
-        ‖y − Dγ‖ / ‖y‖, over the finite ones (`None` where there is none).
+        `dict`: `checked` signals; `not_finite` of them with NaN or infinite residual; `support_agreement`, the share
+        whose set of atoms is the reference's; `excess_mean` and `excess_max` of ‖y − Dγ‖ / reference − 1, and
+        `relative_residual`, the mean of ‖y − Dγ‖ / ‖y‖, over the finite ones (`None` where there is none).
     """
     indices, coefficients = codes
     count = len(indices)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sparse_coding_peers import CODERS, SPAMS
 
+from diffusers_lasers.commands.tables import MISSING, markdown_table
 from diffusers_lasers.functional import support_bits
 from diffusers_lasers.utils.import_utils import requires
 from diffusers_lasers.visualization import save_figure
@@ -25,21 +26,23 @@ COLORS = {
     "scikit-learn": "#566573",
 }
 NOTES = """\
-* **time**: median of the rounds of this run, in which the implementations take turns; **of SPAMS**: divided by SPAMS' median.
-* **bound**: time divided by the least time of the case on this machine, the smaller of the Gram and the residual form's (floors).
-  It is that of OMP, in the rows of OLS too.
-* **extra memory**: high-water mark of a call in a process of its own, less the inputs and less the result; **result**: its size in
-  the implementation's own form, dense for some. scikit-learn's is that of one process.
-* **supports**: signals whose set of atoms is that of a float64 reference, OMP or OLS as the row's *selects*; **excess**: of its
-  ‖y − Dγ‖ over the reference's, mean and largest; **residual**: mean ‖y − Dγ‖ / ‖y‖. Signals that the reference codes exactly are
-  left out.
-* SPAMS' `omp` computes OLS; its peer is `ols`. OLS does not choose as OMP does, and its residual is lower where L is small."""
+* **time**: median of the rounds of this run, in which the implementations take turns; **of SPAMS**: divided by SPAMS'
+  median.
+* **bound**: time divided by the least time of the case on this machine, the smaller of the Gram and the residual form's
+  (floors). It is that of OMP, in the rows of OLS too.
+* **extra memory**: high-water mark of a call in a process of its own, less the inputs and less the result; **result**:
+  its size in the implementation's own form, dense for some. scikit-learn's is that of one process.
+* **supports**: signals whose set of atoms is that of a float64 reference, OMP or OLS as the row's *selects*;
+  **excess**: of its ‖y − Dγ‖ over the reference's, mean and largest; **residual**: mean ‖y − Dγ‖ / ‖y‖. Signals that
+  the reference codes exactly are left out.
+* SPAMS' `omp` computes OLS; its peer is `ols`. OLS does not choose as OMP does, and its residual is lower where L is
+  small."""
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """Significant digits without an exponent where one is not needed; a dash for what was not measured."""
     if value is None:
-        return "–"
+        return MISSING
     if value == 0 or 1e-3 <= abs(value) < 1e5:
         places = 0 if abs(value) >= 100 else digits - len(str(int(abs(value)))) + (abs(value) < 1)
         places += (0 < abs(value) < 0.1) + (0 < abs(value) < 0.01)
@@ -48,13 +51,12 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def share(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f} %"
+    return MISSING if value is None else f"{100 * value:.2f} %"
 
 
 def table(headers: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a Markdown table; the first column is text."""
-    lines = ["| " + " | ".join(headers) + " |", "| --- |" + " ---: |" * (len(headers) - 1)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+    """Lines of a Markdown table, and an empty one."""
+    return [markdown_table(headers, rows), ""]
 
 
 def sizes(entry: dict) -> str:
@@ -115,8 +117,9 @@ def floor_section(results: dict) -> list[str]:
     floors = results["floors"]
     lines = ["## Floors of the machine", ""]
     lines += [
-        f"Matrix product {number(floors['gemm_gflops'])} GFLOP/s; copies {number(floors['copy_cache'])} GB/s in the cache and "
-        f"{number(floors['copy_memory'])} GB/s in memory (reads and writes counted). Lower bounds of the time, ms:",
+        f"Matrix product {number(floors['gemm_gflops'])} GFLOP/s; copies {number(floors['copy_cache'])} GB/s in the "
+        f"cache and {number(floors['copy_memory'])} GB/s in memory (reads and writes counted). "
+        "Lower bounds of the time, ms:",
         "",
     ]
     kinds = {"gram": "Gram form", "residual": "residual form", "traffic": "signals in, codes out", "least": "least"}
@@ -173,7 +176,7 @@ def markdown(results: dict) -> str:
 
 def draw(results: dict, path: Path) -> None:
     """
-    The figure: time of each implementation divided by SPAMS' (seconds where SPAMS is not there), and the curves of growth.
+    The figure: time of each implementation divided by SPAMS' (seconds if SPAMS is not installed), and growth.
 
     Args:
         results (`dict`): What `benchmark_sparse_coding.py` has measured.

@@ -1,15 +1,20 @@
 #!/usr/bin/env python
-"""A page, for a desk or a Hugging Face Space, that shows what an image's code costs and what it keeps.
+"""Shows in a browser what an image's code costs and what it keeps; for a desk or a Hugging Face Space.
 
     python examples/app.py
     python examples/app.py --model outputs/dl outputs/vq --codec outputs/opq
 
-Upload a picture or take one of scikit-image's, choose a model, and move the sparsity and the bits of a coefficient: reconstruction, FLIP map, atoms of
-each site, bits a pixel, PSNR and FLIP follow, and the rate-distortion curve shows all sparsities of the one code beside a patch codec and JPEG. A second tab
-compares the patch codec with JPEG at the same bytes. Without --model the autoencoders of `make demo` are taken or, where there are none, a small one is
-trained at the first start, in minutes, and kept in --cache_dir; without --codec a patch codec is fitted likewise. Nothing is sent anywhere: no analytics, no
-fonts or scripts of other servers. app_results.py computes, app_bench.py remembers, app_models.py loads and makes the models, app_html.py has the
-style, app_guard.py keeps visitors' calls to the files that they uploaded, this file is the page.
+Upload a picture or take one of scikit-image's, choose a model, and move the sparsity and the bits of a coefficient. The
+page then shows the reconstruction, its FLIP map, the atoms of each site, bits a pixel, PSNR and FLIP. A rate-distortion
+curve compares all sparsities of the one code with a patch codec and JPEG. A second tab compares the patch codec with
+JPEG at the same bytes.
+
+Without --model the autoencoders of `make demo` are taken. If there are none, a small one is trained at the first start,
+in minutes, and kept in --cache_dir. Without --codec a patch codec is fitted in the same way. Nothing is sent anywhere:
+no analytics, no fonts or scripts of other servers.
+
+This file is the page. app_results.py computes, app_cache.py keeps results, app_models.py loads and makes the models,
+app_html.py has the style, and app_guard.py lets visitors' calls name only files that they uploaded.
 """
 
 import os
@@ -25,10 +30,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 from app_guard import MOST_BYTES, OnlyUploads, read_upload  # noqa: E402
 from app_html import CSS, figures, file_table, flip_figure, hint, message, status  # noqa: E402
-from app_models import Shelf  # noqa: E402
+from app_models import Library  # noqa: E402
 from app_results import PictureError, atoms_used, controls, describe, read_picture  # noqa: E402
 
 from diffusers_lasers.commands.batch import printable  # noqa: E402
+from diffusers_lasers.commands.scripts import run_script  # noqa: E402
 from diffusers_lasers.utils import CommandParser  # noqa: E402
 from diffusers_lasers.utils.image_sources import bundled_photos  # noqa: E402
 from diffusers_lasers.utils.import_utils import requires  # noqa: E402
@@ -48,10 +54,10 @@ def upload_folder() -> str:
     return str(get_upload_folder())
 
 
-def build(shelf: Shelf, max_side: int = 384):
-    """The page, a `gradio.Blocks`, for what is on the shelf now or later."""
+def build(library: Library, max_side: int = 384):
+    """The page, a `gradio.Blocks`, of the models and codecs that are there now or come later."""
     gr = requires("gradio", extra="app")
-    bench, folder = shelf.bench, upload_folder()
+    cached, folder = library.cached, upload_folder()
     photos = [*bundled_photos("validation").paths, *bundled_photos("train").paths]  # held out ones first
 
     def picture_field(label: str, alt: str, **options):
@@ -66,19 +72,19 @@ def build(shelf: Shelf, max_side: int = 384):
         )
 
     def choices():
-        return [(f"{name} ({describe(model).split(',')[0]})", name) for name, model in list(bench.models.items())]
+        return [(f"{name} ({describe(model).split(',')[0]})", name) for name, model in list(cached.models.items())]
 
-    # What the events do: functions of their inputs alone; what `bench` remembers makes that cheap.
+    # What the events do. Each depends on its inputs alone; kept results make that cheap.
 
     def on_refresh(seen, name, codec):
-        offered = (tuple(bench.models), tuple(bench.codecs))
-        again = gr.Timer(active=not shelf.done)
+        offered = (tuple(cached.models), tuple(cached.codecs))
+        again = gr.Timer(active=not library.done)
         if offered == seen:
-            return status(shelf), gr.skip(), gr.skip(), again, seen
-        name = name if name in bench.models else next(iter(bench.models), None)
-        codec = codec if codec in bench.codecs else next(iter(bench.codecs), None)
-        models, codecs = gr.Dropdown(choices(), value=name), gr.Dropdown(list(bench.codecs), value=codec)
-        return status(shelf), models, codecs, again, offered
+            return status(library), gr.skip(), gr.skip(), again, seen
+        name = name if name in cached.models else next(iter(cached.models), None)
+        codec = codec if codec in cached.codecs else next(iter(cached.codecs), None)
+        models, codecs = gr.Dropdown(choices(), value=name), gr.Dropdown(list(cached.codecs), value=codec)
+        return status(library), models, codecs, again, offered
 
     def on_example(chosen: gr.SelectData):
         number = chosen.index if isinstance(chosen.index, int) and 0 <= chosen.index < len(photos) else 0
@@ -94,9 +100,9 @@ def build(shelf: Shelf, max_side: int = 384):
         return picture, hint(picture.note), picture.image
 
     def on_model(name):
-        if name not in bench.models:
+        if name not in cached.models:
             return (gr.skip(),) * 4
-        model = bench.models[name]
+        model = cached.models[name]
         own = controls(model)
         atoms = own.no_sparsity or f"One code holds all from 1 to {own.sparsity}: fewer atoms are its beginning."
         each = own.no_bits or "Quantised after training; the model is not changed."
@@ -108,8 +114,8 @@ def build(shelf: Shelf, max_side: int = 384):
         )
 
     def asked(picture, name, sparsity, bits, is_float):
-        """What `bench` takes, or `None` where something is missing."""
-        if picture is None or name not in bench.models:
+        """What `cached` takes, or `None` where something is missing."""
+        if picture is None or name not in cached.models:
             return None
         return picture, name, int(sparsity), None if is_float else int(bits)
 
@@ -117,40 +123,41 @@ def build(shelf: Shelf, max_side: int = 384):
         wanted = asked(*setting)
         if wanted is None:
             return "", "", None
-        return figures(bench, *wanted), flip_figure(None), to_image(bench.point(*wanted).sample[0])
+        return figures(cached, *wanted), flip_figure(None), to_image(cached.point(*wanted).sample[0])
 
     def on_flip(*setting):
         wanted = asked(*setting)
         if wanted is None:
             return "", None
-        error, heat = bench.flip(*wanted)
+        error, heat = cached.flip(*wanted)
         return flip_figure(error), heat
 
     def on_atoms(*setting):
         wanted = asked(*setting)
         if wanted is None:
             return "", None, None
-        sites, tiles, text = atoms_used(bench.models[wanted[1]], bench.point(*wanted).code)
+        sites, tiles, text = atoms_used(cached.models[wanted[1]], cached.point(*wanted).code)
         return hint(text), sites, tiles
 
     def on_rates(*setting):
         wanted = asked(*setting)
-        return None if wanted is None else bench.rates(*wanted)
+        return None if wanted is None else cached.rates(*wanted)
 
     def on_codec(picture, codec):
-        if picture is None or codec not in bench.codecs:
+        if picture is None or codec not in cached.codecs:
             return "", None, None, None, None
-        (packed, _, packed_heat), (jpeg, _, jpeg_heat) = bench.files(picture, codec).values()
+        (packed, _, packed_heat), (jpeg, _, jpeg_heat) = cached.files(picture, codec).values()
         decoded = (to_image(file.sample[0]) for file in (packed, jpeg))
-        return file_table(bench, picture, codec), *decoded, packed_heat, jpeg_heat
+        return file_table(cached, picture, codec), *decoded, packed_heat, jpeg_heat
 
     with gr.Blocks(title="What a code costs", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(
             "# What a code costs, and what it keeps\n"
-            "Choose a picture and a model, and move the sliders: one sparse code holds every smaller sparsity. Every figure stands beside its bits."
+            "Choose a picture and a model, and move the sliders: one sparse code holds every smaller sparsity. "
+            "Every figure stands beside its bits."
         )
         state, seen = gr.State(None), gr.State(None)
-        timer, progress = gr.Timer(1.0, active=not shelf.done), gr.HTML(status(shelf), elem_id="progress")
+        timer, progress = gr.Timer(1.0, active=not library.done), gr.HTML(status(library), elem_id="progress")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 upload = gr.Image(
@@ -177,7 +184,7 @@ def build(shelf: Shelf, max_side: int = 384):
                     elem_id="examples",
                     elem_classes="captioned",
                 )
-                model = gr.Dropdown(choices(), value=next(iter(bench.models), None), label="Model and bottleneck")
+                model = gr.Dropdown(choices(), value=next(iter(cached.models), None), label="Model and bottleneck")
                 about = gr.HTML(elem_id="about")
                 sparsity = gr.Slider(
                     1, 2, value=1, step=1, precision=0, label="Sparsity: atoms a site", elem_id="sparsity"
@@ -226,8 +233,8 @@ def build(shelf: Shelf, max_side: int = 384):
                     used = gr.HTML(elem_id="used")
                 with gr.Tab("Patch codec and JPEG"):
                     codec = gr.Dropdown(
-                        list(bench.codecs),
-                        value=next(iter(bench.codecs), None),
+                        list(cached.codecs),
+                        value=next(iter(cached.codecs), None),
                         label="Codec: its kind, and the bits a patch of Y, Cb and Cr",
                     )
                     table = gr.HTML(elem_id="files")
@@ -240,8 +247,8 @@ def build(shelf: Shelf, max_side: int = 384):
                         packed_heat = picture_field("FLIP map, patch codec", "Its visible differences", min_width=260)
                         jpeg_heat = picture_field("FLIP map, JPEG", "Its visible differences", min_width=260)
 
-        # An event that comes while its function runs waits, and only the last of those that wait is run. One call at a time, since two of different
-        # sliders could end in another order than they began, and the page would keep the older figures.
+        # An event that comes while its function runs waits, and only the last of those that wait is run. There is one
+        # call at a time: two of different sliders could end in another order, and the page would keep older figures.
         quick = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
         slow = {**quick, "concurrency_id": "slow", "concurrency_limit": 1}
         setting = [state, model, sparsity, bits, is_float]
@@ -261,7 +268,7 @@ def build(shelf: Shelf, max_side: int = 384):
         }
 
         def then_show(event):
-            """After an event: first what is asked for, then what takes longer, each with the setting of its own moment."""
+            """After an event: first what is asked for, then what takes longer, each with the setting when it starts."""
             event = event.then(on_setting, setting, [rates, error, decoded], concurrency_limit=1, **quick)
             event = event.then(on_flip, setting, [error, heat], **slow)
             event = event.then(on_rates, setting, curve, **slow)
@@ -319,9 +326,9 @@ def parse_args(input_args=None):
         help="Folders or Hub names of AutoencoderDL. Default: the demo's, or a new one.",
     )
     add("--codec", nargs="+", default=[], help="Folders or Hub names of ModelBasedVQCodec. Default: a new one.")
-    add("--cache_dir", default="outputs/app", help="Where new ones are kept.")
+    add("--cache_dir", default="outputs/app", help="Where models that are made are kept.")
     add("--max_side", type=int, default=384, help="Larger pictures are scaled to this longer side, in pixels.")
-    add("--server_name", help="Address to listen at, 0.0.0.0 for all. Default: this machine only.")
+    add("--server_name", help="Address to listen at; 0.0.0.0: all. Default: this machine only.")
     add("--server_port", type=int, help="Default: the first free one from 7860.")
     args = parser.parse_args(input_args)
     if not 32 <= args.max_side <= 4096:
@@ -329,22 +336,18 @@ def parse_args(input_args=None):
     return args
 
 
+def serve(args):
+    requires("gradio", extra="app")
+    library = Library(args.model, args.codec, args.cache_dir)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # also ends the making of models
+    library.prepare()
+    launch(build(library, args.max_side), args.server_name, args.server_port)
+
+
 def cli(input_args=None):
     """Runs with a command line; what is wrong with it or its files is one sentence."""
     with printable():
-        _serve(parse_args(input_args))
-
-
-def _serve(args):
-    try:
-        requires("gradio", extra="app")
-        shelf = Shelf(args.model, args.codec, args.cache_dir)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # ends what is being made, too
-        shelf.prepare()
-        page = build(shelf, args.max_side)
-        launch(page, args.server_name, args.server_port)
-    except (ValueError, ImportError, OSError) as error:
-        raise SystemExit(f"app.py: error: {error}") from error
+        run_script(__file__, parse_args, serve, input_args)
 
 
 if __name__ == "__main__":

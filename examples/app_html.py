@@ -3,8 +3,8 @@
 import html
 import math
 
-from app_bench import Bench
-from app_models import Shelf
+from app_cache import CachedResults
+from app_models import Library
 from app_results import Picture
 
 
@@ -14,25 +14,31 @@ CSS = """
 .dark .gradio-container * { --body-text-color-subdued: #c4c4cc; --block-info-text-color: #c4c4cc; }
 body .html-container { padding: 0 !important; }
 .gradio-container .tabitem { padding: 12px 0; }
-body .captioned > label[data-testid="block-label"] { position: static; display: block; border: none; background: none; padding: 4px 40px 4px 8px; font-size: 13px; box-shadow: none; }
+body .captioned > label[data-testid="block-label"] { position: static; display: block; border: none;
+    background: none; padding: 4px 40px 4px 8px; font-size: 13px; box-shadow: none; }
 body .captioned > label[data-testid="block-label"] span { display: none; }
 .result img { width: 100%; }
 #sites img { max-height: 300px; object-fit: contain; }
 #upload .image-container { height: calc(100% - 30px); }
-#examples .grid-wrap { height: auto !important; max-height: none !important; min-height: 0 !important; padding: 0 8px 8px; }
-#examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; grid-template-rows: none !important; gap: 6px; padding: 0 !important; }
+#examples .grid-wrap { height: auto !important; max-height: none !important; min-height: 0 !important;
+    padding: 0 8px 8px; }
+#examples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important;
+    grid-template-rows: none !important; gap: 6px; padding: 0 !important; }
 #examples .thumbnail-item { min-width: 0; width: 100%; }
-#examples .caption-label { left: 0; right: 0; max-width: none; padding: 1px 2px; font-size: 10px; border-radius: 0; text-align: center; }
+#examples .caption-label { left: 0; right: 0; max-width: none; padding: 1px 2px; font-size: 10px;
+    border-radius: 0; text-align: center; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(118px, 1fr)); gap: 8px; margin: 0; }
 .figures > div { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 4px 10px; }
 .figures dt { font-size: 12px; color: var(--body-text-color-subdued); }
 .figures dd { margin: 0; font-size: 20px; font-weight: 600; font-variant-numeric: tabular-nums; }
 .figures dd small { font-size: 12px; font-weight: 400; color: var(--body-text-color-subdued); }
-.message { margin: 0; padding: 8px 12px; border-radius: 8px; border: 1px solid var(--border-color-primary); border-left: 4px solid #b45309; }
+.message { margin: 0; padding: 8px 12px; border-radius: 8px; border: 1px solid var(--border-color-primary);
+    border-left: 4px solid #b45309; }
 .message progress { width: 100%; accent-color: #0072B2; }
 .hint { font-size: 13px; color: var(--body-text-color-subdued); margin: 0; overflow-wrap: anywhere; }
 table.files { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-table.files th, table.files td { padding: 6px 8px; text-align: right; border-bottom: 1px solid var(--border-color-primary); }
+table.files th, table.files td { padding: 6px 8px; text-align: right;
+    border-bottom: 1px solid var(--border-color-primary); }
 table.files th:first-child { text-align: left; }
 @media (max-width: 700px) {
   .gradio-container .main.app { padding: 8px 12px !important; }
@@ -51,9 +57,9 @@ def decibels(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "∞"
 
 
-def figures(bench: Bench, picture: Picture, name: str, sparsity: int, bits: int | None) -> str:
+def figures(cached: CachedResults, picture: Picture, name: str, sparsity: int, bits: int | None) -> str:
     """The rate and PSNR of a setting as HTML."""
-    point = bench.point(picture, name, sparsity, bits)
+    point = cached.point(picture, name, sparsity, bits)
     cards = [
         card("PSNR", decibels(point.psnr), "dB"),
         card("nominal rate", f"{point.bits_per_pixel:.3f}", "bits/pixel"),
@@ -69,9 +75,9 @@ def flip_figure(value: float | None) -> str:
     return f'<dl class="figures">{card("FLIP, mean", text)}</dl>'
 
 
-def file_table(bench: Bench, picture: Picture, codec: str) -> str:
+def file_table(cached: CachedResults, picture: Picture, codec: str) -> str:
     """The patch codec's file and JPEG's as an HTML table, and a sentence about them."""
-    files = bench.files(picture, codec)
+    files = cached.files(picture, codec)
     packed, jpeg = files["codec"][0], files["jpeg"][0]
     heads = "".join(f'<th scope="col">{title}</th>' for title in ("", codec, f"JPEG, quality {jpeg.quality}"))
     rows = {
@@ -86,9 +92,15 @@ def file_table(bench: Bench, picture: Picture, codec: str) -> str:
     )
     table = f'<table class="files"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>'
     if jpeg.size > packed.size:
-        said = f"Even JPEG's smallest file is longer than the codec's {packed.size:,} bytes: it stands here with the bytes that it takes."
+        said = (
+            f"Even JPEG's smallest file is longer than the codec's {packed.size:,} bytes: "
+            "it stands here with the bytes that it takes."
+        )
     else:
-        said = f"JPEG has the highest quality whose file is not longer than the codec's {packed.size:,} bytes; headers count."
+        said = (
+            f"JPEG has the highest quality whose file is not longer than the codec's {packed.size:,} bytes; "
+            "headers count."
+        )
     return table + hint(said)
 
 
@@ -100,14 +112,13 @@ def message(text: str) -> str:
     return f'<p class="message" role="alert">{html.escape(text)}</p>' if text else ""
 
 
-def status(shelf: Shelf) -> str:
+def status(library: Library) -> str:
     """What is being prepared, and what failed, as HTML."""
-    parts = [message(text) for text in shelf.failures]
-    if not shelf.done:
-        share = "" if shelf.progress is None else f' value="{shelf.progress:.3f}"'
-        percent = "" if shelf.progress is None else f" {shelf.progress:.0%},"
-        text = f"{shelf.stage}, once:{percent} {shelf.seconds} s so far. The page fills when it is done."
-        parts.append(
-            f'<div class="message" role="status">{text}<br><progress{share} aria-label="{shelf.stage}"></progress></div>'
-        )
+    parts = [message(text) for text in library.failures]
+    if not library.done:
+        share = "" if library.progress is None else f' value="{library.progress:.3f}"'
+        percent = "" if library.progress is None else f" {library.progress:.0%},"
+        text = f"{library.stage}, once:{percent} {library.seconds} s so far. The page fills when it is done."
+        bar = f'<progress{share} aria-label="{library.stage}"></progress>'
+        parts.append(f'<div class="message" role="status">{text}<br>{bar}</div>')
     return "".join(parts)

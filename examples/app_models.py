@@ -1,9 +1,9 @@
-"""The models and codecs that examples/app.py offers: those it is told, those `make demo` left, or ones that it makes at its first start.
+"""The models and codecs that examples/app.py offers: those of its command line, those of `make demo`, or new ones.
 
-What is made goes to a folder of its own beside the final one and gets the final name when it is whole, so that the cache never holds half a model; and what
-is found is loaded before it counts: a folder with a damaged file is named, passed over, and made anew. Autoencoder and codec are made by train_dlgan.py, as in
-`make demo`, and fit_codec.py, which stand beside this file, from scikit-image's photographs, in processes of their own. The progress of the training is read
-from training_log.jsonl.
+A new model is made in a folder beside the final one, which gets the final name when it is complete; so the cache never
+holds half a model. A folder that is found is loaded before it is offered; one with a damaged file is reported, left out
+and made anew. train_dlgan.py, as in `make demo`, and fit_codec.py make autoencoder and codec from scikit-image's
+photographs, in processes of their own. training_log.jsonl tells how far the training is.
 """
 
 import atexit
@@ -16,10 +16,10 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from app_bench import Bench
-from evaluate_autoencoder import names_of
+from app_cache import CachedResults
 
 from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec
+from diffusers_lasers.commands.scripts import names_of
 from diffusers_lasers.training import TrainingLog
 
 
@@ -53,18 +53,18 @@ def load_codec(path: str) -> ModelBasedVQCodec:
     return codec
 
 
-def load_whole(path: Path, load: Callable, report: Callable[[str], None]):
+def load_if_complete(path: Path, load: Callable, report: Callable[[str], None]):
     """What a folder holds, or `None`, with a report, where it is there and cannot be loaded."""
     if not (path / "config.json").is_file():
         return None
     try:
         return load(str(path))
     except Exception as error:  # whatever a damaged file makes the loaders raise
-        report(f"{path} is not whole and is passed over: {' '.join(str(error).split()) or type(error).__name__}")
+        report(f"{path} is damaged and is left out: {' '.join(str(error).split()) or type(error).__name__}")
         return None
 
 
-def make_whole(path: Path, make: Callable[[Path], None]) -> None:
+def make_folder(path: Path, make: Callable[[Path], None]) -> None:
     """Lets `make` fill a folder, which gets the name `path` only when that is done."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.partial-{uuid.uuid4().hex[:8]}")
@@ -93,7 +93,7 @@ def command(script: str, folder: Path, arguments: dict) -> list[str]:
 
 
 def run(line: list[str], follow: Callable[[], None]) -> None:
-    """Runs a command, whose own bar shows in the terminal, and calls `follow` twice a second. It ends with this process."""
+    """Runs a command and calls `follow` twice a second. Its bar shows in the terminal. It ends with this process."""
     process = subprocess.Popen(line)
     atexit.register(process.kill)
     try:
@@ -123,9 +123,10 @@ def fit(folder: Path) -> None:
     run(command("fit_codec.py", folder, FITTING), lambda: None)
 
 
-class Shelf:
+class Library:
     """
-    What the page can choose from, in `bench`, and how far the rest is, in `stage`, `progress` (0 to 1, `None` where it is not known) and `failures`.
+    Holds the models and codecs that the page offers, in `cached`, and makes those that are missing. `stage`, `progress`
+    (0 to 1, `None` where it is not known) and `failures` tell how far that is.
 
     Args:
         models: Folders or repositories of AutoencoderDL; none: the demo's or a new one.
@@ -153,15 +154,15 @@ class Shelf:
             places = {name: Path(demo_dir) / name for name in DEMO} | {"autoencoder": self.cache_dir / "dl"}
             for name, path in places.items():
                 if name != "autoencoder" or not found:
-                    model = load_whole(path, load_model, report)
+                    model = load_if_complete(path, load_model, report)
                     found |= {} if model is None else {name: model}
         given = {}
         for codec in map(load_codec, codecs):
             label = codec.notation
             given[label if label not in given else f"{label} ({len(given) + 1})"] = codec
-        if not codecs and (codec := load_whole(self.cache_dir / "codec", load_codec, report)) is not None:
+        if not codecs and (codec := load_if_complete(self.cache_dir / "codec", load_codec, report)) is not None:
             given[codec.notation] = codec
-        self.bench = Bench(found, given)
+        self.cached = CachedResults(found, given)
 
     @property
     def done(self) -> bool:
@@ -175,15 +176,15 @@ class Shelf:
 
     def prepare(self) -> None:
         """Makes in a thread what is missing; returns at once."""
-        if not (self.bench.codecs and self.bench.models):
+        if not (self.cached.codecs and self.cached.models):
             self.stage = "Starting"
             threading.Thread(target=self._prepare, daemon=True).start()
 
     def _prepare(self) -> None:
-        if not self.bench.codecs:  # seconds; the other takes minutes
+        if not self.cached.codecs:  # seconds; the other takes minutes
             self._begin("Fitting a patch codec to scikit-image's photographs")
             self._make("codec", fit, load_codec, self._keep_codec)
-        if not self.bench.models:
+        if not self.cached.models:
             self._begin("Training a small autoencoder on scikit-image's photographs")
             self._make("dl", lambda folder: train(folder, self._follow), load_model, self._keep_model)
         self.stage = ""
@@ -191,7 +192,7 @@ class Shelf:
     def _make(self, name: str, make: Callable[[Path], None], load: Callable, keep: Callable) -> None:
         path = self.cache_dir / name
         try:
-            make_whole(path, make)
+            make_folder(path, make)
             keep(load(str(path)))
             self.report(f"Kept for the next start: {path}")
         except Exception as error:  # of a thread: the page says it
@@ -206,7 +207,7 @@ class Shelf:
         self.progress = share
 
     def _keep_model(self, model: AutoencoderDL) -> None:
-        self.bench.models["autoencoder"] = model
+        self.cached.models["autoencoder"] = model
 
     def _keep_codec(self, codec: ModelBasedVQCodec) -> None:
-        self.bench.codecs[codec.notation] = codec
+        self.cached.codecs[codec.notation] = codec

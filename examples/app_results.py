@@ -1,9 +1,10 @@
-"""What examples/app.py shows, computed without a page: from an image, a model, a sparsity and coefficient bits to pictures and figures.
+"""What examples/app.py shows, computed without a page: pictures and figures of an image, a model, a sparsity and bits.
 
-A picture is encoded once by a model, to its latents and to the code of the model's own sparsity with float coefficients; a sparsity s and n bits are
-then a truncation and a quantisation of that code, because greedy codes are nested. Nothing here changes a model: n bits are read from a shallow copy
-of the bottleneck, which shares the weights and has a configuration of its own, so that visitors with other bits do not meet. Figures compare
-reconstructions clamped to [-1, 1], not rounded, with the picture.
+A model encodes a picture once, to its latents and to the code of the model's own sparsity with float coefficients. A
+sparsity s and n bits a coefficient are then a truncation and a quantisation of that code, because greedy codes are
+nested. Nothing here changes a model: n bits are set in a shallow copy of the bottleneck, which shares the weights and
+has a configuration of its own, so that visitors do not change each other's bits. Figures compare reconstructions
+clamped to [-1, 1], not rounded, with the picture.
 """
 
 import copy
@@ -16,14 +17,16 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from benchmark_codec import best_file, save
 from PIL import Image
 from torch.nn import functional as F
 
-from diffusers_lasers import AutoencoderDL, DictionaryBottleneck, ModelBasedVQCodec
+from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec
 from diffusers_lasers.coding import Code
+from diffusers_lasers.commands.image_io import to_tensor
+from diffusers_lasers.commands.picture_formats import best_file, encode_picture
 from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.metrics import CodeRate, flip_map
+from diffusers_lasers.models.bottlenecks import Bottleneck
 from diffusers_lasers.utils.image_sources import UnreadableImageError, to_rgb
 from diffusers_lasers.visualization import atom_tiles, support_map
 
@@ -74,8 +77,9 @@ def read_picture(source: str | bytes, max_side: int, name: str | None = None) ->
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             width, height = opened.size
             if width * height > MOST_PIXELS:
+                most = MOST_PIXELS // 10**6
                 raise PictureError(
-                    f"“{name}” has {width} × {height} pixels, more than the {MOST_PIXELS // 10**6} million that are read here."
+                    f"“{name}” has {width} × {height} pixels, more than the {most} million that are read here."
                 )
             if opened.format in ("JPEG", "MPO") and jpeg_scans(data) > MOST_SCANS:
                 raise PictureError(f"“{name}” is a JPEG of more than the {MOST_SCANS} scans that are decoded here.")
@@ -90,7 +94,8 @@ def read_picture(source: str | bytes, max_side: int, name: str | None = None) ->
     if min(size) < SMALLEST_SIDE:
         scaled = f", {size[0]} × {size[1]} after scaling to a side of {max_side}" if scale < 1 else ""
         raise PictureError(
-            f"“{name}” is too small: it has {width} × {height} pixels{scaled}, and each side needs at least {SMALLEST_SIDE}."
+            f"“{name}” is too small: it has {width} × {height} pixels{scaled}, and each side needs at least "
+            f"{SMALLEST_SIDE}."
         )
     note = f"{width} × {height} pixels"
     if scale < 1:
@@ -100,7 +105,7 @@ def read_picture(source: str | bytes, max_side: int, name: str | None = None) ->
         )
     array = np.array(image)
     key = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
-    return Picture(image, torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1, key, note)
+    return Picture(image, to_tensor(image), key, note)
 
 
 def jpeg_scans(data: bytes) -> int:
@@ -138,7 +143,8 @@ def describe(model: AutoencoderDL) -> str:
     config, kind = model.bottleneck.config, model.config.bottleneck_type
     if kind == "dictionary":
         bits = config.coefficient_bits
-        return f"dictionary, {config.sparsity} of {config.num_atoms} atoms, {'float' if bits is None else f'{bits}-bit'} coefficients"
+        kind_of_bits = "float" if bits is None else f"{bits}-bit"
+        return f"dictionary, {config.sparsity} of {config.num_atoms} atoms, {kind_of_bits} coefficients"
     if kind == "fsq":
         return f"FSQ, {len(config.levels)} values of {'/'.join(map(str, sorted(set(config.levels))))} levels"
     if kind == "residual_vq":
@@ -149,7 +155,7 @@ def describe(model: AutoencoderDL) -> str:
 def controls(model: AutoencoderDL) -> Controls:
     """What can be chosen for a model's code without training it again."""
     bottleneck, kind = model.bottleneck, describe(model).split(",")[0]
-    if not isinstance(bottleneck, DictionaryBottleneck):
+    if bottleneck.slot_scales is None:  # no coefficients
         return Controls(
             1,
             None,
@@ -166,7 +172,7 @@ def controls(model: AutoencoderDL) -> Controls:
     return Controls(config.sparsity, config.coefficient_bits, reason)
 
 
-def at_bits(bottleneck: DictionaryBottleneck, bits: int | None) -> DictionaryBottleneck:
+def at_bits(bottleneck: Bottleneck, bits: int | None) -> Bottleneck:
     """The same bottleneck, weights shared, with coefficients of so many bits; the given one is not changed."""
     view = copy.copy(bottleneck)
     view.set_coefficient_bits(bits)
@@ -186,7 +192,7 @@ def encode(model: AutoencoderDL, picture: Picture) -> Encoded:
     """Encodes a picture, whatever sparsity and bits are asked for later."""
     latents = model.encode(picture.pixels.to(model.device, model.dtype)).latents
     bottleneck = model.bottleneck
-    if isinstance(bottleneck, DictionaryBottleneck):
+    if bottleneck.slot_scales is not None:
         bottleneck = at_bits(bottleneck, None)
     return Encoded(latents, replace(bottleneck.encode(latents), image_size=picture.size))
 
@@ -208,12 +214,12 @@ def reconstruct(
     model: AutoencoderDL, picture: Picture, encoded: Encoded, sparsity: int | None = None, bits: int | None = None
 ) -> Point:
     """
-    Decodes a picture's code with the first `sparsity` atoms of each site and coefficients of `bits` (`None`: floats). Both are without meaning
-    for a model without dictionary, `sparsity` also where codes are not nested.
+    Decodes a picture's code with the first `sparsity` atoms of each site and coefficients of `bits` (`None`: floats).
+    A model without dictionary uses neither, and one whose codes are not nested uses `bits` alone.
     """
     bottleneck, code = model.bottleneck, encoded.code
     counted, nominal = code, model.bits_per_pixel(*picture.size)
-    if isinstance(bottleneck, DictionaryBottleneck):
+    if code.coefficients is not None:
         bottleneck = at_bits(bottleneck, bits)
         own = controls(model)
         if own.no_sparsity:
@@ -245,7 +251,10 @@ def flip(sample: torch.Tensor, picture: Picture) -> tuple[float, Image.Image]:
 
 
 def atoms_used(model: AutoencoderDL, code: Code) -> tuple[Image.Image, Image.Image | None, str]:
-    """The symbols of each site, the atoms or codewords sorted by use (of a residual code's first stage; FSQ has none), and a sentence."""
+    """
+    The symbols of each site, the atoms or codewords sorted by use, and a sentence. Of a residual code they are those of
+    its first stage; FSQ has none.
+    """
     indices = code.indices[0]
     height, width, slots = indices.shape
     alphabet, counts = max(code.levels), code.usage_counts()[0]
@@ -259,7 +268,10 @@ def atoms_used(model: AutoencoderDL, code: Code) -> tuple[Image.Image, Image.Ima
         atoms, what = model.bottleneck.codebook[0].t(), "codewords" + (" of the first stage" if slots > 1 else "")
     most = counts.argmax()
     share = float(counts[most] / counts.sum().clamp_min(1))
-    text = f"{int((counts > 0).sum())} of {alphabet} {what} used; number {int(most)} the most, in {share:.1%} of the slots; {height} × {width} sites."
+    text = (
+        f"{int((counts > 0).sum())} of {alphabet} {what} used; number {int(most)} the most, in {share:.1%} of the "
+        f"slots; {height} × {width} sites."
+    )
     return sites, atom_tiles(atoms, usage=counts, columns=math.ceil(math.sqrt(1.6 * alphabet))), text
 
 
@@ -291,8 +303,7 @@ def codec_file(codec: ModelBasedVQCodec, picture: Picture) -> File:
 
 
 def _decoded(data: bytes) -> torch.Tensor:
-    array = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-    return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return to_tensor(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def jpeg_file(picture: Picture, limit: int) -> File:
@@ -303,7 +314,7 @@ def jpeg_file(picture: Picture, limit: int) -> File:
 
 def jpeg_curve(picture: Picture) -> list[tuple[float, float]]:
     """Bits a pixel and PSNR of JPEG files over the qualities."""
-    files = [(quality, save(picture.image, "jpeg", quality)) for quality in JPEG_QUALITIES]
+    files = [(quality, encode_picture(picture.image, "jpeg", quality)) for quality in JPEG_QUALITIES]
     return [
         (file.bits_per_pixel, file.psnr) for file in (_file(data, _decoded(data), picture, q) for q, data in files)
     ]

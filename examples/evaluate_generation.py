@@ -1,16 +1,18 @@
 #!/usr/bin/env python
-"""Judges samples of pipelines against real images: KID and FID, with the protocol, beside the codec's floor and a real-against-real figure.
+"""Evaluates samples of pipelines against real images by KID and FID, with the protocol, beside two other figures.
 
-    python examples/evaluate_generation.py cats-categorical cats-continuous --data cats/train --held_out cats/test --features inception.pt \\
-        --num_images 400 --temperatures 0 0.1 1 2 --output_dir outputs/generation
+    python examples/evaluate_generation.py cats-categorical cats-continuous --data cats/train --held_out cats/test \\
+        --features inception.pt --num_images 400 --temperatures 0 0.1 1 2 --output_dir outputs/generation
 
-The *floor* is the distance of decoded real codes from the real images: no prior on these codes can be expected below it. KID is unbiased; FID grows as the number of
-images shrinks, so that only figures of one table compare. OUTPUT_DIR gets results.json, results.md (also on stdout), samples-*.png, and neighbours-*.png: samples above
-their nearest training images in the features' space, since a small set is soon known by heart.
+The *codec floor* is the distance of decoded real codes from the real images: no prior on these codes can be expected
+below it. `--held_out` adds the distance of other real images. KID is unbiased. FID grows as the number of images
+shrinks, so that only figures of one table compare.
+
+OUTPUT_DIR gets results.json, results.md (also on stdout), samples-*.png, and neighbours-*.png with samples above their
+nearest training images in the space of the features: small training sets are soon memorised.
 """
 
 import hashlib
-import math
 import statistics
 import time
 from pathlib import Path
@@ -21,6 +23,8 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm.auto import tqdm
 
 from diffusers_lasers import ModelBasedLatentDiffusionPipeline
+from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, image_batches, run_script
+from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.metrics.fid import FeatureNetwork
 from diffusers_lasers.models.codecs import decode_indices, encode_indices
 from diffusers_lasers.training import ImageDataset, load_image_dataset
@@ -31,19 +35,35 @@ from diffusers_lasers.utils import CommandParser, save_image, write_json, write_
 from diffusers_lasers.visualization import image_grid
 
 
+# Key of a row, heading, format.
+COLUMNS = [
+    ("bits_per_pixel", "bpp", "{:.3f}"),
+    ("kid_1000", "KID × 1000 ↓", "{:.1f}"),
+    ("kid_std_1000", "±", "{:.1f}"),
+    ("fid", "FID ↓", "{:.1f}"),
+    ("n", "n", "{}"),
+    ("images_per_second", "images/s", "{:.2f}"),
+]
+
+
 def parse_args(input_args=None):
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("pipelines", nargs="+", help="Folders of ModelBasedLatentDiffusionPipeline.")
     add("--data", required=True, help="Reference images: folder, parquet, or pattern.")
-    add("--held_out", help="Other real images, for the real-against-real figure.")
+    add("--held_out", help="Other real images; their distance is a row of the table.")
     add("--image_column", default="image")
-    add("--resolution", type=int, help="Default: what the first pipeline makes.")
+    add("--resolution", type=int, help="Side of the square images. Default: that of the first pipeline.")
     add("--features", required=True, help="TorchScript feature network.")
+    add("--feature_resize", type=int, default=299, help="Images are resized to this side for it; 0: they are not.")
     add(
-        "--feature_resize", type=int, default=299, help="Side that images are resized to for it; 0: it resizes itself."
+        "--feature_range",
+        nargs=2,
+        type=float,
+        default=(-1.0, 127 / 128),
+        metavar=("LOW", "HIGH"),
+        help="Its values of black and white. Default: (v - 128) / 128 of the byte v, as Inception takes them.",
     )
-    add("--feature_range", nargs=2, type=float, default=(-1.0, 127 / 128), metavar=("LOW", "HIGH"))
     add("--num_images", type=int, default=400, help="Samples of each pipeline.")
     add("--num_inference_steps", type=int, default=50)
     add("--temperatures", type=float, nargs="*", help="Sample with each of these γ. Default: the pipeline's own.")
@@ -51,18 +71,16 @@ def parse_args(input_args=None):
     add("--kid_subset_size", type=int, default=100)
     add("--seed", type=int, default=0)
     add("--output_dir", default="generation")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_flag(parser)
     args = parser.parse_args(input_args)
-    for name in ("num_images", "num_inference_steps", "batch_size", "kid_subset_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    check_at_least(parser, args, 1, "num_images", "num_inference_steps", "batch_size", "kid_subset_size")
     if args.num_images < args.kid_subset_size:
         parser.error(f"--num_images must be at least --kid_subset_size, {args.kid_subset_size}, got {args.num_images}")
     return args
 
 
 class Given(torch.nn.Module):
-    """Stands for the feature network where the features are known."""
+    """Stands for the feature network where features are computed already."""
 
     def __init__(self, size):
         super().__init__()
@@ -114,12 +132,6 @@ def real_images(path, resolution, args):
     return ImageDataset(source, resolution, resize=resolution, center_crop=True)
 
 
-def batches(dataset, args, label):
-    total = math.ceil(len(dataset) / args.batch_size)
-    for images in tqdm(dataset.batches(args.batch_size), total=total, desc=label, leave=False):
-        yield images.to(args.device)
-
-
 class Judge:
     """Collects features of images batch by batch, and turns them into rows, each of which is written at once."""
 
@@ -127,7 +139,9 @@ class Judge:
         self.args, self.network, self.reference, self.write, self.rows = args, network, reference, write, []
         self.folder = Path(args.output_dir)
         self.pictures = Judgement(self.folder, saved="The results are")
-        self.known, _ = self.features(as_uint8(batch) for batch in batches(reference, args, "References"))
+        self.known, _ = self.features(
+            map(as_uint8, image_batches(reference, args.batch_size, args.device, "References"))
+        )
 
     @torch.no_grad()
     def features(self, images):
@@ -156,26 +170,24 @@ class Judge:
 
     def draw(self, name, shown, neighbours):
         label = name.replace("/", "-").replace(" ", "-").replace("γ=", "temperature-")
-        whole = len(shown) - len(shown) % 8 or len(shown)
-        save_image(self.folder / f"samples-{label}.png", picture(shown[:whole].split(min(8, whole))))
+        count = len(shown) - len(shown) % 8 or len(shown)  # full rows of eight
+        save_image(self.folder / f"samples-{label}.png", picture(shown[:count].split(min(8, count))))
         found = as_uint8(self.reference.take(neighbours))
         save_image(self.folder / f"neighbours-{label}.png", picture([shown[:8], found]))
 
 
 def markdown(rows, reference, args):
-    lines = ["| images | bpp | KID × 1000 ↓ | ± | FID ↓ | n | images/s |", "| --- |" + " ---: |" * 6]
-    for row in rows:
-        bits = f"{row['bits_per_pixel']:.3f}" if "bits_per_pixel" in row else "–"
-        speed = f"{row['images_per_second']:.2f}" if "images_per_second" in row else "–"
-        kid = f"{1000 * row['kid']:.1f} | {1000 * row['kid_std']:.1f}"
-        lines.append(f"| {row['name']} | {bits} | {kid} | {row['fid']:.1f} | {row['n']} | {speed} |")
-    size = reference.resolution
-    lines += [
-        "",
-        f"Against {len(reference)} images of {size} × {size}; {args.num_inference_steps} steps; KID of 50 subsets of "
-        f"{args.kid_subset_size}; images/s with the feature network.",
-    ]
-    return "\n".join(lines)
+    table = figure_table("images", COLUMNS, [(row["name"], scaled(row)) for row in rows])
+    return (
+        f"{table}\n\nAgainst {len(reference)} images of {reference.resolution} × {reference.resolution}; "
+        f"{args.num_inference_steps} steps; KID of 50 subsets of {args.kid_subset_size}; "
+        "images/s with the feature network."
+    )
+
+
+def scaled(row):
+    """A row with its KID in thousandths."""
+    return row | {f"{key}_1000": 1000 * row[key] for key in ("kid", "kid_std")}
 
 
 def main(args):
@@ -184,12 +196,11 @@ def main(args):
     check_output_folder(args.output_dir, overwrite=True)
     pipelines = {path: ModelBasedLatentDiffusionPipeline.from_pretrained(path) for path in args.pipelines}
     for path, pipeline in pipelines.items():
-        trained = pipeline.scheduler.config.get(
-            "num_train_timesteps"
-        )  # diffusers' DiscreteDDIMScheduler has no such limit
+        trained = pipeline.scheduler.config.get("num_train_timesteps")  # a DiscreteDDIMScheduler has no such limit
         if trained is not None and args.num_inference_steps > trained:
             raise ValueError(
-                f"--num_inference_steps must be at most the {trained} that {path} was trained with, got {args.num_inference_steps}."
+                f"--num_inference_steps must be at most the {trained} that {path} was trained with, "
+                f"got {args.num_inference_steps}."
             )
     first = next(iter(pipelines.values()))
     resolution = args.resolution or first.unet.config.sample_size * first.codec_scale_factor
@@ -218,7 +229,8 @@ def main(args):
 
     judge = Judge(args, network, reference, write)
     if held_out is not None:
-        judge.row("other real images", (as_uint8(batch) for batch in batches(held_out, args, "Other real images")))
+        others = image_batches(held_out, args.batch_size, args.device, "Other real images")
+        judge.row("other real images", map(as_uint8, others))
     floors = set()
     for path, pipeline in pipelines.items():
         pipeline.to(args.device).set_progress_bar_config(disable=True)
@@ -227,7 +239,7 @@ def main(args):
             floors.add(model_fingerprint(codec))
             decoded = (
                 as_uint8(decode_indices(codec, encode_indices(codec, batch))[..., :resolution, :resolution])
-                for batch in batches(reference, args, "Codec floor")
+                for batch in image_batches(reference, args.batch_size, args.device, "Codec floor")
             )
             label = "codec floor" if len(floors) == 1 else f"codec floor of {Path(path).name}"
             judge.row(label, decoded, bits_per_pixel=bits)
@@ -241,11 +253,7 @@ def main(args):
 
 def cli(input_args=None):
     """Runs with a command line; what is wrong with it or its files is one sentence."""
-    args = parse_args(input_args)
-    try:
-        main(args)
-    except (ValueError, ImportError, OSError) as error:
-        raise SystemExit(f"evaluate_generation.py: error: {error}") from error
+    run_script(__file__, parse_args, main, input_args)
 
 
 if __name__ == "__main__":

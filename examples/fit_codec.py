@@ -1,25 +1,27 @@
 #!/usr/bin/env python
-"""Fits a patch codec (VQ, PQ, OPQ or RQ of YCbCr patches) to images, and saves it as a folder that `from_pretrained` loads.
+"""Fits a patch codec (VQ, PQ, OPQ or RQ of YCbCr patches) to images, and saves it for `from_pretrained`.
 
     python examples/fit_codec.py --train_data_dir photos/ --notation "OPQ-{32-8-8}" --output_dir opq
-    python examples/fit_codec.py --train_data_dir photos/ --notation "RQ-{32-8-8}" --validation_data_dir more_photos/ --output_dir rq
+    python examples/fit_codec.py --train_data_dir photos/ --notation "RQ-{32-8-8}" --validation_data_dir more_photos/ \\
+        --output_dir rq
 
-OUTPUT_DIR gets the codec, settings.json (command, data, seconds, peak memory), a model card with the rate and, with
---validation_data_dir, the PSNR of held-out images beside it, and reconstructions.png; the codec is saved before it is
-judged. Without --train_data_dir or --dataset_name the photographs that scikit-image installs are fitted, and two of
-them that were not are the held-out ones.
+OUTPUT_DIR gets the codec, settings.json (command, data, seconds, peak memory) and a model card with the rate. With
+--validation_data_dir the card also has the PSNR of held-out images, and reconstructions.png shows some. The codec is
+saved before it is judged. Without --train_data_dir or --dataset_name the codec is fitted to photographs that
+scikit-image installs, and judged on two others of them.
 """
 
-import shlex
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-import diffusers_lasers
 from diffusers_lasers import ModelBasedVQCodec
+from diffusers_lasers.commands.image_io import to_tensor
+from diffusers_lasers.commands.scripts import check_at_least, run_record, run_script
+from diffusers_lasers.commands.tables import markdown_table
+from diffusers_lasers.commands.timing import peak_memory_gib
 from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.training.data.image_flags import add_data_flags, check_held_out_images, open_images
 from diffusers_lasers.training.run.judgement import Judgement
@@ -28,9 +30,7 @@ from diffusers_lasers.training.run.run_folder import check_output_folder
 from diffusers_lasers.utils import (
     CommandParser,
     create_repository,
-    hide_token,
     push_folder,
-    recorded_arguments,
     save_image,
     write_json,
     write_model_card,
@@ -38,49 +38,35 @@ from diffusers_lasers.utils import (
 from diffusers_lasers.visualization import image_grid
 
 
+RATES = {"bits_per_pixel": "bits a pixel", "entropy_bits_per_pixel": "entropy, bits a pixel"}
+
+
 def parse_args(input_args=None):
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--notation", default="OPQ-{32-8-8}", help="Kind, and bits a patch of Y, Cb and Cr, as in the paper.")
-    add("--patch_size", type=int, default=8)
+    add("--patch_size", type=int, default=8, help="Side of a patch in pixels.")
     add("--codebook_bits", type=int, default=8, help="Bits of a sub-codebook of PQ, OPQ and RQ.")
     add_data_flags(parser)
-    add("--stride", type=int, default=1, help="Pixels between patches.")
-    add("--max_patches", type=int, default=2**19, help="Patches that are drawn from all of them.")
-    add("--no_flip", action="store_true", help="Do not also read each image upside down.")
+    add("--stride", type=int, default=1, help="Pixels from one patch to the next.")
+    add("--max_patches", type=int, default=2**19, help="Patches that are drawn at random, at most.")
+    add("--no_flip", action="store_true", help="Without patches of the images turned upside down.")
     add("--iterations", type=int, default=100, help="Iterations of k-means.")
     add("--seed", type=int, default=0)
     add("--threads", type=int, help="Threads of faiss. Default: all.")
     add("--output_dir", default="codec")
     add_hub_flags(parser)
     args = parser.parse_args(input_args)
-    for name in ("stride", "max_patches", "iterations", "threads", "max_train_samples", "max_validation_samples"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} must be at least 1, got {value}")
+    check_at_least(parser, args, 1, "stride", "max_patches", "iterations", "threads")
+    check_at_least(parser, args, 1, "max_train_samples", "max_validation_samples")
     return args
-
-
-def as_tensor(image):
-    """`(1, 3, H, W)` in [-1, 1] of a PIL image."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-
-
-def peak_memory_gib():
-    """Peak of this process's resident memory, or None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    scale = 2**30 if sys.platform == "darwin" else 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
 def judge(codec, images):
     """Mean PSNR and rate of images, and a picture of the first four beside their reconstructions."""
     psnr, bits, entropies, shown = [], [], [], []
     for image in images:
-        pixels = as_tensor(image)
+        pixels = to_tensor(image)
         output = codec.encode(pixels)
         sample = codec.decode(output.codes, output.image_size).sample.float().clamp(-1, 1)
         psnr.append(image_psnr(sample.double(), pixels.double()).item())
@@ -105,18 +91,17 @@ def card_sections(settings):
     fit = settings["arguments"]
     lines = [
         f"- Codec: {settings['notation']}, patches of {fit['patch_size']} × {fit['patch_size']} pixels",
-        f"- Rate: {settings['bits_per_pixel']:.4g} bits per pixel (nominal), compression 1:{settings['compression_ratio']:.4g}",
-        f"- Data: {settings['data']} ({settings['images']} images), stride {fit['stride']}, at most {fit['max_patches']} patches",
+        f"- Rate: {settings['bits_per_pixel']:.4g} bits per pixel (nominal), "
+        f"compression 1:{settings['compression_ratio']:.4g}",
+        f"- Data: {settings['data']} ({settings['images']} images), stride {fit['stride']}, "
+        f"at most {fit['max_patches']} patches",
         f"- Seed {fit['seed']}, {fit['iterations']} iterations of k-means, {settings['seconds']:.0f} s",
     ]
     sections = {"Fit": "\n".join(lines)}
-    if settings["validation"]:
-        figures = settings["validation"]
-        sections["Held-out images"] = (
-            "| images | PSNR dB | bits a pixel | entropy, bits a pixel |\n| ---: | ---: | ---: | ---: |\n"
-            f"| {figures['images']} | {figures['psnr_db']:.2f} | {figures['bits_per_pixel']:.3f} | {figures['entropy_bits_per_pixel']:.3f} |\n\n"
-            "![Originals beside their reconstructions](reconstructions.png)"
-        )
+    if figures := settings["validation"]:
+        cells = [f"{figures['psnr_db']:.2f}", *(f"{figures[key]:.3f}" for key in RATES)]
+        table = markdown_table(["images", "PSNR dB", *RATES.values()], [[str(figures["images"]), *cells]])
+        sections["Held-out images"] = f"{table}\n\n![Originals beside their reconstructions](reconstructions.png)"
     sections["Command"] = f"```bash\n{settings['command']}\n```"
     return sections
 
@@ -151,19 +136,15 @@ def main(args):
         threads=args.threads,
     )
     seconds, peak = time.perf_counter() - start, peak_memory_gib()
-    settings = {
-        "command": "python " + shlex.join(hide_token(sys.argv, args.hub_token)),
-        "arguments": recorded_arguments(args),
-        "notation": codec.notation,
-        "data": args.dataset_name or args.train_data_dir or "photographs bundled with scikit-image",
-        "images": len(train),
-        "bits_per_pixel": sum(codec.config.bits) / args.patch_size**2,
-        "compression_ratio": codec.compression_ratio,
-        "seconds": seconds,
-        "peak_memory_gib": peak,
-        "validation": None,
-        "versions": {"diffusers_lasers": diffusers_lasers.__version__, "torch": torch.__version__},
-    }
+    settings = run_record(
+        args,
+        notation=codec.notation,
+        images=len(train),
+        bits_per_pixel=sum(codec.config.bits) / args.patch_size**2,
+        compression_ratio=codec.compression_ratio,
+        seconds=seconds,
+        peak_memory_gib=peak,
+    )
     codec.save_pretrained(folder)
     (folder / "reconstructions.png").unlink(missing_ok=True)  # of a codec that was overwritten
     write_about(folder, settings)
@@ -174,9 +155,8 @@ def main(args):
         with judgement.of("the held-out images"):
             figures, picture = judge(codec, held_out)
             write_about(folder, {**settings, "validation": figures})
-            print(
-                f"{figures['images']} held-out images: {figures['psnr_db']:.2f} dB at {figures['bits_per_pixel']:.3f} bits a pixel"
-            )
+            at = f"{figures['psnr_db']:.2f} dB at {figures['bits_per_pixel']:.3f} bits a pixel"
+            print(f"{figures['images']} held-out images: {at}")
             save_image(folder / "reconstructions.png", picture)
     if args.push_to_hub:
         with judgement.of("the upload"):
@@ -186,11 +166,7 @@ def main(args):
 
 def cli(input_args=None):
     """Runs with a command line; what is wrong with it or its files is one sentence."""
-    args = parse_args(input_args)
-    try:
-        main(args)
-    except (ValueError, ImportError, OSError) as error:
-        raise SystemExit(hide_token([f"fit_codec.py: error: {error}"], args.hub_token)[0]) from error
+    run_script(__file__, parse_args, main, input_args)
 
 
 if __name__ == "__main__":

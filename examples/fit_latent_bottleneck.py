@@ -1,23 +1,23 @@
 #!/usr/bin/env python
-"""Learns a bottleneck for the latents of a trained autoencoder, whose weights stay as they are (LASERS, 2024, section 12.3).
+"""Learns a bottleneck for the latents of a trained autoencoder that does not change (LASERS, 2024, section 12.3).
 
-    python examples/fit_latent_bottleneck.py --autoencoder stable-diffusion/ --subfolder vae --train_data_dir photos/ --output_dir dictionary
-    python examples/fit_latent_bottleneck.py --autoencoder vae/ --train_data_dir photos/ --bottleneck residual_vq --num_symbols 256 --depth 4 --output_dir rvq
+    python examples/fit_latent_bottleneck.py --autoencoder stable-diffusion/ --subfolder vae --train_data_dir photos/ \\
+        --output_dir dictionary
+    python examples/fit_latent_bottleneck.py --autoencoder vae/ --train_data_dir photos/ --bottleneck residual_vq \\
+        --num_symbols 256 --depth 4 --output_dir rvq
 
-OUTPUT_DIR gets the bottleneck, which `LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=...)` takes, settings.json and a card with the figures of held-out
-images (--validation_data_dir) and the bits that they cost; the bottleneck is saved before it is judged. Without
---train_data_dir or --dataset_name the photographs that scikit-image installs are read.
+OUTPUT_DIR gets the bottleneck, settings.json and a model card. `LatentDLPipeline.from_pretrained(stable_diffusion,
+bottleneck=...)` takes the bottleneck. With --validation_data_dir the card has its figures on held-out images, with the
+bits that they cost; the bottleneck is saved before it is judged. Without --train_data_dir or --dataset_name it is
+fitted to photographs that scikit-image installs.
 """
 
-import shlex
-import sys
 import time
 from pathlib import Path
 
 import torch
 from diffusers import AutoModel
 
-import diffusers_lasers
 from diffusers_lasers import (
     DictionaryBottleneck,
     FSQBottleneck,
@@ -25,7 +25,10 @@ from diffusers_lasers import (
     ScalarQuantizerBottleneck,
     VectorQuantizerBottleneck,
 )
-from diffusers_lasers.metrics import PSNR, CodeRate, LatentNMSE
+from diffusers_lasers.commands.latent_figures import LatentFigures
+from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, run_record, run_script
+from diffusers_lasers.commands.tables import figure_table
+from diffusers_lasers.metrics import PSNR
 from diffusers_lasers.models.autoencoders import decode_latents
 from diffusers_lasers.training import ImageDataset, fit_bottleneck
 from diffusers_lasers.training.data.image_flags import add_data_flags, check_held_out_images, open_images
@@ -33,22 +36,24 @@ from diffusers_lasers.training.dictionary.retrofit import collect_latents
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_flags import add_hub_flags
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils import (
-    CommandParser,
-    create_repository,
-    hide_token,
-    push_folder,
-    recorded_arguments,
-    write_json,
-    write_model_card,
-)
+from diffusers_lasers.utils import CommandParser, create_repository, push_folder, write_json, write_model_card
+
+
+# Key in settings.json, heading, format.
+COLUMNS = [
+    ("latent_snr_db", "latent SNR dB", "{:.2f}"),
+    ("psnr_db", "PSNR to the autoencoder's own images, dB", "{:.2f}"),
+    ("bits_per_pixel", "bits a pixel, nominal", "{:.3f}"),
+    ("entropy_bits_per_pixel", "entropy, bits a pixel", "{:.3f}"),
+    ("entropy_bits_per_element", "entropy, bits a latent element", "{:.3f}"),
+]
 
 
 def parse_args(input_args=None):
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
     add("--autoencoder", required=True, help="Folder (or Hub name) of an autoencoder of diffusers, or of a pipeline.")
-    add("--subfolder", help="Where it is in a pipeline's folder, e.g. vae.")
+    add("--subfolder", help="Folder of the autoencoder in a pipeline, e.g. vae.")
     add_data_flags(parser, max_validation_samples=64)
     add("--resolution", type=int, default=256, help="Side of the square crops.")
     add("--crops_per_image", type=int, help="Default: 1, or 32 of the bundled photographs.")
@@ -57,40 +62,30 @@ def parse_args(input_args=None):
         "--bottleneck",
         default="dictionary",
         choices=["dictionary", "vq", "residual_vq", "fsq", "scalar"],
-        help="scalar: uniform quantisation, of each channel or, with --transform klt, of principal axes.",
+        help="scalar: uniform quantisation of each channel, or with --transform klt of each principal axis.",
     )
     add("--num_symbols", type=int, default=1024, help="Atoms, or codewords of each stage.")
-    add("--sparsity", type=int, default=2, help="Atoms a site.")
+    add("--sparsity", type=int, default=2, help="Atoms a site of the dictionary.")
     add("--patch_size", type=int, default=1, help="Side of a site, in latent positions.")
-    add("--coefficient_bits", type=int, default=6, help="Of the dictionary; 0: floats.")
-    add("--coefficient_scaling", default="depth", choices=["depth", "shared"])
+    add("--coefficient_bits", type=int, default=6, help="Bits of a coefficient of the dictionary; 0: floats.")
+    add("--coefficient_scaling", default="depth", choices=["depth", "shared"], help="Scales of their quantiser.")
     add("--pursuit", default="omp", choices=["omp", "ols", "iht", "fista"])
     add("--depth", type=int, default=4, help="Stages of residual VQ.")
-    add("--beam_size", type=int, default=8, help="Of residual VQ.")
-    add("--fsq_levels", type=int, nargs="+", default=[5] * 8)
-    add("--fsq_steps", type=int, default=3000, help="Steps that FSQ's projections learn.")
-    add("--bits", type=int, default=4, help="Of a value of scalar quantisation.")
-    add("--transform", choices=["klt"])
+    add("--beam_size", type=int, default=8, help="Partial codes that coding by residual VQ keeps.")
+    add("--fsq_levels", type=int, nargs="+", default=[5] * 8, help="Levels of each value of FSQ.")
+    add("--fsq_steps", type=int, default=3000, help="Training steps of FSQ's projections.")
+    add("--bits", type=int, default=4, help="Bits of a value of scalar quantisation.")
+    add("--transform", choices=["klt"], help="Quantise principal axes instead of channels.")
     add("--step", type=float, help="One step for all values of scalar quantisation; its rate is then its entropy.")
-    add(
-        "--normalize", default="mean", choices=["mean", "channel", "none"], help="What is taken out of channels first."
-    )
-    add("--passes", type=int, default=3, help="Passes over the latents, of the dictionary.")
+    add("--normalize", default="mean", choices=["mean", "channel", "none"], help="How channels are normalised first.")
+    add("--passes", type=int, default=3, help="Passes of dictionary learning over the latents.")
     add("--seed", type=int, default=0)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_flag(parser)
     add("--output_dir", default="latent-bottleneck")
     add_hub_flags(parser)
     args = parser.parse_args(input_args)
-    for name in (
-        "resolution",
-        "batch_size",
-        "passes",
-        "max_train_samples",
-        "max_validation_samples",
-        "crops_per_image",
-    ):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    check_at_least(parser, args, 1, "resolution", "batch_size", "passes", "crops_per_image")
+    check_at_least(parser, args, 1, "max_train_samples", "max_validation_samples")
     return args
 
 
@@ -124,27 +119,21 @@ def build_bottleneck(args, channels):
 @torch.no_grad()
 def judge(autoencoder, bottleneck, data, args):
     """What the bottleneck loses of held-out images, beside the autoencoder alone, and what its code costs."""
-    rate, nmse, psnr = CodeRate(bottleneck), LatentNMSE(bottleneck.config.latent_channels), PSNR()
-    rate, nmse, psnr = (metric.to(args.device) for metric in (rate, nmse, psnr))
+    losses, psnr = LatentFigures(bottleneck, args.device), PSNR().to(args.device)
     for latents in collect_latents(autoencoder, data, args.batch_size):
         latents = latents.to(args.device)
-        code = bottleneck.encode(latents)
-        decoded = bottleneck.decode(code)
-        nmse.update(decoded, latents)
-        rate.update(code, num_pixels=len(latents) * data.resolution**2)
-        images = [
-            decode_latents(autoencoder, z.to(autoencoder.dtype)).float().clamp(-1, 1) for z in (decoded, latents)
-        ]
-        psnr.update(*images)
-    values = rate.compute()
+        _, decoded = losses.update(latents, (data.resolution, data.resolution))
+        parts = (decode_latents(autoencoder, z.to(autoencoder.dtype)) for z in (decoded, latents))
+        psnr.update(*(images.float().clamp(-1, 1) for images in parts))
+    values = losses.compute()
     elements = latents[0].numel() / data.resolution**2  # a pixel
     return {
         "images": len(data),
-        "latent_snr_db": float(-10 * torch.log10(nmse.compute())),
+        "latent_snr_db": values["latent_snr_db"],
         "psnr_db": float(psnr.compute()),
-        "bits_per_pixel": float(values["nominal_bits_per_pixel"]),
-        "entropy_bits_per_pixel": float(values["entropy_bits_per_pixel"]),
-        "entropy_bits_per_element": float(values["entropy_bits_per_pixel"]) / elements,
+        "bits_per_pixel": values["nominal_bits_per_pixel"],
+        "entropy_bits_per_pixel": values["entropy_bits_per_pixel"],
+        "entropy_bits_per_element": values["entropy_bits_per_pixel"] / elements,
     }
 
 
@@ -157,14 +146,8 @@ def card_sections(settings):
         f"- Nominal bits a site: {settings['bits_per_site']:.4g}; {settings['seconds']:.0f} s",
     ]
     sections = {"Fit": "\n".join(lines)}
-    if settings["validation"]:
-        figures = settings["validation"]
-        sections["Held-out images"] = (
-            "| images | latent SNR dB | PSNR to the autoencoder's own images, dB | bits a pixel, nominal | entropy, bits a pixel | entropy, bits a latent element |\n"
-            "| ---: | ---: | ---: | ---: | ---: | ---: |\n"
-            f"| {figures['images']} | {figures['latent_snr_db']:.2f} | {figures['psnr_db']:.2f} | {figures['bits_per_pixel']:.3f} | "
-            f"{figures['entropy_bits_per_pixel']:.3f} | {figures['entropy_bits_per_element']:.3f} |"
-        )
+    if figures := settings["validation"]:
+        sections["Held-out images"] = figure_table("images", COLUMNS, [(str(figures["images"]), figures)])
     sections["Command"] = f"```bash\n{settings['command']}\n```"
     return sections
 
@@ -203,17 +186,13 @@ def main(args):
         create_repository(folder, args.hub_model_id, args.hub_token)
     start = time.perf_counter()
     fit_bottleneck(autoencoder, train, bottleneck, args.batch_size, args.normalize, **fit_arguments)
-    settings = {
-        "command": "python " + shlex.join(hide_token(sys.argv, args.hub_token)),
-        "arguments": recorded_arguments(args),
-        "autoencoder": f"{type(autoencoder).__name__} of {args.autoencoder}",
-        "data": args.dataset_name or args.train_data_dir or "photographs bundled with scikit-image",
-        "images": len(train),
-        "seconds": time.perf_counter() - start,
-        "bits_per_site": bottleneck.bits_per_site,
-        "validation": None,
-        "versions": {"diffusers_lasers": diffusers_lasers.__version__, "torch": torch.__version__},
-    }
+    settings = run_record(
+        args,
+        autoencoder=f"{type(autoencoder).__name__} of {args.autoencoder}",
+        images=len(train),
+        seconds=time.perf_counter() - start,
+        bits_per_site=bottleneck.bits_per_site,
+    )
     bottleneck.save_pretrained(folder)
     write_about(folder, bottleneck, settings)
     print(f"{type(bottleneck).__name__} fitted to {len(train)} crops in {settings['seconds']:.0f} s: {folder}")
@@ -222,9 +201,11 @@ def main(args):
         with judgement.of("the held-out images"):
             figures = judge(autoencoder, bottleneck, held_out, args)
             write_about(folder, bottleneck, {**settings, "validation": figures})
+            quality = f"latent SNR {figures['latent_snr_db']:.2f} dB, PSNR {figures['psnr_db']:.2f} dB"
+            bits = [f"{figures[f'entropy_bits_per_{unit}']:.3f}" for unit in ("element", "pixel")]
             print(
-                f"{figures['images']} held-out crops: latent SNR {figures['latent_snr_db']:.2f} dB, PSNR {figures['psnr_db']:.2f} dB, "
-                f"{figures['entropy_bits_per_element']:.3f} bits a latent element, {figures['entropy_bits_per_pixel']:.3f} a pixel (entropy)"
+                f"{figures['images']} held-out crops: {quality}, entropy {bits[0]} bits a latent element, "
+                f"{bits[1]} bits a pixel"
             )
     if args.push_to_hub:
         with judgement.of("the upload"):
@@ -234,11 +215,7 @@ def main(args):
 
 def cli(input_args=None):
     """Runs with a command line; what is wrong with it or its files is one sentence."""
-    args = parse_args(input_args)
-    try:
-        main(args)
-    except (ValueError, ImportError, OSError) as error:
-        raise SystemExit(hide_token([f"fit_latent_bottleneck.py: error: {error}"], args.hub_token)[0]) from error
+    run_script(__file__, parse_args, main, input_args)
 
 
 if __name__ == "__main__":

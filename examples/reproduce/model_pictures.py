@@ -1,23 +1,28 @@
 #!/usr/bin/env python
-r"""What is inside trained autoencoders: LASERS (2024), Figs. 4 to 8 and both perplexities of Table 5.
+"""Shows what is inside trained autoencoders: LASERS (2024), Figs. 4 to 8 and both perplexities of Table 5.
 
     python examples/reproduce/model_pictures.py runs/vq runs/dl --data photos/ --resolution 64 --output_dir pictures
 
-For each model: the first principal component of its latents before and after the bottleneck, atoms or codewords as tiles and on a map, their use and their coherence; for all
-together the curves of their training_log.jsonl. results.json has PSNR, bits, the error of the latents, and two perplexities: exp H of the atoms' share of support slots over
-all images, and the figure that the paper's tables show according to the authors' release, the mean over sites of exp H(softmax γ) with γ the K coefficients of a site.
-The latter is close to K whatever the code is: softmax of K - S zeros and S moderate numbers is nearly uniform.
+For each model there are pictures of the first principal component of its latents before and after the bottleneck, of
+its atoms or codewords as tiles and on a map, of their use and of their coherence. One picture has the curves of all
+models from their training_log.jsonl.
+
+results.json has PSNR, bits, the error of the latents, and two perplexities. One is exp H of the atoms' share of support
+slots over all images. The other is what the paper's tables show according to the authors' release: the mean over sites
+of exp H(softmax γ), with γ the K coefficients of a site. It is close to K whatever the code is: softmax of K - S zeros
+and S moderate numbers is nearly uniform.
 """
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from diffusers_lasers import AutoencoderDL, SparseCode
-from diffusers_lasers.metrics import PSNR, AtomUsage, CodeRate, LatentNMSE
+from diffusers_lasers.commands.latent_figures import LatentFigures
+from diffusers_lasers.commands.loading import load_model
+from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, image_batches, run_script
+from diffusers_lasers.metrics import PSNR
 from diffusers_lasers.training import ImageDataset, TrainingLog, load_image_dataset
 from diffusers_lasers.training.data.image_flags import check_held_out_images
 from diffusers_lasers.training.run.judgement import Judgement
@@ -47,11 +52,9 @@ def parse_args(input_args=None):
     add("--map", choices=["umap", "pca"], default="umap", help="How atoms are laid out on the map.")
     add("--no_pictures", action="store_true", help="Only results.json.")
     add("--output_dir", type=Path, default=Path("pictures"))
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_device_flag(parser)
     args = parser.parse_args(input_args)
-    for name in ("resolution", "resize", "max_images", "batch_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    check_at_least(parser, args, 1, "resolution", "resize", "max_images", "batch_size")
     return args
 
 
@@ -68,7 +71,7 @@ def softmax_perplexity(code: SparseCode) -> torch.Tensor:
 
 
 def vectors(bottleneck):
-    """Atoms or codewords as columns, `(features, K)`; of residual VQ those of the first stage. None where there are none."""
+    """Atoms or codewords as columns `(features, K)`, of residual VQ those of the first stage; None for other kinds."""
     if hasattr(bottleneck, "dictionary"):
         return bottleneck.dictionary.detach().float().cpu()
     book = getattr(bottleneck, "codebook", None)
@@ -79,37 +82,29 @@ def vectors(bottleneck):
 
 @torch.no_grad()
 def look(model, dataset, args):
-    """Figures of one model; and the first images with their latents before and after the bottleneck."""
-    psnr, rate = PSNR().to(args.device), CodeRate(model.bottleneck).to(args.device)
-    nmse = LatentNMSE(model.config.latent_channels).to(args.device)
-    usage, printed, error, count, shown, counts = None, [], 0.0, 0, None, 0
-    total = math.ceil(len(dataset) / args.batch_size)
-    for images in tqdm(dataset.batches(args.batch_size), total=total, leave=False):
-        images = images.to(args.device)
+    """Figures of one model; the first images with their latents before and after the bottleneck; uses of symbols."""
+    psnr, figures = PSNR().to(args.device), LatentFigures(model.bottleneck, args.device)
+    softmax, error, count, shown, counts = [], 0.0, 0, None, 0
+    for images in image_batches(dataset, args.batch_size, args.device):
         latents = model.encode(images).latents
-        code = replace(model.bottleneck.encode(latents), image_size=tuple(images.shape[-2:]))
-        decoded = model.bottleneck.decode(code)
+        code, decoded = figures.update(latents, images.shape[-2:])
         psnr.update(model.decode_from_code(code).sample.float().clamp(-1, 1), images)
-        rate.update(code)
-        nmse.update(decoded, latents)
         error += float((decoded - latents).double().square().sum())
         count += latents.numel()
-        usage = usage or AtomUsage(code.codebook_sizes).to(args.device)
-        usage.update(code)
         counts = counts + code.usage_counts()
         if code.coefficients is not None:
-            printed.append(softmax_perplexity(code))
+            softmax.append(softmax_perplexity(code))
         if shown is None:
             shown = tuple(part[:8].float().cpu() for part in (images, latents, decoded))
+    computed = figures.compute()
     row = {
         "psnr": float(psnr.compute()),
         "bits_per_pixel": model.bits_per_pixel(args.resolution, args.resolution),
-        "entropy_bits_per_pixel": float(rate.compute()["entropy_bits_per_pixel"]),
         "latent_mse": error / count,
-        "latent_nmse": float(nmse.compute()),
-        "softmax_perplexity": float(torch.cat(printed).mean()) if printed else None,
+        "softmax_perplexity": float(torch.cat(softmax).mean()) if softmax else None,
     }
-    return row | {key: float(value) for key, value in usage.compute().items()}, shown, counts.cpu()
+    row |= {key: value for key, value in computed.items() if key not in ("latent_snr_db", "nominal_bits_per_pixel")}
+    return row, shown, counts.cpu()
 
 
 def draw(model, name, images, counts, args):
@@ -139,7 +134,7 @@ def main(args):
     args.output_dir.mkdir(parents=True, exist_ok=True)
     rows, logs, judgement = [], {}, Judgement(args.output_dir, saved="The results are")
     for path in args.models:
-        model = AutoencoderDL.from_pretrained(path).to(args.device).eval()
+        model = load_model(str(path), device=args.device, supported=("AutoencoderDL",))
         row, images, counts = look(model, dataset, args)
         rows.append({"name": path.name, **row})
         write_json(args.output_dir / "results.json", {"settings": vars(args), "n": len(dataset), "models": rows})
@@ -157,10 +152,7 @@ def main(args):
 
 def cli(input_args=None):
     """Runs with a command line; what is wrong with it or its files is one sentence."""
-    try:
-        main(parse_args(input_args))
-    except (ValueError, ImportError, OSError) as error:
-        raise SystemExit(f"model_pictures.py: error: {error}") from error
+    run_script(__file__, parse_args, main, input_args)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,18 @@
     python examples/reproduce/run.py --scale cpu --data data/ --output_dir outputs/reproduce
     python examples/reproduce/run.py --scale cpu --data data/ --only lasers_table_4 lasers_table_5 --jobs 2
 
-`configs/` has a file for each table or figure: what the paper prints, where our figure comes from, and whether rate, metric and data can be compared. `runs.yaml` has the
-trainings, fits and evaluations behind them, each with the arguments of both scales: `paper` has the paper's sizes and needs its data sets and GPUs, `cpu` is what two cores do in
-about three hours. The data are expected in DATA as README.md beside this file says.
+`configs/` has one file for each table or figure: what the paper prints, where our figure comes from, and whether rate,
+metric and data can be compared. `runs.yaml` has the trainings, fits and evaluations behind them, with the arguments of
+both scales. `paper` has the paper's sizes and needs its data sets and GPUs; `cpu` takes two cores about three hours.
+README.md beside this file says what the folder DATA holds.
 
-OUTPUT_DIR/runs/NAME is the folder of a run and belongs to its script; NAME.json beside it appears when the run has
-ended well and holds its command, commit, versions and seconds. Started again, the runner takes finished runs as they
-are, training scripts go on from their last checkpoint, and others begin again. OUTPUT_DIR/page gets results.md,
-results.json and the pictures; before a page is published with --no_data_pictures it shows none of the data sets'
-images, whose licences may not allow it. Exit code: 0 if all that was asked for is there, 1 if a run failed (NAME.log
-says why; what does not need it is still made), 2 for a mistake in the command.
+OUTPUT_DIR/runs/NAME is the folder of a run and belongs to its script. NAME.json beside it appears when the run has
+ended well, with its command, commit, versions and seconds. Started again, the runner keeps finished runs, training
+scripts go on from their last checkpoint, and others begin again. OUTPUT_DIR/page gets results.md, results.json and the
+pictures. With --no_data_pictures the page shows none of the data sets' images, whose licences may not allow it.
+
+Exit code 0: all that was asked for is there. 1: a run failed; NAME.log says why, and all that does not need it is still
+made. 2: a mistake in the command.
 """
 
 import json
@@ -34,6 +36,8 @@ import yaml
 from PIL import Image
 from tqdm.auto import tqdm
 
+from diffusers_lasers.commands.scripts import check_at_least, commit_of
+from diffusers_lasers.commands.tables import MISSING, markdown_table
 from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
 
 
@@ -50,13 +54,12 @@ def parse_args(input_args=None):
     add("--only", nargs="+", metavar="NAME", help="Tables and figures, see --list. Default: all.")
     add("--jobs", type=int, default=1, help="Runs at a time, each on its share of the cores.")
     add("--output_dir", type=Path, default=Path("outputs/reproduce"))
-    add("--list", action="store_true", help="Say what there is, and stop.")
-    add("--dry_run", action="store_true", help="Say which commands would be run, and stop.")
-    add("--page_only", action="store_true", help="Run nothing; write the page of what is there.")
+    add("--list", action="store_true", help="List the tables and figures, and stop.")
+    add("--dry_run", action="store_true", help="Print the commands, and run nothing.")
+    add("--page_only", action="store_true", help="Run nothing; write the page from the runs that are there.")
     add("--no_data_pictures", action="store_true", help="Leave out pictures that show images of the data sets.")
     args = parser.parse_args(input_args)
-    if args.jobs < 1:
-        parser.error(f"--jobs must be at least 1, got {args.jobs}")
+    check_at_least(parser, args, 1, "jobs")
     known = {path.stem for path in (HERE / "configs").glob("*.yaml")}
     if unknown := [name for name in args.only or () if name not in known]:
         parser.error(f"--only must be among {', '.join(sorted(known))}, got {unknown[0]!r}")
@@ -140,21 +143,6 @@ def shown(words):
     )
 
 
-def git(*words):
-    try:
-        process = subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return process.stdout.strip()
-
-
-def commit():
-    """The commit of this checkout, with a plus sign where tracked source differs from it; None outside a checkout."""
-    found = git("rev-parse", "--short", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/src", ":/examples")
-    return found + "+" * bool(changed) if found else None
-
-
 def record(folder):
     """What the record of a finished run says, or None. It stands beside the run's folder, which is the script's
     alone."""
@@ -171,13 +159,14 @@ def execute(name, run, args):
     if before is not None:
         if before["command"] != plain or before["scale"] != args.scale:
             raise ValueError(
-                f"{folder} was made by another command than runs.yaml has now; remove it and {name}.json to run anew: {before['command']}"
+                f"{folder} was made by another command than runs.yaml has now; remove it and {name}.json to run anew: "
+                f"{before['command']}"
             )
         return True
     folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-    about = {"command": plain, "scale": args.scale, "commit": commit()}
+    about = {"command": plain, "scale": args.scale, "commit": commit_of(HERE, ":/src", ":/examples")}
     start = time.perf_counter()
     log_file = folder.with_name(f"{name}.log")
     with open(log_file, "a", encoding="utf-8") as log:
@@ -255,24 +244,22 @@ def table(config, runs_folder):
     return rows
 
 
-def markdown_table(config, rows):
+def config_table(config, rows):
+    """The Markdown table of a configuration: of each column the printed figures and ours, where there are any."""
     formats = {column["title"]: column.get("format", ".2f") for column in config["columns"]}
     heads = []
     for title in formats:
-        printed = any(row["cells"][title][0] is not None for row in rows)
-        ours = any(row["cells"][title][1] is not None for row in rows)
-        heads += [(title, 0, f"{title}, printed")] * printed + [(title, 1, f"{title}, ours" if printed else title)] * (
-            ours or not printed
-        )
-    lines = ["| | " + " | ".join(head for _, _, head in heads) + " |", "| --- |" + " ---: |" * len(heads)]
+        printed, ours = (any(row["cells"][title][which] is not None for row in rows) for which in (0, 1))
+        if printed:
+            heads.append((title, 0, f"{title}, printed"))
+        if ours or not printed:
+            heads.append((title, 1, f"{title}, ours" if printed else title))
 
     def cell(value, title):
-        return "–" if value is None else value if isinstance(value, str) else format(value, formats[title])
+        return MISSING if value is None else value if isinstance(value, str) else format(value, formats[title])
 
-    for row in rows:
-        cells = [cell(row["cells"][title][which], title) for title, which, _ in heads]
-        lines.append(f"| {row['label']} | " + " | ".join(cells) + " |")
-    return lines
+    cells = [[row["label"], *(cell(row["cells"][title][which], title) for title, which, _ in heads)] for row in rows]
+    return markdown_table(["", *(head for _, _, head in heads)], cells)
 
 
 def copy_picture(source, target, limit=1200):
@@ -292,21 +279,23 @@ def write_page(configs, args):
     lines = [
         "# The papers' tables and figures, run again",
         "",
-        f"Made by `python examples/reproduce/run.py --scale {args.scale} --data data/`; no figure here was typed. *Printed* figures are the papers', *ours* those of the runs below. "
-        "A comparison holds only where rate, metric and data are said to be comparable; most are not, and the papers' own rows are at unequal rates.",
+        f"Made by `python examples/reproduce/run.py --scale {args.scale} --data data/`; no figure here was typed. "
+        "*Printed* figures are the papers', *ours* those of the runs below. A comparison holds only where rate, metric "
+        "and data are said to be comparable; most are not, and the papers' own rows are at unequal rates.",
     ]
     if args.scale == "cpu":
         lines += [
             "",
-            "At cpu scale the networks train for minutes, on small data and without LPIPS in the loss, so that they limit these figures as much as the codes do. Longer runs of the same "
-            "scripts are among the [results](../conceptual/results).",
+            "At cpu scale the networks train for minutes, on small data and without LPIPS in the loss, so that they "
+            "limit these figures as much as the codes do. Longer runs of the same scripts are among the "
+            "[results](../conceptual/results).",
         ]
     results, used = {}, {}
     for name, config in configs.items():
         rows = table(config, runs_folder)
         lines += ["", f"## {config['title']}", "", config["about"].strip()]
         if rows:
-            lines += ["", *markdown_table(config, rows)]
+            lines += ["", config_table(config, rows)]
         comparable = config["comparable"]
         lines += [""] + [f"- {what.capitalize()}: {comparable[what].strip()}" for what in ("rate", "metric", "data")]
         for picture in config.get("pictures", []):
@@ -330,9 +319,8 @@ def write_page(configs, args):
         if about is None:
             lines.append(f"- `{name}` is missing.")
             continue
-        lines.append(
-            f"- `{name}`: {about['seconds']:.0f} s on {about['threads']} thread(s), commit `{about['commit']}`: `{about['command']}`"
-        )
+        took = f"{about['seconds']:.0f} s on {about['threads']} thread(s), commit `{about['commit']}`"
+        lines.append(f"- `{name}`: {took}: `{about['command']}`")
     write_text(folder / "results.md", "\n".join(lines) + "\n")
     write_json(folder / "results.json", {"scale": args.scale, "tables": results, "runs": used})
     return folder

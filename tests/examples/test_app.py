@@ -26,7 +26,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.append(str(EXAMPLES))  # the page's own modules stand beside it
 
 import app  # noqa: E402
-import app_bench  # noqa: E402
+import app_cache  # noqa: E402
 import app_html  # noqa: E402
 import app_models  # noqa: E402
 import app_results as results  # noqa: E402
@@ -227,15 +227,15 @@ def test_files_are_compared_at_the_codecs_bytes(folder, picture):
         torch.testing.assert_close(file.sample, codec(picture.pixels).sample.clamp(-1, 1))
     jpeg = results.jpeg_file(picture, 1500)
     height, width = picture.size
-    assert jpeg.size <= 1500 < len(results.save(picture.image, "jpeg", jpeg.quality + 1))
+    assert jpeg.size <= 1500 < len(results.encode_picture(picture.image, "jpeg", jpeg.quality + 1))
     assert jpeg.bits_per_pixel == pytest.approx(8 * jpeg.size / (height * width))
-    decoded = np.array(Image.open(io.BytesIO(results.save(picture.image, "jpeg", jpeg.quality))))
+    decoded = np.array(Image.open(io.BytesIO(results.encode_picture(picture.image, "jpeg", jpeg.quality))))
     assert jpeg.psnr == pytest.approx(peak_signal_noise_ratio(np.array(picture.image), decoded), abs=1e-3)
     assert results.jpeg_file(picture, 10).size > 10
     curve = results.jpeg_curve(picture)
     assert curve == sorted(curve) and len(curve) == len(results.JPEG_QUALITIES)
-    bench = app_bench.Bench({}, {"PQ": codec})
-    table = app_html.file_table(bench, picture, "PQ")
+    cached = app_cache.CachedResults({}, {"PQ": codec})
+    table = app_html.file_table(cached, picture, "PQ")
     assert (
         f"<td>{file.size:,}</td>" in table and "smallest file is longer" in table
     )  # 25 bytes of header and little more
@@ -248,11 +248,11 @@ def test_a_picture_is_encoded_once_and_visitors_do_not_meet(picture, monkeypatch
     model, calls = autoencoder(), []
     original = AutoencoderDL.encode
     monkeypatch.setattr(AutoencoderDL, "encode", lambda *a, **k: calls.append(1) or original(*a, **k))
-    bench = app_bench.Bench({"dl": model}, {})
+    cached = app_cache.CachedResults({"dl": model}, {})
     settings = [(sparsity, bits) for sparsity in range(1, SPARSITY + 1) for bits in (None, 2, 8)]
     expected = {}
     for setting in settings:
-        expected[setting] = results.reconstruct(model, picture, bench.encoded(picture, "dl"), *setting)
+        expected[setting] = results.reconstruct(model, picture, cached.encoded(picture, "dl"), *setting)
     assert len(calls) == 1
 
     found, failed = [], []
@@ -260,7 +260,7 @@ def test_a_picture_is_encoded_once_and_visitors_do_not_meet(picture, monkeypatch
     def visit(offset):
         try:
             for sparsity, bits in settings[offset:] + settings[:offset]:
-                found.append(((sparsity, bits), bench.point(picture, "dl", sparsity, bits)))
+                found.append(((sparsity, bits), cached.point(picture, "dl", sparsity, bits)))
         except Exception as error:  # of a thread
             failed.append(error)
 
@@ -274,25 +274,25 @@ def test_a_picture_is_encoded_once_and_visitors_do_not_meet(picture, monkeypatch
         assert torch.equal(point.sample, expected[setting].sample)
         assert point.bits_per_pixel == expected[setting].bits_per_pixel
     assert model.bottleneck.config.coefficient_bits == BITS
-    assert bench.point(picture, "dl", 99, 2) is bench.point(picture, "dl", SPARSITY, 2)  # what there is
+    assert cached.point(picture, "dl", 99, 2) is cached.point(picture, "dl", SPARSITY, 2)  # what there is
 
 
 def test_the_curve_holds_every_sparsity(folder, picture):
-    shelf = app_models.Shelf([str(folder / "dl"), str(folder / "vq")], [str(folder / "codec")])
-    curve = shelf.bench.curve(picture, "dl", 3)
-    points = [shelf.bench.point(picture, "dl", sparsity, 3) for sparsity in range(1, SPARSITY + 1)]
+    library = app_models.Library([str(folder / "dl"), str(folder / "vq")], [str(folder / "codec")])
+    curve = library.cached.curve(picture, "dl", 3)
+    points = [library.cached.point(picture, "dl", sparsity, 3) for sparsity in range(1, SPARSITY + 1)]
     assert curve == [(point.bits_per_pixel, point.entropy_bits_per_pixel, point.psnr) for point in points]
     assert [rate for rate, *_ in curve] == sorted(rate for rate, *_ in curve)
-    assert len(shelf.bench.curve(picture, "vq", 3)) == 1
-    drawn = shelf.bench.rates(picture, "dl", 2, 3)
+    assert len(library.cached.curve(picture, "vq", 3)) == 1
+    drawn = library.cached.rates(picture, "dl", 2, 3)
     assert (
-        drawn.size[0] > 600 and drawn.tobytes() != shelf.bench.rates(picture, "dl", 3, 3).tobytes()
+        drawn.size[0] > 600 and drawn.tobytes() != library.cached.rates(picture, "dl", 3, 3).tobytes()
     )  # the ring moved
-    assert app_bench.draw_rates({"x": [(1.0, 20.0)]}, (1.0, float("inf"))).size == drawn.size
+    assert app_cache.draw_rates({"x": [(1.0, 20.0)]}, (1.0, float("inf"))).size == drawn.size
 
 
 def test_the_cache_forgets_the_oldest():
-    cache, made = app_bench.Cache(2), []
+    cache, made = app_cache.Cache(2), []
     for key in (1, 2, 1, 3, 1, 2):
         assert cache.get(key, lambda key=key: made.append(key) or -key) == -key
     assert made == [1, 2, 3, 2]
@@ -302,12 +302,12 @@ def test_the_cache_forgets_the_oldest():
 
 
 def test_models_are_told_apart_and_others_refused(folder, tmp_path):
-    shelf = app_models.Shelf([str(folder / "dl"), str(folder / "vq")], [str(folder / "codec")] * 2)
-    assert list(shelf.bench.models) == ["dl", "vq"] and shelf.done
-    assert list(shelf.bench.codecs) == ["PQ-{8-4-4}", "PQ-{8-4-4} (2)"]
+    library = app_models.Library([str(folder / "dl"), str(folder / "vq")], [str(folder / "codec")] * 2)
+    assert list(library.cached.models) == ["dl", "vq"] and library.done
+    assert list(library.cached.codecs) == ["PQ-{8-4-4}", "PQ-{8-4-4} (2)"]
     assert app_models.names_of(["a/dl", "b/dl"]) == ["a/dl", "b/dl"]
     with pytest.raises(ValueError, match="--model must name an AutoencoderDL, got ModelBasedVQCodec"):
-        app_models.Shelf([str(folder / "codec")])
+        app_models.Library([str(folder / "codec")])
     with pytest.raises(ValueError, match="--codec must name a ModelBasedVQCodec, got AutoencoderDL"):
         app_models.load_codec(str(folder / "dl"))
     ModelBasedVQCodec().save_pretrained(tmp_path / "unfitted")
@@ -355,9 +355,9 @@ def damage(folder):
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
-def finished(shelf):
+def finished(library):
     for _ in range(600):
-        if shelf.done:
+        if library.done:
             return True
         time.sleep(0.02)
     return False
@@ -379,28 +379,28 @@ def test_missing_models_are_made_once_and_only_whole_ones_are_kept(folder, tmp_p
     monkeypatch.setattr(app_models, "train", train)
     monkeypatch.setattr(app_models, "fit", fit)
     places = {"cache_dir": str(tmp_path / "cache"), "demo_dir": str(tmp_path / "demo"), "report": said.append}
-    shelf = app_models.Shelf(**places)
-    assert shelf.done and not shelf.bench.models  # nothing is made before it is asked for
-    shelf.prepare()
-    assert finished(shelf) and made == ["codec", "dl"] and not shelf.failures
-    assert list(shelf.bench.models) == ["autoencoder"] and list(shelf.bench.codecs) == ["PQ-{8-4-4}"]
+    library = app_models.Library(**places)
+    assert library.done and not library.cached.models  # nothing is made before it is asked for
+    library.prepare()
+    assert finished(library) and made == ["codec", "dl"] and not library.failures
+    assert list(library.cached.models) == ["autoencoder"] and list(library.cached.codecs) == ["PQ-{8-4-4}"]
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["codec", "dl"]
     assert (tmp_path / "cache" / "dl").stat().st_mode & 0o777 == (tmp_path / "cache").stat().st_mode & 0o777
 
-    again = app_models.Shelf(**places)
+    again = app_models.Library(**places)
     again.prepare()
-    assert again.done and made == ["codec", "dl"] and list(again.bench.models) == ["autoencoder"]
+    assert again.done and made == ["codec", "dl"] and list(again.cached.models) == ["autoencoder"]
 
     damage(tmp_path / "cache" / "dl")  # what no rename leaves, but a disk may
-    third = app_models.Shelf(**places)
-    assert not third.bench.models and "dl is not whole and is passed over" in said[-1]
+    third = app_models.Library(**places)
+    assert not third.cached.models and "dl is damaged and is left out" in said[-1]
     monkeypatch.setattr(app_models, "train", lambda target, progress: autoencoder(seed=5).save_pretrained(target))
     third.prepare()
-    assert finished(third) and list(third.bench.models) == ["autoencoder"] and not third.failures
+    assert finished(third) and list(third.cached.models) == ["autoencoder"] and not third.failures
     assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == ["codec", "dl"]
 
     shutil.copytree(folder / "vq", tmp_path / "demo" / "vq")  # `make demo` has been run meanwhile
-    assert list(app_models.Shelf(**places).bench.models) == ["vq"]
+    assert list(app_models.Library(**places).cached.models) == ["vq"]
 
 
 def test_what_fails_on_the_way_leaves_nothing_and_is_said(folder, tmp_path, monkeypatch):
@@ -409,13 +409,15 @@ def test_what_fails_on_the_way_leaves_nothing_and_is_said(folder, tmp_path, monk
         raise RuntimeError("no room left")
 
     monkeypatch.setattr(app_models, "train", train)
-    shelf = app_models.Shelf([], [str(folder / "codec")], str(tmp_path / "cache"), str(tmp_path), lambda text: None)
-    shelf.prepare()
-    assert finished(shelf) and not list((tmp_path / "cache").iterdir())
-    assert shelf.failures == ["Training a small autoencoder on scikit-image's photographs failed: no room left"]
-    assert "no room left" in app_html.status(shelf) and "<progress" not in app_html.status(shelf)
-    shelf.stage, shelf.progress = "Training", 0.25
-    assert 'value="0.250"' in app_html.status(shelf) and "25%" in app_html.status(shelf)
+    library = app_models.Library(
+        [], [str(folder / "codec")], str(tmp_path / "cache"), str(tmp_path), lambda text: None
+    )
+    library.prepare()
+    assert finished(library) and not list((tmp_path / "cache").iterdir())
+    assert library.failures == ["Training a small autoencoder on scikit-image's photographs failed: no room left"]
+    assert "no room left" in app_html.status(library) and "<progress" not in app_html.status(library)
+    library.stage, library.progress = "Training", 0.25
+    assert 'value="0.250"' in app_html.status(library) and "25%" in app_html.status(library)
 
 
 def test_scripts_run_with_the_demos_arguments_and_the_log_is_followed(tmp_path, monkeypatch):
@@ -456,15 +458,15 @@ needs_chromium = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def served(folder, tmp_path_factory):
-    """The address of the page with two tiny models, and its shelf."""
+    """The address of the page with two tiny models, and its library."""
     pytest.importorskip("gradio", reason="gradio is not installed (the extra `app`)")
-    shelf = app_models.Shelf([str(folder / "dl"), str(folder / "vq")], [str(folder / "codec")])
+    library = app_models.Library([str(folder / "dl"), str(folder / "vq")], [str(folder / "codec")])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    page = app.build(shelf, max_side=96)
+    page = app.build(library, max_side=96)
     _, address, _ = app.launch(page, "127.0.0.1", port, wait=False)
-    yield address, shelf
+    yield address, library
     page.close()
 
 
@@ -510,9 +512,9 @@ class Visit:
         return self.page.locator(f"#{name} input[type=range]")
 
 
-def agrees(visit, shelf, picture, name, sparsity, bits):
+def agrees(visit, library, picture, name, sparsity, bits):
     """Waits until the page shows what the functions give for a setting, computed anew; returns the rate."""
-    model = shelf.bench.models[name]
+    model = library.cached.models[name]
     point = results.reconstruct(model, picture, results.encode(model, picture), sparsity, bits)
     error, heat = results.flip(point.sample, picture)
     expected = (
@@ -532,17 +534,17 @@ def agrees(visit, shelf, picture, name, sparsity, bits):
 
 @needs_chromium
 def test_the_page_shows_an_uploads_results_and_follows_the_keyboard(served, browser, folder):
-    address, shelf = served
+    address, library = served
     visit, other = Visit(browser, address), Visit(browser, address)
     photos = [results.read_picture(path, 96) for path in app.bundled_photos("validation").paths]
-    agrees(visit, shelf, photos[0], "dl", SPARSITY, BITS)
+    agrees(visit, library, photos[0], "dl", SPARSITY, BITS)
     assert visit.slider("sparsity").get_attribute("max") == str(SPARSITY)
 
     visit.page.set_input_files("#upload input[type=file]", str(folder / "picture.png"))
     visit.reads("#note", "90 × 61 pixels")
     picture = results.read_picture(str(folder / "picture.png"), 96)
-    first = agrees(visit, shelf, picture, "dl", SPARSITY, BITS)
-    bench = app_bench.Bench(shelf.bench.models, shelf.bench.codecs)
+    first = agrees(visit, library, picture, "dl", SPARSITY, BITS)
+    cached = app_cache.CachedResults(library.cached.models, library.cached.codecs)
 
     visit.page.locator("#sparsity input[type=number]").focus()
     for _ in range(2):  # over the button that resets
@@ -550,28 +552,28 @@ def test_the_page_shows_an_uploads_results_and_follows_the_keyboard(served, brow
     assert visit.page.evaluate("document.activeElement.type") == "range"
     visit.page.keyboard.press("ArrowLeft")
     visit.page.keyboard.press("ArrowLeft")
-    assert agrees(visit, shelf, picture, "dl", SPARSITY - 2, BITS) < first
+    assert agrees(visit, library, picture, "dl", SPARSITY - 2, BITS) < first
 
     visit.slider("bits").focus()
     for _ in range(3):
         visit.page.keyboard.press("ArrowLeft")
-    agrees(visit, shelf, picture, "dl", SPARSITY - 2, BITS - 3)
+    agrees(visit, library, picture, "dl", SPARSITY - 2, BITS - 3)
     visit.page.locator("#float input").focus()
     visit.page.keyboard.press("Space")
-    assert agrees(visit, shelf, picture, "dl", SPARSITY - 2, None) > first
+    assert agrees(visit, library, picture, "dl", SPARSITY - 2, None) > first
     visit.slider("bits").focus()
     visit.page.keyboard.press("ArrowRight")  # quantised again
     setting = picture, "dl", SPARSITY - 2, BITS - 2
-    agrees(visit, shelf, *setting)
-    sites, tiles, said = results.atoms_used(shelf.bench.models["dl"], bench.point(*setting).code)
+    agrees(visit, library, *setting)
+    sites, tiles, said = results.atoms_used(library.cached.models["dl"], cached.point(*setting).code)
     visit.reads("#used p", said)
-    for name, image in (("curve", bench.rates(*setting)), ("sites", sites), ("tiles", tiles)):
+    for name, image in (("curve", cached.rates(*setting)), ("sites", sites), ("tiles", tiles)):
         visit.shows(name, image)
 
-    agrees(other, shelf, photos[0], "dl", SPARSITY, BITS)  # the other visitor's page has not moved
+    agrees(other, library, photos[0], "dl", SPARSITY, BITS)  # the other visitor's page has not moved
     other.page.locator("#examples button.thumbnail-item").nth(1).click()
     other.reads("#note", "scaled from 640 × 427")
-    agrees(other, shelf, photos[1], "dl", SPARSITY, BITS)
+    agrees(other, library, photos[1], "dl", SPARSITY, BITS)
     for page in (visit, other):
         assert page.complaints == []
         assert [url for url in page.requests if not url.startswith((page.address, "data:", "blob:"))] == []
@@ -580,7 +582,7 @@ def test_the_page_shows_an_uploads_results_and_follows_the_keyboard(served, brow
 
 @needs_chromium
 def test_the_page_says_what_is_wrong_and_what_cannot_be_chosen(served, browser, folder, tmp_path):
-    address, shelf = served
+    address, library = served
     visit = Visit(browser, address)
     visit.reads("#used", "atoms used")
     (tmp_path / "notes.png").write_bytes(b"no picture at all")
@@ -599,14 +601,14 @@ def test_the_page_says_what_is_wrong_and_what_cannot_be_chosen(served, browser, 
     visit.page.get_by_role("option", name="vq (VQ)").click()
     visit.reads("#sparsity", "Not for VQ")
     picture = results.read_picture(str(folder / "picture.png"), 96)
-    agrees(visit, shelf, picture, "vq", 1, None)
+    agrees(visit, library, picture, "vq", 1, None)
     assert "without coefficients" in visit.page.inner_text("#bits")
     for name in ("sparsity", "bits"):
         assert visit.slider(name).is_disabled() and visit.slider(name).is_visible()
     assert visit.page.locator("#float input").is_disabled()
 
     visit.page.get_by_role("tab", name="Patch codec and JPEG").click()
-    packed = results.codec_file(shelf.bench.codecs["PQ-{8-4-4}"], picture)
+    packed = results.codec_file(library.cached.codecs["PQ-{8-4-4}"], picture)
     visit.reads("#files", f"{packed.size:,}")
     assert f"{packed.psnr:.2f}" in visit.page.inner_text("#files")
     assert visit.complaints == []
@@ -635,15 +637,15 @@ def test_a_narrow_page_scrolls_down_only(served, browser):
 
 def test_the_page_without_models_waits_for_them(tmp_path):
     pytest.importorskip("gradio", reason="gradio is not installed (the extra `app`)")
-    shelf = app_models.Shelf([], [], str(tmp_path / "cache"), str(tmp_path / "demo"))
-    shelf.stage = "Training"
-    page = app.build(shelf)
+    library = app_models.Library([], [], str(tmp_path / "cache"), str(tmp_path / "demo"))
+    library.stage = "Training"
+    page = app.build(library)
     components = {type(block).__name__: block for block in page.blocks.values()}
     assert components["Timer"].active and page.analytics_enabled is False
     refresh = next(block for block in page.fns.values() if block.name == "on_refresh").fn
     waiting = refresh(None, None, None)
     assert "Training" in waiting[0] and waiting[3].active
-    shelf.bench.models["autoencoder"], shelf.stage = autoencoder(), ""
+    library.cached.models["autoencoder"], library.stage = autoencoder(), ""
     found = refresh(((), ()), None, None)
     assert found[1].value == "autoencoder" and not found[3].active and found[0] == ""
     assert refresh(found[4], "autoencoder", None)[1] == app.requires("gradio", "app").skip()

@@ -107,11 +107,11 @@ def server(tmp_path_factory):
     model.save_pretrained(folder / "vq")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "uploads"))
-        shelf = app_models.Shelf([str(folder / "vq")], [], str(folder / "cache"), str(folder))
+        library = app_models.Library([str(folder / "vq")], [], str(folder / "cache"), str(folder))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        page = app.build(shelf, max_side=96)
+        page = app.build(library, max_side=96)
         _, address, _ = app.launch(page, "127.0.0.1", port, wait=False)
         yield Server(address)
         page.close()

@@ -17,7 +17,8 @@ from diffusers_lasers.functional import omp, random_dictionary
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}  # saves the script a restart
-MODULES = ("benchmark_sparse_coding", "sparse_coding_machine", "sparse_coding_peers", "sparse_coding_report")
+MODULES = ("benchmark_sparse_coding", "sparse_coding_cases", "sparse_coding_machine", "sparse_coding_peers")
+MODULES += ("sparse_coding_report", "sparse_coding_synthesis")
 
 
 def run(*arguments, **environment):

@@ -54,4 +54,5 @@ def test_orders_are_judged_by_shifted_codes(folder, tmp_path, here):
     psnr = {line.split("|")[1].strip(): float(line.split("|")[2]) for line in output.splitlines()[4:]}
     assert set(psnr) == {"random", "norm", "pca", "spectral", "salesman"}
     assert psnr["pca"] > psnr["random"] + 2 and psnr["salesman"] > psnr["random"] + 2
-    assert Image.open(tmp_path / "order.png").size == (6 * 68 - 4, 80)
+    width, height = Image.open(tmp_path / "order.png").size
+    assert width > 6 * 68 and height == 68  # six pictures of 64 × 64 in a row, beside their names

@@ -1,4 +1,4 @@
-"""The results of examples/app.py for several visitors at once: each computed once while it is remembered, and never changed; and the curve that compares them."""
+"""Results of examples/app.py for several visitors: each is computed once while it is kept, and never changed."""
 
 import io
 import threading
@@ -63,8 +63,8 @@ class Cache:
         return value
 
 
-class Bench:
-    """All results for pictures under named models and codecs, each computed once while it is remembered."""
+class CachedResults:
+    """All results for pictures under named models and codecs, each computed once while it is kept."""
 
     def __init__(self, models: dict[str, AutoencoderDL], codecs: dict[str, ModelBasedVQCodec]):
         self.models, self.codecs = models, codecs
