@@ -21,7 +21,7 @@ from .loading import get_device
 if TYPE_CHECKING:
     import torch
 
-    from ..training.data import ImageDataset
+    from ..training.data.image_dataset import ImageDataset
 
 
 def run_script(
