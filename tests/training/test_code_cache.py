@@ -168,8 +168,12 @@ def test_processes_that_start_at_once_share_one_making(tmp_path):
 
 KILLED = """
 codes = np.arange(24).reshape(6, 2, 2, 1) % 16
-def get(folder): return cached_codes(folder / "codes", "train", {"a": 1}, lambda: [codes[:4], codes[4:]], codes.shape,
-16) def prepare(folder): pass def write(folder): get(folder) def check(folder, ended):
+def get(folder):
+    blocks = lambda: [codes[:4], codes[4:]]
+    return cached_codes(folder / "codes", "train", {"a": 1}, blocks, codes.shape, 16)
+def prepare(folder): pass
+def write(folder): get(folder)
+def check(folder, ended):
     assert np.array_equal(get(folder), codes)
     assert not list((folder / "codes").glob(".*.tmp"))
 """
