@@ -85,7 +85,7 @@ def add_adversarial_flags(parser: argparse.ArgumentParser | Any) -> None:
 
 
 def check_autoencoder_flags(args: argparse.Namespace) -> None:
-    """That the flags of this module are in their ranges and do not contradict each other."""
+    """Checks that the flags of this module are in their ranges and do not contradict each other."""
     check_at_least(args, 1, "scale")
     if args.task == "super_resolution" and args.resolution % args.scale:
         raise ValueError(f"--scale must divide --resolution {args.resolution}, got {args.scale}.")

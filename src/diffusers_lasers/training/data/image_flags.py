@@ -57,7 +57,7 @@ def add_crop_flags(parser: argparse.ArgumentParser | Any) -> None:
 
 
 def check_data_flags(args: argparse.Namespace) -> None:
-    """That the flags of [`add_data_flags`] and [`add_crop_flags`] do not contradict each other."""
+    """Checks that the flags of [`add_data_flags`] and [`add_crop_flags`] do not contradict each other."""
     if args.dataset_name and args.train_data_dir:
         raise ValueError("Give --dataset_name or --train_data_dir, not both.")
     if args.validation_split and not args.dataset_name:

@@ -45,7 +45,7 @@ def run_identity(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
 
 def check_identity(place: Path, identity: dict[str, Any]) -> None:
     """
-    That a folder holds the run that is known by an identity.
+    Checks that a folder holds the run that is known by an identity.
 
     Args:
         place (`pathlib.Path`): A checkpoint, or the output folder.

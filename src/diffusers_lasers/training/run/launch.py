@@ -21,9 +21,8 @@ from .checkpoints import latest_checkpoint
 
 def launched_fsdp() -> bool | None:
     """
-    Whether the launch asks for FSDP (`None`: it does not), and then whether units give up the parts of other ranks
-    between forward and backward pass. A `ValueError` says what is not supported: DeepSpeed, Megatron-LM, FSDP's version
-    1.
+    `None` if the launch does not ask for FSDP; otherwise whether units give up the parts of other ranks between forward
+    and backward pass. Raises a `ValueError` for what is not supported: DeepSpeed, Megatron-LM, FSDP 1 or its options.
     """
     for name, flag, reason in (
         ("DeepSpeed", "DEEPSPEED", "its copies of the weights undo what the upkeep of the dictionary writes"),
@@ -49,7 +48,7 @@ def launched_fsdp() -> bool | None:
 
 
 def check_fsdp_flags(args: argparse.Namespace, mixed_precision: str) -> None:
-    """That the flags of a script go together with FSDP."""
+    """Checks that the flags of a script go together with FSDP."""
     if mixed_precision == "fp16":
         raise ValueError(
             "FSDP needs --mixed_precision no or bf16, got fp16: its scaler does not take sharded gradients."

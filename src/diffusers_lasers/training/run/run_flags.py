@@ -12,9 +12,7 @@ from typing import Any
 from accelerate.tracking import get_available_trackers
 
 
-LEARNING_RATE_SCHEDULES = (
-    *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"),
-)
+LEARNING_RATE_SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
 
 
 def _add(parser: argparse.ArgumentParser | Any, flags: dict[str, dict[str, Any]], defaults: dict[str, Any]) -> None:
@@ -44,7 +42,7 @@ def add_optimizer_flags(parser: argparse.ArgumentParser | Any, **defaults: Any) 
             "action": "store_true",
             "help": "Moments in 8 bits, a dictionary's excepted; needs bitsandbytes.",
         },
-        "max_grad_norm": {"type": float, "default": 1.0, "help": "Gradients are clipped to it; 0 does not clip."},
+        "max_grad_norm": {"type": float, "default": 1.0, "help": "0 does not clip. Default: 1, or the preset's."},
     }
     _add(parser, flags, defaults)
 
@@ -81,7 +79,7 @@ def add_hub_flags(parser: argparse.ArgumentParser | Any) -> None:
 
 
 def check_at_least(args: argparse.Namespace, least: float, *names: str) -> None:
-    """That arguments which are given are large enough."""
+    """Checks that arguments which are given are large enough."""
     for name in names:
         value = getattr(args, name, None)
         if value is not None and value < least:
@@ -89,14 +87,14 @@ def check_at_least(args: argparse.Namespace, least: float, *names: str) -> None:
 
 
 def check_share(args: argparse.Namespace, *names: str) -> None:
-    """That arguments lie in [0, 1)."""
+    """Checks that arguments lie in [0, 1)."""
     for name in names:
         if not 0 <= getattr(args, name) < 1:
             raise ValueError(f"--{name} must lie in [0, 1), got {getattr(args, name)}.")
 
 
 def check_training_flags(args: argparse.Namespace) -> None:
-    """That the flags of this module, and those of images that count something, are in their ranges."""
+    """Checks that the flags of this module, and those of images that count something, are in their ranges."""
     check_at_least(
         args,
         1,

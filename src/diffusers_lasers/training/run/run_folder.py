@@ -47,7 +47,7 @@ _RESULTS = (
 
 def check_output_folder(folder: str | os.PathLike, overwrite: bool = False) -> None:
     """
-    That a result can be written into a folder, for scripts that write it once and have no checkpoints. Nothing is made.
+    Checks that a result can be written into a folder, for scripts that write it once and have no checkpoints. Nothing is made.
 
     Args:
         folder (`str` or `os.PathLike`): The output folder; it need not exist.
@@ -284,7 +284,7 @@ def open_run_folder(accelerator: Accelerator, args: argparse.Namespace, **identi
 
 
 def _check_place(path: Path) -> None:
-    """That a folder can be made and written to, without making it."""
+    """Checks that a folder can be made and written to, without making it."""
     existing = path
     while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
