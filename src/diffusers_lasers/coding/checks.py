@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .base import Code
+from .code import Code
 from .codes import IndexCode, SparseCode
 
 

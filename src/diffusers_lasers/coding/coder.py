@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .base import Code
+from .code import Code
 
 
 __all__ = ["Coder"]

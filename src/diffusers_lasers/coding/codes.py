@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ..utils.config_checks import described
-from .base import Code, check_indices, check_sizes, is_count, register
+from .code import Code, check_indices, check_sizes, is_count, register
 
 
 __all__ = ["IndexCode", "SparseCode"]

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ...utils import config_checks as checks
-from .base import check_positive, sample_signals
-from .index import IndexBottleneck
+from .bottleneck import check_positive, sample_signals
+from .index_bottleneck import IndexBottleneck
 
 
 __all__ = ["FSQBottleneck"]

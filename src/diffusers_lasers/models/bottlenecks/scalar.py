@@ -17,8 +17,8 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from ...utils import config_checks as checks
-from .base import sample_signals
-from .index import IndexBottleneck
+from .bottleneck import sample_signals
+from .index_bottleneck import IndexBottleneck
 
 
 __all__ = ["ScalarQuantizerBottleneck"]

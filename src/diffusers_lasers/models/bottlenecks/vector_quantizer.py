@@ -21,8 +21,8 @@ from ...functional.quantisers.subquantizers import encode_residual
 from ...learning.codebooks import fit_quantizer
 from ...utils import config_checks as checks
 from ...utils.distributed import all_reduce_sum, broadcast
-from .base import sample_signals
-from .index import IndexBottleneck
+from .bottleneck import sample_signals
+from .index_bottleneck import IndexBottleneck
 
 
 __all__ = ["ResidualVQBottleneck", "VectorQuantizerBottleneck"]

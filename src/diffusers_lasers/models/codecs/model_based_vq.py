@@ -27,9 +27,9 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from PIL import Image
 
 from ...coding import Coder, IndexCode
+from ...coding.bit_fields import pack_indices, unpack_indices
 from ...coding.checks import check_index, check_values, is_code
 from ...coding.container import CodeHeader, check_sites, fingerprint, pack_container, unpack_container
-from ...coding.packing import pack_indices, unpack_indices
 from ...functional.images.color import rgb_to_ycbcr, ycbcr_to_rgb
 from ...functional.images.patch_signals import latents_to_signals, patch_grid, signals_to_latents
 from ...functional.quantisers.ordering import codebook_order

@@ -42,7 +42,7 @@ from ...functional.rates import support_bits
 from ...learning import OnlineDictionaryLearner
 from ...utils import config_checks as checks
 from ...utils.distributed import all_gather, broadcast, rank_and_world_size
-from .base import Bottleneck, BottleneckOutput
+from .bottleneck import Bottleneck, BottleneckOutput
 
 
 __all__ = ["DictionaryBottleneck"]

@@ -14,7 +14,7 @@ from ...coding import Code
 from ...functional.images.patch_signals import latents_to_signals, patch_grid, signals_to_latents
 from ...utils.config_checks import CHANNELS
 from ...utils.model_loading import LasersModelMixin
-from .packing import PackedCodes
+from .packed_codes import PackedCodes
 
 
 __all__ = ["Bottleneck", "BottleneckOutput"]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ...coding import CodeHeader, IndexCode, pack_levels, unpack_levels
 from ...coding.checks import check_index
 from ...functional.images.patch_signals import patch_grid
-from .base import Bottleneck, BottleneckOutput
+from .bottleneck import Bottleneck, BottleneckOutput
 
 
 __all__ = ["IndexBottleneck"]
