@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -22,7 +23,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch.nn import functional as F
 
-from ...coding import Code, Coder
+from ...coding import Code
 from ...functional.images.patch_signals import patch_grid
 from ...utils import config_checks as checks
 from ...utils.model_loading import LasersModelMixin
@@ -34,6 +35,7 @@ from ..bottlenecks import (
     ResidualVQBottleneck,
     VectorQuantizerBottleneck,
 )
+from ..image_coder import ImageCoder
 from .light import LightDecoder, LightEncoder
 from .tiling import tiled_map
 
@@ -92,7 +94,7 @@ class AutoencoderDLOutput(BaseOutput):
     code: Code | None = None
 
 
-class AutoencoderDL(LasersModelMixin, Coder, ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderDL(LasersModelMixin, ImageCoder, ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""
     An autoencoder whose latents are coded by a learned dictionary (DL-VAE of LASERS, 2024) or by a baseline bottleneck.
 
@@ -266,20 +268,10 @@ class AutoencoderDL(LasersModelMixin, Coder, ModelMixin, AutoencoderMixin, Confi
         """Weight of the decoder's last layer, at which the adaptive weight of LASERS (2024), eq 16, compares gradients."""
         return (self.decoder.up[-1] if self.config.backbone == "light" else self.decoder.conv_out).weight
 
-    def bits_per_pixel(self, height: int, width: int) -> float:
-        """
-        Nominal rate of an image's code.
-
-        Args:
-            height (`int`): Pixels down.
-            width (`int`): Pixels across.
-
-        Returns:
-            `float`: Bits of the code divided by `height · width`; `bottleneck_type="none"` counts 16 bits a latent value.
-        """
-        factor = self.downsampling_factor
-        rows, columns = patch_grid(*patch_grid(height, width, factor), self.bottleneck.patch_size)
-        return rows * columns * self.bits_per_site / (height * width)
+    @property
+    def pixels_per_site(self) -> int:
+        """Image pixels a site of the code, along each side."""
+        return self.downsampling_factor * self.bottleneck.patch_size
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderDLEncoderOutput | tuple[torch.Tensor]:
@@ -423,6 +415,30 @@ class AutoencoderDL(LasersModelMixin, Coder, ModelMixin, AutoencoderMixin, Confi
         now = {name: value for name, value in now if name != "latent_channels" and not name.startswith("_")}
         self.register_to_config(bottleneck_config=now)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def summary(self) -> dict[str, Any]:
+        """Geometry and rate, at `sample_size`, and the summary of the bottleneck; see [`Coder.summary`]."""
+        size, side = self.config.sample_size, self.pixels_per_site
+        rate = {
+            "downsampling_factor": self.downsampling_factor,
+            "pixels_per_site": f"{side} × {side}",
+            "sample_size": size,
+            "bits_per_pixel": self.bits_per_pixel(size, size),
+            "compression_ratio": 24 / self.bits_per_pixel(size, size),
+        }
+        bottleneck = {"type": self.config.bottleneck_type} | self.bottleneck.summary()["bottleneck"]
+        return {"rate": rate, "bottleneck": bottleneck}
+
+    def pictures(self, method: str = "pca") -> dict[str, Any]:
+        """Those of the bottleneck; see [`Coder.pictures`]."""
+        return self.bottleneck.pictures(method)
+
+    def _check_has_indices(self) -> None:
+        if self.config.bottleneck_type not in ("vq", "residual_vq"):
+            raise ValueError(
+                "`bottleneck_type` must be 'vq' or 'residual_vq' for an autoencoder to have indices, got "
+                f"{self.config.bottleneck_type!r}."
+            )
 
     def _sliced(self, function, sample: torch.Tensor) -> torch.Tensor:
         """Applies `function` to one sample of the batch at a time where slicing is on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -174,6 +175,19 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
             generator (`torch.Generator`, *optional*): Source of randomness.
         """
+
+    def summary(self) -> dict[str, Any]:
+        """Rate and geometry of a site, and whether statistics of the latents are set; see [`Coder.summary`]."""
+        facts = {
+            "bits_per_site": self.bits_per_site,
+            "site": f"{self.patch_size} × {self.patch_size} latent positions",
+            "features": self.patch_size**2 * self.config.latent_channels,
+            "symbols": self.num_symbols,
+        }
+        if self.levels:
+            facts["slots"] = len(self.levels)
+        facts["latent_statistics"] = bool((self.latent_shift != 0).any() or (self.latent_scale != 1).any())
+        return {"bottleneck": facts}
 
 
 def check_positive(**arguments: int) -> None:

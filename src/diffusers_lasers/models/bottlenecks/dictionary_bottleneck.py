@@ -34,7 +34,8 @@ from ...coding import (
     unpack_sparse,
 )
 from ...coding.checks import check_sparse
-from ...functional.dictionary import dictionary_from_signals
+from ...functional.dictionary import dictionary_from_signals, mutual_coherence
+from ...functional.dictionary.coherence import similar_atoms, welch_bound
 from ...functional.images.patch_signals import patch_grid
 from ...functional.pursuit.by_name import PURSUITS, get_pursuit
 from ...functional.pursuit.synthesis import projection_synthesis, synthesize
@@ -42,12 +43,14 @@ from ...functional.rates import support_bits
 from ...learning import OnlineDictionaryLearner
 from ...utils import config_checks as checks
 from ...utils.distributed import all_gather, broadcast, rank_and_world_size
+from ...visualization import atom_map, atom_tiles, coherence_histogram
 from .bottleneck import Bottleneck, BottleneckOutput
 
 
 __all__ = ["DictionaryBottleneck"]
 
 _SCALE_SAMPLES = 4096  # sites that a step's coefficient scale is read from
+_SIMILAR = 0.99  # least inner product of atoms that count as near-duplicates
 _SCALE_MEMORY = 100.0  # steps that the running scale remembers
 
 
@@ -357,6 +360,23 @@ class DictionaryBottleneck(Bottleneck):
             )
         return output if return_dict else output.to_tuple()
 
+    def summary(self) -> dict[str, Any]:
+        """That of all bottlenecks, with the coefficients' ranges and the geometry of the dictionary."""
+        facts = super().summary()
+        facts["bottleneck"]["coefficient_scale"] = [float(value) for value in self.coefficient_scale]
+        facts["bottleneck"]["dictionary"] = dictionary_summary(self.dictionary.detach().float())
+        return facts
+
+    def pictures(self, method: str = "pca") -> dict[str, Any]:
+        """The atoms as tiles, how alike they are, and how they lie in a plane; see [`Coder.pictures`]."""
+        dictionary = self.dictionary.detach().float()
+        pictures = {"atoms.png": atom_tiles(dictionary)}
+        if dictionary.shape[1] > 1:
+            pictures["coherence.png"] = coherence_histogram(dictionary)
+        if dictionary.shape[1] > 3:
+            pictures["atom_map.png"] = atom_map(dictionary, method=method)
+        return pictures
+
     def _pursue(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes of signals. The check for non-finite values synchronises, so that only the CPU has it."""
         check_finite = signals.device.type == "cpu"
@@ -393,6 +413,22 @@ class DictionaryBottleneck(Bottleneck):
         height, width = latents.shape[-2:]
         shape = (latents.shape[0], *patch_grid(height, width, self.config.patch_size), self.config.sparsity)
         return SparseCode(indices.reshape(shape), coefficients.reshape(shape), self.config.num_atoms, (height, width))
+
+
+def dictionary_summary(dictionary: torch.Tensor) -> dict[str, Any]:
+    """Geometry of a dictionary `(features, K)`; see [`Coder.summary`]."""
+    features, atoms = dictionary.shape
+    norms = dictionary.norm(dim=0)
+    return {
+        "atoms": atoms,
+        "features": features,
+        "coherence": float(mutual_coherence(dictionary)),
+        "welch_bound": welch_bound(features, atoms),
+        "smallest_norm": float(norms.min()),
+        "largest_norm": float(norms.max()),
+        "near_duplicates": int(similar_atoms(dictionary, _SIMILAR).sum()),
+        "near_duplicates_from": _SIMILAR,
+    }
 
 
 @dataclass

@@ -18,9 +18,11 @@ from tqdm.auto import tqdm
 
 from ...functional.quantisers.codebook import codeword_statistics, kmeans, nearest_codewords, update_codebook
 from ...functional.quantisers.subquantizers import encode_residual
+from ...functional.rates import perplexity
 from ...learning.codebooks import fit_quantizer
 from ...utils import config_checks as checks
 from ...utils.distributed import all_reduce_sum, broadcast
+from ...visualization import atom_map, atom_tiles, usage_histogram
 from .bottleneck import sample_signals
 from .index_bottleneck import IndexBottleneck
 
@@ -130,6 +132,33 @@ class _RunningMeanQuantizer(IndexBottleneck):
             counts, _ = codeword_statistics(given, indices[:, stage], codewords)
             self.counts[stage] = counts.clamp_min(1e-3)
             self.sums[stage] = self.codebook[stage] * self.counts[stage].unsqueeze(1)
+
+    @property
+    def usage(self) -> torch.Tensor | None:
+        """Running counts `(depth, K)` of the codewords' uses in training; `None` before any."""
+        return None if bool((self.counts == self.counts.flatten()[0]).all()) else self.counts
+
+    def summary(self) -> dict[str, Any]:
+        """That of all bottlenecks, and how the codewords were used in training; see [`Coder.summary`]."""
+        facts, usage = super().summary(), self.usage
+        if usage is not None:
+            facts["bottleneck"]["usage_in_training"] = {
+                "perplexity_of_each_stage": [float(perplexity(row)) for row in usage],
+                "smallest_share": float((usage / usage.sum(dim=1, keepdim=True)).min()),
+            }
+        return facts
+
+    def pictures(self, method: str = "pca") -> dict[str, Any]:
+        """The codewords of each stage as tiles, how they lie in a plane and how they were used."""
+        pictures, usage = {}, self.usage
+        for stage, book in enumerate(self.codebook.float(), 1):
+            counts = None if usage is None else usage[stage - 1]
+            pictures[f"codewords_{stage}.png"] = atom_tiles(book.t(), usage=counts)
+            if len(book) > 3:
+                pictures[f"codeword_map_{stage}.png"] = atom_map(book.t(), counts, method)
+            if counts is not None:
+                pictures[f"usage_{stage}.png"] = usage_histogram(counts)
+        return pictures
 
     def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
         codebook, beam = self.codebook.float(), self.config.get("beam_size", 1)

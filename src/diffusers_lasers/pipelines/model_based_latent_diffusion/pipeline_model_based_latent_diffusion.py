@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ...functional.diffusion.categorical import expected_number, number_to_index, uniform_noise
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
 from ...models.categorical_unet import CategoricalUNet2DModel
-from ...models.codecs import ModelBasedVQCodec, decode_indices, index_layout
+from ...models.codecs import ModelBasedVQCodec
 from ...models.latent_refiner import LatentRefiner
 from ...schedulers import AbsorbingD3PMScheduler, CategoricalDDPMScheduler
 from ...utils.hub import LasersHubMixin
@@ -76,15 +76,19 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
             raise ValueError(
                 f"`scheduler` must be a Gaussian one of diffusers for a continuous denoiser, got {type(scheduler).__name__}."
             )
+        if codec is not None and not hasattr(codec, "index_layout"):
+            raise ValueError(
+                f"`codec` must be a ModelBasedVQCodec or an AutoencoderDL, which have indices, got {type(codec).__name__}."
+            )
         if codec is not None and unet is not None:
-            layout = index_layout(codec)[:2]
+            layout = codec.index_layout[:2]
             expected = (unet.config.num_slots, unet.config.num_codewords)
             if layout != expected:
                 raise ValueError(
                     f"`unet` must be made for {layout[0]} slots of {layout[1]} codewords, as `codec` has them, got {expected[0]} of {expected[1]}."
                 )
         self.register_modules(codec=codec, unet=unet, scheduler=scheduler, refiner=refiner)
-        self.codec_scale_factor = index_layout(codec)[2] if getattr(self, "codec", None) is not None else 8
+        self.codec_scale_factor = codec.index_layout[2] if getattr(self, "codec", None) is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.codec_scale_factor)
 
     @property
@@ -217,7 +221,7 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
             codes = codes.clamp(0, config.num_codewords - 1)  # masks that an interrupted loop left
         images = latents if output_type == "latent" else codes
         if output_type not in ("latent", "code"):
-            images = decode_indices(self.codec, codes)
+            images = self.codec.decode_indices(codes)
             if self.refiner is not None and use_refiner:
                 images = self.refiner(images.to(self.refiner.dtype)).sample
             images = self.image_processor.postprocess(images.float().clamp(-1, 1), output_type=output_type)
