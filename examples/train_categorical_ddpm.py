@@ -71,7 +71,7 @@ from diffusers_lasers.utils import (
     push_folder,
     recorded_arguments,
     save_image,
-    settle,
+    wait_after_collectives,
     write_json,
     write_model_card,
 )
@@ -532,7 +532,7 @@ def main(args):
     if main_process:
         finish(run, args, settings, log)
     run.accelerator.wait_for_everyone()
-    settle()
+    wait_after_collectives()
     run.accelerator.end_training()
     run.folder.release()
     run.judgement.end()

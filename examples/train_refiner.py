@@ -52,7 +52,7 @@ from diffusers_lasers.utils import (
     hide_token,
     push_folder,
     recorded_arguments,
-    settle,
+    wait_after_collectives,
     write_json,
     write_model_card,
 )
@@ -280,7 +280,7 @@ def main(args):
     if run.accelerator.is_main_process:
         judgement = finish(run, args)
     run.accelerator.wait_for_everyone()
-    settle()
+    wait_after_collectives()
     run.accelerator.end_training()
     run.folder.release()
     judgement.end()

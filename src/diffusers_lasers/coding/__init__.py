@@ -12,28 +12,8 @@ from .supports import rank_supports, unrank_supports
 
 
 __all__ = [
-    "MAX_SITES",
     "Code",
-    "CodeHeader",
     "Coder",
     "IndexCode",
     "SparseCode",
-    "check_sites",
-    "coefficient_scale",
-    "dequantize_coefficients",
-    "fingerprint",
-    "pack_container",
-    "pack_indices",
-    "pack_levels",
-    "pack_numbers",
-    "pack_sparse",
-    "packed_size",
-    "quantize_coefficients",
-    "rank_supports",
-    "unpack_container",
-    "unpack_indices",
-    "unpack_levels",
-    "unpack_numbers",
-    "unpack_sparse",
-    "unrank_supports",
 ]

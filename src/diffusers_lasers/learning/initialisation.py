@@ -15,7 +15,7 @@ from ..functional.dictionary import dictionary_from_signals, random_dictionary
 
 
 _COMMON_SHARE = 0.5
-_WHOLE_SHARE = 0.1
+_UNCHANGED_SHARE = 0.1
 _ITERATIONS = 50  # of the power method: where v carries more than half, its error falls by λ₂/λ₁ < 1 in each
 _RELATIVE_REST = 1e-4  # below this share of a signal's length, what is left of it is rounding
 
@@ -52,9 +52,9 @@ def _first_dictionary(signals: torch.Tensor, atoms: int, generator: torch.Genera
         return dictionary_from_signals(usable, atoms, generator=generator)
     rest = usable - along * direction.t()
     long = rest.norm(dim=1, keepdim=True) > _RELATIVE_REST * usable.norm(dim=1, keepdim=True)
-    parts, whole = [direction], int(_WHOLE_SHARE * atoms)
-    if whole:
-        parts.append(dictionary_from_signals(usable, whole, generator=generator))
-    if atoms > whole + 1:
-        parts.append(dictionary_from_signals(torch.where(long, rest, 0.0), atoms - whole - 1, generator=generator))
+    parts, unchanged = [direction], int(_UNCHANGED_SHARE * atoms)
+    if unchanged:
+        parts.append(dictionary_from_signals(usable, unchanged, generator=generator))
+    if atoms > unchanged + 1:
+        parts.append(dictionary_from_signals(torch.where(long, rest, 0.0), atoms - unchanged - 1, generator=generator))
     return torch.cat(parts, dim=1)

@@ -61,14 +61,14 @@ def read_state(path: str | os.PathLike, kind: str) -> dict[str, Any]:
         with safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-        whole = metadata["kind"] == kind and metadata["sha256"] == _digest(kind, metadata["values"], tensors)
+        intact = metadata["kind"] == kind and metadata["sha256"] == _digest(kind, metadata["values"], tensors)
         values = json.loads(metadata["values"])
-        whole = whole and isinstance(values, dict)
+        intact = intact and isinstance(values, dict)
     # AttributeError and RuntimeError: types that torch names or copies not at all; RecursionError: JSON of many
     # brackets
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, RuntimeError):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         raise ValueError(
             f"`path` must be a whole file of a saved {kind}, got {os.fspath(path)!r}: cut off, changed or another file."
         )

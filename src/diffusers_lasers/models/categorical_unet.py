@@ -196,14 +196,14 @@ class CategoricalUNet2DModel(LasersModelMixin, ModelMixin, ConfigMixin):
                 f"`self_condition` must have the shape of `sample`, {tuple(sample.shape)}, and needs a model with self_conditioning, got "
                 f"{tuple(self_condition.shape)} and self_conditioning={self.config.self_conditioning}."
             )
-        whole = not sample.is_floating_point()
+        are_indices = not sample.is_floating_point()
         if self.token_embedding is not None:
-            if not whole:
+            if not are_indices:
                 raise ValueError(f"`sample` must be int64 indices for 'discrete', got {sample.dtype}.")
             first = (codewords + 1) * torch.arange(slots, device=sample.device).view(1, -1, 1, 1)
             features = self.token_embedding(sample + first).permute(0, 1, 4, 2, 3).flatten(1, 2)  # (B, c̄ e, h, w)
         else:
-            features = index_to_number(sample, codewords) if whole else sample
+            features = index_to_number(sample, codewords) if are_indices else sample
         features = features.to(self.unet.dtype)
         if self.config.self_conditioning:
             last = torch.zeros(sample.shape, device=sample.device) if self_condition is None else self_condition

@@ -27,8 +27,8 @@ def count_of_steps(num_inference_steps: Any, total: int) -> int:
     Raises:
         ValueError: If it is no integer from 1 to T.
     """
-    whole = isinstance(num_inference_steps, int) and not isinstance(num_inference_steps, bool)
-    if not whole or not 1 <= num_inference_steps <= total:
+    is_integer = isinstance(num_inference_steps, int) and not isinstance(num_inference_steps, bool)
+    if not is_integer or not 1 <= num_inference_steps <= total:
         raise ValueError(
             f"`num_inference_steps` must be from 1 to `self.config.num_train_timesteps`, {total}, "
             f"got {shown(num_inference_steps)}."
