@@ -1,10 +1,11 @@
-"""Checks that the table of contents of the docs names every page once, and no page that is not there; and that links lead somewhere.
+"""Checks that the table of contents of the docs names every page once, and no page that is not there; and that links
+lead somewhere.
 
     python utils/check_doc_toc.py [--root .]
 
-A link between pages, or to an image, is relative, names a file inside docs/source/en (a page with or without `.md`), and a heading of it where it has a `#`.
-README.md and CONTRIBUTING.md are checked too; they may link to any file. Links to other sites are not looked at. Exit code 0: clean; 1: what is wrong,
-one a line.
+A link between pages, or to an image, is relative, names a file inside docs/source/en (a page with or without `.md`),
+and a heading of it where it has a `#`. README.md and CONTRIBUTING.md are checked too; they may link to any file. Links
+to other sites are not looked at. Exit code 0: clean; 1: what is wrong, one a line.
 """
 
 import re

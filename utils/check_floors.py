@@ -45,7 +45,9 @@ def lazy_structure(init: Path) -> dict[str, list[str]]:
 
 
 def imported_modules(tree: ast.Module, module: tuple[str, ...], is_package: bool, exports: dict[str, str]):
-    """Yields (line, path inside the package with the name that is taken) of everything that a module imports from it."""
+    """
+    Yields (line, path inside the package with the name that is taken) of everything that a module imports from it.
+    """
     here = module if is_package else module[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,4 +1,5 @@
-"""Checks that every public name is exported, documented and tested, and counts them; and that files have names of their own.
+"""Checks that every public name is exported, documented and tested, and counts them; and that files have names of their
+own.
 
     python utils/check_repo.py [--root .]
 

@@ -116,12 +116,13 @@ def check_sites(batch: int, grid: tuple[int, int], max_sites: int = MAX_SITES, n
 
 def fingerprint(facts: Any, tensors: Mapping[str, torch.Tensor]) -> int:
     """
-    32 bits that tell a decoder from others, so that it refuses codes that are not its own. They do not depend on the tensors' device, nor on their
-    dtype as long as it holds the same values.
+    32 bits that tell a decoder from others, so that it refuses codes that are not its own. They do not depend on the
+    tensors' device, nor on their dtype as long as it holds the same values.
 
     Args:
         facts (`Any`): Settings that decoding reads; their `repr` counts.
-        tensors (`Mapping[str, torch.Tensor]`): Weights that decoding reads, by name; the order of the names does not count.
+        tensors (`Mapping[str, torch.Tensor]`): Weights that decoding reads, by name; the order of the names does not
+            count.
 
     Returns:
         `int`: A CRC-32, for [`CodeHeader`].

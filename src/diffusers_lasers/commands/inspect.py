@@ -1,4 +1,4 @@
-"""`inspect`: what a saved model is: configuration, parameters, files, rate, dictionary or codebooks; and pictures of them."""
+"""`inspect`: a saved model's configuration, parameters, files, rate, dictionary or codebooks; and pictures of them."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@ r"""The dictionary-learning autoencoder of LASERS (2024): encoder, bottleneck, d
 
     x ─ encoder → z_e ─ bottleneck → ẑ_e ─ decoder → x̂
 
-One encoder and decoder serve every bottleneck (dictionary, VQ, residual VQ, FSQ, none), so that they can be compared at equal
-network and equal rate. As in diffusers' `VQModel`, `encode` gives the latents *before* the bottleneck and `decode` takes such
-latents through it, so that a stock pipeline's latents are coded on their way to the image; `encode_to_code` and
-`decode_from_code` give and take the code itself.
+One encoder and decoder serve every bottleneck (dictionary, VQ, residual VQ, FSQ, none), so that they can be compared at
+equal network and equal rate. As in diffusers' `VQModel`, `encode` gives the latents *before* the bottleneck and
+`decode` takes such latents through it, so that a stock pipeline's latents are coded on their way to the image;
+`encode_to_code` and `decode_from_code` give and take the code itself.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ BOTTLENECKS = {
     "none": IdentityBottleneck,
 }
 
-# The bottleneck of LASERS as its text has it, and with coefficients of a stated rate (docs: conceptual/design). How the two
-# differ in training is the training script's matter.
+# The bottleneck of LASERS as its text has it, and with coefficients of a stated rate (docs: conceptual/design). How the
+# two differ in training is the training script's matter.
 PRESETS = {
     "paper": {"bottleneck_config": {"num_atoms": 512, "sparsity": 5, "patch_size": 1}},
     "corrected": {"bottleneck_config": {"num_atoms": 512, "sparsity": 5, "patch_size": 1, "coefficient_bits": 8}},
@@ -77,7 +77,8 @@ class AutoencoderDLOutput(BaseOutput):
 
     Args:
         sample (`torch.Tensor` of shape `(B, out_channels, H, W)`): Reconstruction.
-        loss (`torch.Tensor`): Weighted bottleneck losses (LASERS, 2024, second and third term of eqs 3 and 13), 0-dimensional.
+        loss (`torch.Tensor`): Weighted bottleneck losses (LASERS, 2024, second and third term of eqs 3 and 13),
+            0-dimensional.
         commitment_loss (`torch.Tensor`): Commitment loss, unweighted and without gradient.
         codebook_loss (`torch.Tensor`): Dictionary or codebook loss, unweighted and without gradient.
         latents (`torch.Tensor` of shape `(B, latent_channels, h, w)`): Latents before the bottleneck, z_e.
@@ -98,19 +99,21 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, ModelMixin, AutoencoderMixin, 
     r"""
     An autoencoder whose latents are coded by a learned dictionary (DL-VAE of LASERS, 2024) or by a baseline bottleneck.
 
-    Images are `(B, in_channels, H, W)` in [−1, 1], of any size: they are padded to a multiple of the downsampling factor
-    2^(len(`block_out_channels`) − 1) by repeating their edge, and reconstructions are cropped back.
+    Images are `(B, in_channels, H, W)` in [−1, 1], of any size: they are padded to a multiple of the downsampling
+    factor 2^(len(`block_out_channels`) − 1) by repeating their edge, and reconstructions are cropped back.
 
     Args:
         in_channels (`int`, defaults to 3): Channels of the images.
         out_channels (`int`, defaults to 3): Channels of the reconstructions.
-        backbone (`str`, defaults to `"light"`): Encoder and decoder: `"light"` (LASERS, section 5) or `"diffusers"` (the blocks of
-            `AutoencoderKL`, with group norm and attention).
-        block_out_channels (`tuple[int, ...]`, defaults to `(64, 128, 128)`): Widths from fine to coarse; each but the last is halved after.
+        backbone (`str`, defaults to `"light"`): Encoder and decoder: `"light"` (LASERS, section 5) or `"diffusers"`
+            (the blocks of `AutoencoderKL`, with group norm and attention).
+        block_out_channels (`tuple[int, ...]`, defaults to `(64, 128, 128)`): Widths from fine to coarse; each but the
+            last is halved after.
         layers_per_block (`int`, defaults to 2): Residual blocks (of each resolution in `"diffusers"`).
         residual_channels (`int`, defaults to 32): Channels inside a residual block of `"light"`.
         latent_channels (`int`, defaults to 16): Channels L of the latents.
-        bottleneck_type (`str`, defaults to `"dictionary"`): `"dictionary"`, `"vq"`, `"residual_vq"`, `"fsq"` or `"none"`.
+        bottleneck_type (`str`, defaults to `"dictionary"`): `"dictionary"`, `"vq"`, `"residual_vq"`, `"fsq"` or
+            `"none"`.
         bottleneck_config (`dict`, *optional*): Arguments of the bottleneck's class, without `latent_channels`.
         act_fn (`str`, defaults to `"silu"`): Activation of `"diffusers"`.
         norm_num_groups (`int`, defaults to 32): Groups of its group norm.
@@ -233,12 +236,13 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, ModelMixin, AutoencoderMixin, 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> AutoencoderDL:
         """
-        A new model with the settings of LASERS: `"paper"` as its text has them (512 atoms, 5 a site, float32 coefficients), or
-        `"corrected"` with coefficients of 8 bits: 198 and 85 bits a site.
+        A new model with the settings of LASERS: `"paper"` as its text has them (512 atoms, 5 a site, float32
+        coefficients), or `"corrected"` with coefficients of 8 bits: 198 and 85 bits a site.
 
         Args:
             name (`str`): `"paper"` or `"corrected"`.
-            **overrides: Arguments of the class that replace the preset's; those in `bottleneck_config` are merged into it.
+            **overrides: Arguments of the class that replace the preset's; those in `bottleneck_config` are merged into
+            it.
 
         Returns:
             [`AutoencoderDL`]: A model with random weights.
@@ -265,7 +269,9 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, ModelMixin, AutoencoderMixin, 
 
     @property
     def last_layer(self) -> torch.nn.Parameter:
-        """Weight of the decoder's last layer, at which the adaptive weight of LASERS (2024), eq 16, compares gradients."""
+        """
+        Weight of the decoder's last layer, at which the adaptive weight of LASERS (2024), eq 16, compares gradients.
+        """
         return (self.decoder.up[-1] if self.config.backbone == "light" else self.decoder.conv_out).weight
 
     @property
@@ -303,7 +309,8 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, ModelMixin, AutoencoderMixin, 
             z (`torch.Tensor` of shape `(B, latent_channels, h, w)`): Latents, as `encode` gives them.
             force_not_quantize (`bool`, defaults to `False`): Whether to skip the bottleneck.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
-            generator (`torch.Generator`, *optional*): Taken for compatibility with pipelines; decoding is deterministic.
+            generator (`torch.Generator`, *optional*): Taken for compatibility with pipelines; decoding is
+                deterministic.
 
         Returns:
             `DecoderOutput` or `tuple`: Images `(B, out_channels, f·h, f·w)`.
@@ -436,7 +443,7 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, ModelMixin, AutoencoderMixin, 
     def _check_has_indices(self) -> None:
         if self.config.bottleneck_type not in ("vq", "residual_vq"):
             raise ValueError(
-                "`bottleneck_type` must be 'vq' or 'residual_vq' for an autoencoder to have indices, got "
+                "An autoencoder's `bottleneck_type` must be 'vq' or 'residual_vq' to have indices, got "
                 f"{self.config.bottleneck_type!r}."
             )
 

@@ -1,8 +1,9 @@
 r"""Tiled processing: apply a local map to overlapping tiles and merge the results.
 
-Each tile's output is weighted by a trapezoid that is 0 within `margin` of an inner edge of the tile, where the map saw padding
-instead of the neighbour, and rises linearly from there. Where the map's receptive field stays within `margin` (the light
-networks) the merged result equals the untiled one; elsewhere (group norm, attention) the ramps hide the seams.
+Each tile's output is weighted by a trapezoid that is 0 within `margin` of an inner edge of the tile, where the map saw
+padding instead of the neighbour, and rises linearly from there. Where the map's receptive field stays within `margin`
+(the light networks) the merged result equals the untiled one; elsewhere (group norm, attention) the ramps hide the
+seams.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ Each site y of the latents z_e is replaced by a combination of at most S atoms o
 
 and the model minimises ℓ_recon + w_D ‖sg[z_e] − ẑ‖² + β ‖z_e − sg[ẑ]‖² (eq 13), each norm as a mean over elements.
 
-Ours differs from the paper where it is silent or wrong: a patch of p × p sites is one signal of p²·L features with a dictionary
-of as many rows; the support is coded by a pursuit that is safe on zero, repeated and dependent atoms; the gradient to the encoder is
-the straight-through copy (eq 7) or, with `gradient="projection"`, the exact one for the chosen support; and coefficients can be
-quantised, since a code with floats in it costs 32 bits for each.
+Ours differs from the paper where it is silent or wrong: a patch of p × p sites is one signal of p²·L features with a
+dictionary of as many rows; the support is coded by a pursuit that is safe on zero, repeated and dependent atoms; the
+gradient to the encoder is the straight-through copy (eq 7) or, with `gradient="projection"`, the exact one for the
+chosen support; and coefficients can be quantised, since a code with floats in it costs 32 bits for each.
 """
 
 from __future__ import annotations
@@ -63,24 +63,25 @@ class DictionaryBottleneck(Bottleneck):
         num_atoms (`int`, defaults to 512): Atoms K of the dictionary.
         sparsity (`int`, defaults to 5): Atoms S a site may use, at most `num_atoms`.
         patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
-        gradient (`str`, defaults to `"straight_through"`): How gradients pass: `"straight_through"` copies them to the encoder (eq 7;
-            the dictionary learns from its own loss alone), `"projection"` uses the exact Jacobian for the chosen support,
-            to the encoder and to the dictionary.
+        gradient (`str`, defaults to `"straight_through"`): How gradients pass: `"straight_through"` copies them to the
+            encoder (eq 7; the dictionary learns from its own loss alone), `"projection"` uses the exact Jacobian for
+            the chosen support, to the encoder and to the dictionary.
         dictionary_weight (`float`, defaults to 1.0): Weight of the dictionary loss, second term of eq 13.
         commitment_weight (`float`, defaults to 0.25): Weight β of the commitment loss, third term of eq 13.
-        coefficient_bits (`int`, *optional*): Bits n of a coefficient, 1 to 16. Defaults to `None`: float32 coefficients.
-        coefficient_scaling (`str`, defaults to `"depth"`): Range of the quantised coefficients: `"depth"` has one for each slot in order of
-            selection, so that the order is part of the code; `"shared"` has one for all, so that the support is a set and log2 S! bits
-            are saved.
+        coefficient_bits (`int`, *optional*): Bits n of a coefficient, 1 to 16. Defaults to `None`: float32
+            coefficients.
+        coefficient_scaling (`str`, defaults to `"depth"`): Range of the quantised coefficients: `"depth"` has one for
+            each slot in order of selection, so that the order is part of the code; `"shared"` has one for all, so that
+            the support is a set and log2 S! bits are saved.
         tolerance (`float`, *optional*): Residual norm below which a site takes no further atom. Defaults to `None`.
-        pursuit (`str`, defaults to `"omp"`): How sites are coded: `"omp"` (the paper), `"ols"` (shorter residuals for up to twice the
-            time), `"iht"` or `"fista"`; see [`get_pursuit`].
+        pursuit (`str`, defaults to `"omp"`): How sites are coded: `"omp"` (the paper), `"ols"` (shorter residuals for
+            up to twice the time), `"iht"` or `"fista"`; see [`get_pursuit`].
 
     Attributes:
         dictionary (`torch.nn.Parameter` of shape `(p²·L, K)`): Atoms as columns, of unit norm; kept so by
             [`DictionaryUpkeep`] in training.
-        coefficient_scale (`torch.Tensor` of shape `(S,)`): Half-width of the quantised range for each slot: the 99.5th percentile of the
-            coefficients' magnitude, a running mean over training steps.
+        coefficient_scale (`torch.Tensor` of shape `(S,)`): Half-width of the quantised range for each slot: the 99.5th
+            percentile of the coefficients' magnitude, a running mean over training steps.
     """
 
     _decoding_config = ("coefficient_scaling",)
@@ -149,8 +150,8 @@ class DictionaryBottleneck(Bottleneck):
 
     def site_bits(self, slots: int) -> float:
         """
-        Bits of one site with so many slots: its support (of at most so many atoms; a set, or a sequence where each depth has
-        a scale of its own) and as many coefficients of `coefficient_bits`, or 32 for float32.
+        Bits of one site with so many slots: its support (of at most so many atoms; a set, or a sequence where each
+        depth has a scale of its own) and as many coefficients of `coefficient_bits`, or 32 for float32.
 
         Args:
             slots (`int`): Slots a site.
@@ -180,9 +181,9 @@ class DictionaryBottleneck(Bottleneck):
     @torch.no_grad()
     def initialize(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> None:
         """
-        Sets the first atom to the direction of the mean site and the others to those of random sites less that mean; the same on
-        all ranks. The sites of an untrained encoder share most of their energy: taken as they are, they would make a
-        dictionary of nearly one atom. The coefficient scale is set from the same sites.
+        Sets the first atom to the direction of the mean site and the others to those of random sites less that mean;
+        the same on all ranks. The sites of an untrained encoder share most of their energy: taken as they are, they
+        would make a dictionary of nearly one atom. The coefficient scale is set from the same sites.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
@@ -205,15 +206,15 @@ class DictionaryBottleneck(Bottleneck):
         **learner_arguments: Any,
     ) -> OnlineDictionaryLearner:
         """
-        Learns the dictionary from fixed latents, those of a frozen autoencoder, by online dictionary learning; no gradient is involved. The
-        coefficient scale is set from the first latents, coded with the result.
+        Learns the dictionary from fixed latents, those of a frozen autoencoder, by online dictionary learning; no
+        gradient is involved. The coefficient scale is set from the first latents, coded with the result.
 
         Args:
-            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): The latents, the same in every pass; their sites
-                are the signals. An iterable is read once a pass, and once more at the end.
+            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): The latents, the same in
+                every pass; their sites are the signals. An iterable is read once a pass, and once more at the end.
             passes (`int`, defaults to 1): Passes over the latents.
-            learner ([`OnlineDictionaryLearner`], *optional*): One to go on with, e.g. loaded from a file. Defaults to a new one with this
-                bottleneck's atoms, sparsity, pursuit and tolerance.
+            learner ([`OnlineDictionaryLearner`], *optional*): One to go on with, e.g. loaded from a file. Defaults to a
+                new one with this bottleneck's atoms, sparsity, pursuit and tolerance.
             progress (`bool`, defaults to `True`): Whether to show a bar.
             **learner_arguments: Further arguments of a new learner, e.g. `batch_size`, `seed` or `revive_every`.
 
@@ -236,7 +237,8 @@ class DictionaryBottleneck(Bottleneck):
         features = self.dictionary.shape[0] if learner.dictionary is None else learner.dictionary.shape[0]
         if (features, learner.config.num_atoms) != self.dictionary.shape:
             raise ValueError(
-                f"`learner` must have a dictionary of shape {tuple(self.dictionary.shape)}, got {(features, learner.config.num_atoms)}."
+                f"`learner` must have a dictionary of shape {tuple(self.dictionary.shape)}, got "
+                f"{(features, learner.config.num_atoms)}."
             )
         device = self.dictionary.device
         signals = self.signals(latents.to(device)) if torch.is_tensor(latents) else _Signals(self, latents)
@@ -257,8 +259,8 @@ class DictionaryBottleneck(Bottleneck):
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
 
         Returns:
-            [`SparseCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites of `sparsity` slots; coefficients are float32, on the quantiser's grid where
-            `coefficient_bits` is set.
+            [`SparseCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites of `sparsity` slots; coefficients are float32, on the
+            quantiser's grid where `coefficient_bits` is set.
         """
         indices, coefficients = self._pursue(self.signals(latents))
         return self._code(indices, self._quantize(indices, coefficients), latents)
@@ -287,8 +289,8 @@ class DictionaryBottleneck(Bottleneck):
     @apply_forward_hook
     def decode(self, code: SparseCode) -> torch.Tensor:
         """
-        Latents of a code (LASERS, 2024, eq 12); differentiable in the coefficients and the dictionary. The order of a site's slots changes
-        nothing, to the bit: a support is a set.
+        Latents of a code (LASERS, 2024, eq 12); differentiable in the coefficients and the dictionary. The order of a
+        site's slots changes nothing, to the bit: a support is a set.
 
         Args:
             code ([`SparseCode`]): A code of this dictionary; it may have fewer slots than `sparsity`.
@@ -403,7 +405,10 @@ class DictionaryBottleneck(Bottleneck):
         self.coefficient_scale.lerp_(self._batch_scale(indices, coefficients), momentum)
 
     def _batch_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-        """The coefficient scale `(S,)` of the batches of all ranks, which have one size; an unused slot keeps the running one."""
+        """
+        The coefficient scale `(S,)` of the batches of all ranks, which have one size; an unused slot keeps the running
+        one.
+        """
         step = max(1, -(-indices.shape[0] * rank_and_world_size()[1] // _SCALE_SAMPLES))
         indices, coefficients = all_gather(indices[::step]), all_gather(coefficients[::step])
         now = coefficient_scale(coefficients, indices >= 0)

@@ -1,10 +1,11 @@
 r"""Vector-quantised bottlenecks with running-mean codebooks: the baselines of LASERS (2024), section 3.1.
 
-`VectorQuantizerBottleneck` replaces each site by its nearest codeword (eqs 1–2). `ResidualVQBottleneck` repeats that on what the
-earlier stages leave, ẑ = Σ_d e^{(d)}_{k_d}, which buys log₂ K bits a stage: it is the peer of a dictionary code at the same rate.
-Gradients are copied straight through (eq 7), the encoder pays β‖z_e − sg[ẑ_e]‖² (third term of eq 3), and running means with data
-initialisation and revival of dead codewords replace the second term. The authors' baseline subtracted the codewords' mean in
-place and re-created its parameters each step; ours is the plain algorithm, as strong as we can make it.
+`VectorQuantizerBottleneck` replaces each site by its nearest codeword (eqs 1–2). `ResidualVQBottleneck` repeats that on
+what the earlier stages leave, ẑ = Σ_d e^{(d)}_{k_d}, which buys log₂ K bits a stage: it is the peer of a dictionary
+code at the same rate. Gradients are copied straight through (eq 7), the encoder pays β‖z_e − sg[ẑ_e]‖² (third term of
+eq 3), and running means with data initialisation and revival of dead codewords replace the second term. The authors'
+baseline subtracted the codewords' mean in place and re-created its parameters each step; ours is the plain algorithm,
+as strong as we can make it.
 """
 
 from __future__ import annotations
@@ -96,18 +97,20 @@ class _RunningMeanQuantizer(IndexBottleneck):
         **quantizer_arguments: Any,
     ) -> None:
         """
-        Learns the codebooks from fixed latents, those of a frozen autoencoder, by faiss: k-means, stage after stage on what a beam search of the
-        stages before leaves.
+        Learns the codebooks from fixed latents, those of a frozen autoencoder, by faiss: k-means, stage after stage on
+        what a beam search of the stages before leaves.
 
         Args:
-            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is read twice.
+            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is
+                read twice.
             max_signals (`int`, defaults to 262144): Sites that are drawn from them.
             seed (`int`, defaults to 0): Seed of the draw and of k-means.
             progress (`bool`, defaults to `True`): Whether to show a bar.
             **quantizer_arguments: Further arguments of `learning.fit_quantizer`: `iterations`, `threads`.
 
         Raises:
-            ValueError: If the number of codewords is no power of two, or the latents are too few, do not fit or are not finite.
+            ValueError: If the number of codewords is no power of two, or the latents are too few, do not fit or are not
+                finite.
             ImportError: Without faiss (extra `codec`).
         """
         codewords = self.config.num_codewords
@@ -182,7 +185,10 @@ class _RunningMeanQuantizer(IndexBottleneck):
 
     @torch.no_grad()
     def _observe(self, signals: torch.Tensor, indices: torch.Tensor) -> None:
-        """Moves the running means of each stage by the statistics of all ranks; dead codewords restart at rank 0's signals."""
+        """
+        Moves the running means of each stage by the statistics of all ranks; dead codewords restart at rank 0's
+        signals.
+        """
         codewords = self.config.num_codewords
         for stage, signals in enumerate(list(self._stage_inputs(signals, indices))):
             counts, sums = codeword_statistics(signals, indices[:, stage], codewords)
@@ -211,8 +217,8 @@ class VectorQuantizerBottleneck(_RunningMeanQuantizer):
         patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
         decay (`float`, defaults to 0.99): Memory λ of the running means.
         commitment_weight (`float`, defaults to 0.25): Weight β of the commitment loss.
-        revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at a random
-            signal; 0 disables that.
+        revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at
+            a random signal; 0 disables that.
     """
 
     _config_fields = _FIELDS
@@ -242,9 +248,10 @@ class ResidualVQBottleneck(_RunningMeanQuantizer):
         patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
         decay (`float`, defaults to 0.99): Memory λ of the running means.
         commitment_weight (`float`, defaults to 0.25): Weight β of the commitment loss.
-        revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at a random
-            signal; 0 disables that.
-        beam_size (`int`, defaults to 1): Partial sums that coding keeps after each stage; 1 takes the nearest codeword each time.
+        revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at
+            a random signal; 0 disables that.
+        beam_size (`int`, defaults to 1): Partial sums that coding keeps after each stage; 1 takes the nearest codeword
+            each time.
     """
 
     _config_fields = _FIELDS | {"depth": checks.Integer(1, 4096), "beam_size": checks.Integer(1, 2**16)}

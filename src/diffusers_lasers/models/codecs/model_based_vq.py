@@ -2,12 +2,13 @@ r"""The image codec of "Denoising Diffusion Models on Model-Based Latent Space" 
 
     RGB → Y, Cb, Cr → patches of s × s pixels → for each channel a quantiser of its own → indices (B, c̄, h, w)
 
-The quantisers are VQ, PQ, OPQ or RQ; `"OPQ-{32-8-8}"` gives 32 bits a patch to Y and 8 to Cb and Cr each, in sub-codebooks of 8 bits, so that c̄ = 6. Each
-sub-codebook is sorted by its first principal component (section 3.2.1), so that neighbouring indices are similar.
+The quantisers are VQ, PQ, OPQ or RQ; `"OPQ-{32-8-8}"` gives 32 bits a patch to Y and 8 to Cb and Cr each, in
+sub-codebooks of 8 bits, so that c̄ = 6. Each sub-codebook is sorted by its first principal component (section 3.2.1),
+so that neighbouring indices are similar.
 
-faiss fits the codebooks; using them takes torch alone. They are buffers whose shapes follow from the configuration, so that a codec that is not
-fitted can be built, saved and loaded; it says so when it is used. What differs from the paper: the colours are exactly invertible, and reconstructions
-are floats that nobody rounds or wraps.
+faiss fits the codebooks; using them takes torch alone. They are buffers whose shapes follow from the configuration, so
+that a codec that is not fitted can be built, saved and loaded; it says so when it is used. What differs from the paper:
+the colours are exactly invertible, and reconstructions are floats that nobody rounds or wraps.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
         quantizer (`str`, defaults to `"OPQ"`): `"VQ"`, `"PQ"`, `"OPQ"` or `"RQ"`.
         bits (`tuple[int, int, int]`, defaults to `(32, 8, 8)`): Bits a patch of Y, Cb and Cr.
         patch_size (`int`, defaults to 8): Side s of a patch in pixels.
-        codebook_bits (`int`, defaults to 8): Bits of one sub-codebook of PQ, OPQ and RQ, 1 to 12, dividing each of `bits`. VQ has one
-            codebook of all the bits, 16 at most.
+        codebook_bits (`int`, defaults to 8): Bits of one sub-codebook of PQ, OPQ and RQ, 1 to 12, dividing each of
+            `bits`. VQ has one codebook of all the bits, 16 at most.
         beam (`int`, defaults to 8): Partial sums that encoding by RQ keeps.
 
     Raises:
@@ -105,7 +106,8 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
                     )
                 if quantizer != "RQ" and features % slots:
                     raise ValueError(
-                        f"`bits` / `codebook_bits` must divide the {features} pixels of a patch for {quantizer}, got {slots} of {channel}."
+                        f"`bits` / `codebook_bits` must divide the {features} pixels of a patch for {quantizer}, got "
+                        f"{slots} of {channel}."
                     )
             width = features if quantizer == "RQ" else features // slots
             turned = features**2 if quantizer == "OPQ" and slots > 1 else 0
@@ -137,7 +139,10 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
         return cls(quantizer=match[1], bits=tuple(int(number) for number in match.groups()[1:]), **arguments)
 
     def _groups(self) -> list[tuple[int, tuple[str, ...]]]:
-        """Channels that are searched at once, each group with its first one's number: those after each other with codebooks of one shape; RQ's stay alone."""
+        """
+        Channels that are searched at once, each group with its first one's number: those after each other with
+        codebooks of one shape; RQ's stay alone.
+        """
         shapes = [book.shape for book in self.codebooks.values()]
         alone = self.config.quantizer == "RQ"
         starts = [i for i in range(3) if i == 0 or alone or shapes[i] != shapes[i - 1]]
@@ -152,7 +157,8 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
         Codes images, in float32 whatever the dtype of images and codec.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): RGB in [-1, 1]; of any size, its edge is repeated up to whole patches.
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): RGB in [-1, 1]; of any size, its edge is repeated up
+                to whole patches.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
@@ -234,11 +240,12 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
         self, probabilities: torch.Tensor, image_size: tuple[int, int] | None = None, return_dict: bool = True
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """
-        Images of distributions over codewords: each slot decodes to its expected codeword (eq 21). Differentiable, and equal to `decode` for one-hot
-        distributions.
+        Images of distributions over codewords: each slot decodes to its expected codeword (eq 21). Differentiable, and
+        equal to `decode` for one-hot distributions.
 
         Args:
-            probabilities (`torch.Tensor` of shape `(B, c̄, |C|, h, w)`): Distributions; entries beyond a smaller codebook are not read.
+            probabilities (`torch.Tensor` of shape `(B, c̄, |C|, h, w)`): Distributions; entries beyond a smaller
+                codebook are not read.
             image_size (`tuple[int, int]`, *optional*): Height and width to crop to. Defaults to whole patches.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
@@ -252,7 +259,8 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
         expected = (len(self.slot_bits), self.num_codewords)
         if probabilities.ndim != 5 or tuple(probabilities.shape[1:3]) != expected:
             raise ValueError(
-                f"`probabilities` must have shape (batch, {expected[0]}, {expected[1]}, h, w), got {tuple(probabilities.shape)}."
+                f"`probabilities` must have shape (batch, {expected[0]}, {expected[1]}, h, w), got "
+                f"{tuple(probabilities.shape)}."
             )
         signals, first = [], 0
         with torch.autocast(probabilities.device.type, enabled=False):

@@ -1,4 +1,5 @@
-r"""The codebooks of a patch codec: their fit by faiss, their order (Scribano et al., 2023, section 3.2.1), how they look.
+r"""The codebooks of a patch codec: their fit by faiss, their order (Scribano et al., 2023, section 3.2.1), how they
+look.
 
 They are buffers whose shapes follow from the configuration, so that a codec that is not fitted can be built, saved and
 loaded. Using them takes torch alone.
@@ -82,15 +83,18 @@ class PatchCodebooks:
         progress: bool = True,
     ) -> PatchCodebooks:
         """
-        Fits all codebooks to a sample of the images' overlapping patches, by faiss, and sorts them. The codec changes only when all three channels are done.
+        Fits all codebooks to a sample of the images' overlapping patches, by faiss, and sorts them. The codec changes
+        only when all three channels are done.
 
         Args:
-            images (`str`, `datasets.Dataset`, `torch.Tensor` or iterable): A folder, file or pattern as in [`load_image_dataset`]; a data set; images
-                `(B, 3, H, W)` in [-1, 1] or of uint8; or any iterable of such tensors `(3, H, W)`, of pictures of any
-                mode, or of arrays `(H, W, 3)` of uint8 or in [0, 1]. Floating-point tensors are what `encode` takes:
-                that one without negative values were in [0, 1] is not guessed from image to image.
+            images (`str`, `datasets.Dataset`, `torch.Tensor` or iterable): A folder, file or pattern as in
+                [`load_image_dataset`]; a data set; images `(B, 3, H, W)` in [-1, 1] or of uint8; or any iterable of
+                such tensors `(3, H, W)`, of pictures of any mode, or of arrays `(H, W, 3)` of uint8 or in [0, 1].
+                Floating-point tensors are what `encode` takes: that one without negative values were in [0, 1] is not
+                guessed from image to image.
             stride (`int`, defaults to 1): Pixels between patches.
-            max_patches (`int`, defaults to 524288): Patches in the sample; its memory is 3 · 4 · s² bytes each, and about as much three times over for a while.
+            max_patches (`int`, defaults to 524288): Patches in the sample; its memory is 3 · 4 · s² bytes each, and
+                about as much three times over for a while.
             flip (`bool`, defaults to `True`): Whether each image is also read upside down, as in the paper.
             seed (`int`, defaults to 0): Seed of sample and codebooks.
             iterations (`int`, defaults to 100): Iterations of k-means, see [`fit_quantizer`].
@@ -137,10 +141,12 @@ class PatchCodebooks:
     @torch.no_grad()
     def reorder(self, kind: str = "pca", generator: torch.Generator | None = None) -> PatchCodebooks:
         """
-        Sorts each sub-codebook (section 3.2.1). The images that the codec can make stay the same, codes made before do not name them any more.
+        Sorts each sub-codebook (section 3.2.1). The images that the codec can make stay the same, codes made before do
+        not name them any more.
 
         Args:
-            kind (`str`, defaults to `"pca"`): An order of [`codebook_order`]; `"pca"` is the paper's and what `fit` gives.
+            kind (`str`, defaults to `"pca"`): An order of [`codebook_order`]; `"pca"` is the paper's and what `fit`
+                gives.
             generator (`torch.Generator`, *optional*): Source of randomness of `"random"`.
 
         Returns:
@@ -168,8 +174,8 @@ class PatchCodebooks:
 
     def codeword_patches(self) -> dict[str, torch.Tensor]:
         """
-        What each codeword adds to a patch, `(s², slots · K)` for each channel: the pieces of product quantisers stand in
-        their places, and are turned back.
+        What each codeword adds to a patch, `(s², slots · K)` for each channel: the pieces of product quantisers stand
+        in their places, and are turned back.
         """
         features, patches = self.config.patch_size**2, {}
         for channel, book in self.codebooks.items():

@@ -82,7 +82,8 @@ class PatchCodes(ImageCoder):
             limits = 2 ** torch.tensor(self.slot_bits).view(1, -1, 1, 1)
             if bool(((codes < 0) | (codes >= limits)).any()):
                 raise ValueError(
-                    f"`codes` must be from 0 to 2^bits − 1 with bits {self.slot_bits}, got {int(codes.min())} to {int(codes.max())}."
+                    f"`codes` must be from 0 to 2^bits − 1 with bits {self.slot_bits}, got {int(codes.min())} to "
+                    f"{int(codes.max())}."
                 )
 
     def _last(self, like: torch.Tensor) -> torch.Tensor:
@@ -115,7 +116,10 @@ class PatchCodes(ImageCoder):
         return torch.minimum(((latents.float() + 1) / 2 * last).round().clamp_min(0).long(), last)
 
     def _fingerprint(self) -> int:
-        """32 bits of all that decoding reads. Weights count in half precision, so that a half-precision copy reads the same files."""
+        """
+        32 bits of all that decoding reads. Weights count in half precision, so that a half-precision copy reads the
+        same files.
+        """
         facts = (self.notation, self.config.patch_size, self.slot_bits)
         return fingerprint(
             facts, {name: value.half() for name, value in self.state_dict().items() if name != "fitted"}
