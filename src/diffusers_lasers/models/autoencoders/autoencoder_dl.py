@@ -18,10 +18,9 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.activations import ACT2CLS
-from diffusers.models.autoencoders.vae import AutoencoderMixin, Decoder, DecoderOutput, Encoder
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch.nn import functional as F
 
 from ...coding import Code
 from ...functional.images.patch_signals import patch_grid
@@ -36,8 +35,8 @@ from ..bottlenecks import (
     VectorQuantizerBottleneck,
 )
 from ..image_coder import ImageCoder
-from .light import LightDecoder, LightEncoder
-from .tiling import tiled_map
+from .networks import build_networks
+from .tiling import TiledNetworks
 
 
 __all__ = ["AutoencoderDL", "AutoencoderDLEncoderOutput", "AutoencoderDLOutput"]
@@ -95,7 +94,7 @@ class AutoencoderDLOutput(BaseOutput):
     code: Code | None = None
 
 
-class AutoencoderDL(LasersModelMixin, ImageCoder, ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""
     An autoencoder whose latents are coded by a learned dictionary (DL-VAE of LASERS, 2024) or by a baseline bottleneck.
 
@@ -185,53 +184,8 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, ModelMixin, AutoencoderMixin, 
                 f"`bottleneck_config` must hold arguments of {BOTTLENECKS[bottleneck_type].__name__}, among {known}, "
                 f"got {sorted(arguments)}."
             )
-        ends = (max(in_channels, latent_channels), max(out_channels, latent_channels))
-        checks.check_size(
-            checks.unet_values(block_out_channels, layers_per_block, *ends),
-            2 * 10 * layers_per_block * block_out_channels[-1] * residual_channels,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            latent_channels=latent_channels,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            residual_channels=residual_channels,
-        )
-        if backbone == "light":
-            shape = (block_out_channels, layers_per_block, residual_channels)
-            self.encoder = LightEncoder(in_channels, latent_channels, *shape)
-            self.decoder = LightDecoder(latent_channels, out_channels, *shape)
-        else:
-            checks.check_groups(norm_num_groups, block_out_channels)
-            if layers_per_block < 1:
-                raise ValueError("`layers_per_block` must be at least 1 for the backbone 'diffusers', got 0.")
-            shared = {
-                "block_out_channels": tuple(block_out_channels),
-                "act_fn": act_fn,
-                "norm_num_groups": norm_num_groups,
-                "mid_block_add_attention": mid_block_add_attention,
-            }
-            blocks = len(block_out_channels)
-            self.encoder = Encoder(
-                in_channels,
-                latent_channels,
-                down_block_types=("DownEncoderBlock2D",) * blocks,
-                layers_per_block=layers_per_block,
-                double_z=False,
-                **shared,
-            )
-            self.decoder = Decoder(
-                latent_channels,
-                out_channels,
-                up_block_types=("UpDecoderBlock2D",) * blocks,
-                layers_per_block=layers_per_block,
-                **shared,
-            )
+        self.encoder, self.decoder = build_networks(self.config)
         self.bottleneck = BOTTLENECKS[bottleneck_type](latent_channels=latent_channels, **arguments)
-
-        self.use_slicing = False
-        self.use_tiling = False
-        self.tile_sample_min_size = 512
-        self.tile_overlap_factor = 0.25
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> AutoencoderDL:
@@ -446,39 +400,3 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, ModelMixin, AutoencoderMixin, 
                 "An autoencoder's `bottleneck_type` must be 'vq' or 'residual_vq' to have indices, got "
                 f"{self.config.bottleneck_type!r}."
             )
-
-    def _sliced(self, function, sample: torch.Tensor) -> torch.Tensor:
-        """Applies `function` to one sample of the batch at a time where slicing is on."""
-        if self.use_slicing and sample.shape[0] > 1:
-            return torch.cat([function(part) for part in sample.split(1)])
-        return function(sample)
-
-    def _encode(self, sample: torch.Tensor) -> torch.Tensor:
-        factor = self.downsampling_factor
-        height, width = sample.shape[-2:]
-        pad = (0, -width % factor, 0, -height % factor)
-        if any(pad):
-            sample = F.pad(sample, pad, mode="replicate")
-        if self.use_tiling and max(sample.shape[-2:]) > self.tile_sample_min_size:
-            return self._tiled(self.encoder, sample, factor, (1, factor))
-        return self.encoder(sample)
-
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        latents = latents.to(self.dtype)
-        if self.use_tiling and max(latents.shape[-2:]) * self.downsampling_factor > self.tile_sample_min_size:
-            return self._tiled(self.decoder, latents, 1, (self.downsampling_factor, 1))
-        return self.decoder(latents)
-
-    def _tiled(self, network, sample: torch.Tensor, positions: int, scale: tuple[int, int]) -> torch.Tensor:
-        """Runs a network in tiles; `positions` input positions make one latent position."""
-        tile = self.tile_sample_min_size // self.downsampling_factor
-        # Reach of the light networks in latent positions: residual blocks, the 3×3 convolution, the strided ones.
-        margin = self.config.layers_per_block + 4
-        overlap = max(int(tile * self.tile_overlap_factor), 2 * margin + 1)
-        if overlap >= tile:
-            raise ValueError(
-                f"`tile_sample_min_size` must be more than {overlap * self.downsampling_factor} pixels, of which "
-                f"neighbouring tiles share at least {2 * margin + 1} latent positions, got {self.tile_sample_min_size}."
-            )
-        sizes = {"tile": tile * positions, "overlap": overlap * positions, "margin": margin * positions}
-        return tiled_map(network, sample, **sizes, scale=scale, multiple=positions)

@@ -27,10 +27,7 @@ from torch.nn import functional as F
 from ...coding import (
     CodeHeader,
     SparseCode,
-    coefficient_scale,
-    dequantize_coefficients,
     pack_sparse,
-    quantize_coefficients,
     unpack_sparse,
 )
 from ...coding.checks import check_sparse
@@ -39,22 +36,20 @@ from ...functional.dictionary.coherence import similar_atoms, welch_bound
 from ...functional.images.patch_signals import patch_grid
 from ...functional.pursuit.by_name import PURSUITS, get_pursuit
 from ...functional.pursuit.synthesis import projection_synthesis, synthesize
-from ...functional.rates import support_bits
 from ...learning import OnlineDictionaryLearner
 from ...utils import config_checks as checks
-from ...utils.distributed import all_gather, broadcast, rank_and_world_size
+from ...utils.distributed import broadcast
 from ...visualization import atom_map, atom_tiles, coherence_histogram
 from .bottleneck import Bottleneck, BottleneckOutput
+from .quantized_coefficients import SCALE_SAMPLES, QuantizedCoefficients
 
 
 __all__ = ["DictionaryBottleneck"]
 
-_SCALE_SAMPLES = 4096  # sites that a step's coefficient scale is read from
 _SIMILAR = 0.99  # least inner product of atoms that count as near-duplicates
-_SCALE_MEMORY = 100.0  # steps that the running scale remembers
 
 
-class DictionaryBottleneck(Bottleneck):
+class DictionaryBottleneck(QuantizedCoefficients, Bottleneck):
     r"""
     Codes latents by sparse combinations of learned atoms (LASERS, 2024).
 
@@ -132,52 +127,6 @@ class DictionaryBottleneck(Bottleneck):
         """Atoms of the dictionary, for each of the `sparsity` slots."""
         return (self.config.num_atoms,) * self.config.sparsity
 
-    @property
-    def coefficient_bits(self) -> int | None:
-        """Bits of a coefficient; `None`: float32."""
-        return self.config.coefficient_bits
-
-    @property
-    def ordered(self) -> bool:
-        """Whether the order of a site's atoms is part of the code, as where each depth has a scale of its own."""
-        return self._ordered(self.config.coefficient_bits)
-
-    @property
-    def slot_scales(self) -> torch.Tensor:
-        """Half-widths `(S,)` of the quantised ranges: one a depth, or the largest for all."""
-        scale = self.coefficient_scale.detach().float()
-        return scale.max().expand_as(scale) if self.config.coefficient_scaling == "shared" else scale
-
-    def site_bits(self, slots: int) -> float:
-        """
-        Bits of one site with so many slots: its support (of at most so many atoms; a set, or a sequence where each
-        depth has a scale of its own) and as many coefficients of `coefficient_bits`, or 32 for float32.
-
-        Args:
-            slots (`int`): Slots a site.
-
-        Returns:
-            `float`: Bits.
-        """
-        bits = self.config.coefficient_bits
-        return support_bits(self.config.num_atoms, slots, ordered=self.ordered) + slots * (bits or 32)
-
-    def _ordered(self, bits: int | None) -> bool:
-        """Whether the order of the atoms is part of a code with coefficients of so many bits."""
-        return bits is not None and self.config.coefficient_scaling == "depth"
-
-    def set_coefficient_bits(self, bits: int | None) -> None:
-        """
-        Switches the quantisation of coefficients, also of a model trained without.
-
-        Args:
-            bits (`int`, *optional*): Bits a coefficient, 1 to 16, or `None` for float32.
-
-        Raises:
-            ValueError: If `bits` is out of range.
-        """
-        self.register_to_config(coefficient_bits=bits)
-
     @torch.no_grad()
     def initialize(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> None:
         """
@@ -245,7 +194,7 @@ class DictionaryBottleneck(Bottleneck):
         learner.fit(signals, passes=passes, resume=True, progress=progress)
         self.dictionary.copy_(learner.dictionary)
         first = signals if torch.is_tensor(signals) else next(iter(signals))
-        spread = first[:: max(1, len(first) // _SCALE_SAMPLES)]  # over all of its images
+        spread = first[:: max(1, len(first) // SCALE_SAMPLES)]  # over all of its images
         self.coefficient_scale.copy_(self._batch_scale(*self._pursue(spread)))
         return learner
 
@@ -387,32 +336,6 @@ class DictionaryBottleneck(Bottleneck):
         return pursue(
             signals.detach(), dictionary, self.config.sparsity, self.config.tolerance, check_finite=check_finite
         )
-
-    def _quantize(self, indices: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-        """Coefficients `(N, S)` on the quantiser's grid; unused slots stay 0."""
-        bits = self.config.coefficient_bits
-        if bits is None:
-            return coefficients
-        scale = self.slot_scales[: indices.shape[1]]
-        cells = quantize_coefficients(coefficients, scale, bits)
-        return torch.where(indices >= 0, dequantize_coefficients(cells, scale, bits), coefficients)  # 0, or NaN, stays
-
-    @torch.no_grad()
-    def _track_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> None:
-        """Moves the running coefficient scale towards this batch's. The first step sets it."""
-        self.scale_steps += 1
-        momentum = (1 / self.scale_steps).clamp_min(1 / _SCALE_MEMORY)
-        self.coefficient_scale.lerp_(self._batch_scale(indices, coefficients), momentum)
-
-    def _batch_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-        """
-        The coefficient scale `(S,)` of the batches of all ranks, which have one size; an unused slot keeps the running
-        one.
-        """
-        step = max(1, -(-indices.shape[0] * rank_and_world_size()[1] // _SCALE_SAMPLES))
-        indices, coefficients = all_gather(indices[::step]), all_gather(coefficients[::step])
-        now = coefficient_scale(coefficients, indices >= 0)
-        return torch.where(now > 0, now, self.coefficient_scale.float()).to(self.coefficient_scale)
 
     def _code(self, indices: torch.Tensor, coefficients: torch.Tensor, latents: torch.Tensor) -> SparseCode:
         height, width = latents.shape[-2:]
