@@ -95,8 +95,8 @@ def pack_sparse(
         used slot.
 
     Raises:
-        ValueError: If the shapes do not fit, the supports are none of such, the coefficients are not exactly such
-            values, or scales differ where the order is not kept.
+        ValueError: If the shapes do not fit, a support is not valid, a coefficient is neither a float32 nor a point of
+            the quantiser, or scales differ where the order is not kept.
     """
     if coefficients.shape != indices.shape:
         raise ValueError(

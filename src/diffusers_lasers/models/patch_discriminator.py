@@ -2,7 +2,7 @@ r"""PatchGAN (Isola et al., "Image-to-Image Translation with Conditional Adversa
 discriminator of DL-GAN.
 
 LASERS (2024), section 3.4, takes it over from VQ-GAN. Each logit judges one patch of the image; with three strided
-layers the patch is 70 × 70 pixels. The last layer gives logits: the hinge loss wants no sigmoid behind it.
+layers the patch is 70 × 70 pixels. The last layer gives logits, which the hinge loss takes without a sigmoid.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Encoder and decoder of [`AutoencoderDL`], as its configuration asks: the light ones of LASERS, or those of diffusers."""
+"""Encoder and decoder of [`AutoencoderDL`] by its configuration: the light ones of LASERS, or those of diffusers."""
 
 from __future__ import annotations
 

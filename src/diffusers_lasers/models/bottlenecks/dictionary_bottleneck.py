@@ -248,8 +248,8 @@ class DictionaryBottleneck(QuantizedCoefficients, Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If it is no sparse code of as many atoms, has other sites or, on the CPU, indices out of range
-                or coefficients that are not finite.
+            ValueError: If it is not a sparse code of as many atoms, has other sites or, on the CPU, indices out of
+                range or coefficients that are not finite.
         """
         self._check_code(code)
         with torch.autocast(code.indices.device.type, enabled=False):

@@ -58,8 +58,7 @@ class IndexBottleneck(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If it is no such code: other levels, more slots, other sites or, on the CPU, indices out of
-                range.
+            ValueError: If the code has other levels, more slots, other sites or, on the CPU, indices out of range.
         """
         self._check_code(code)
         with torch.autocast(code.device.type, enabled=False):

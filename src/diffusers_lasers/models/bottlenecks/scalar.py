@@ -1,4 +1,4 @@
-r"""Scalar quantisation of latents, value by value: what a practitioner does who stores latents as int8 or int4.
+r"""Scalar quantisation of latents, value by value, as latents are stored in int8 or int4.
 
 Each value y_f of a site, centred and, with `transform="klt"`, turned into the principal axes of the sites
 (Karhunen–Loève), is named by its cell

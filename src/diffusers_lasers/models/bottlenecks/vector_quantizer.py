@@ -4,8 +4,11 @@ r"""Vector-quantised bottlenecks with running-mean codebooks: the baselines of L
 what the earlier stages leave, ẑ = Σ_d e^{(d)}_{k_d}, which buys log₂ K bits a stage: it is the peer of a dictionary
 code at the same rate. Gradients are copied straight through (eq 7), the encoder pays β‖z_e − sg[ẑ_e]‖² (third term of
 eq 3), and running means with data initialisation and revival of dead codewords replace the second term. The authors'
-baseline subtracted the codewords' mean in place and re-created its parameters each step; ours is the plain algorithm,
-as strong as we can make it.
+baseline subtracted the codewords' mean in place and re-created its parameters each step; ours is the algorithm as
+published, tuned with care.
+
+The revival is not that of dictionaries (`learning/revival.py`): a codeword has a length and a running count, by which
+it dies and with which it restarts, while an atom has unit norm and dies where no code uses it.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ The quantisers are VQ, PQ, OPQ or RQ; `"OPQ-{32-8-8}"` gives 32 bits a patch to 
 sub-codebooks of 8 bits, so that c̄ = 6. Each sub-codebook is sorted by its first principal component (section 3.2.1),
 so that neighbouring indices are similar.
 
-faiss fits the codebooks; using them takes torch alone. They are buffers whose shapes follow from the configuration, so
-that a codec that is not fitted can be built, saved and loaded; it says so when it is used. What differs from the paper:
-the colours are exactly invertible, and reconstructions are floats that nobody rounds or wraps.
+faiss fits the codebooks; using them takes torch alone. A codec that is not fitted can be built, saved and loaded; a
+`ValueError` says so when it is used. What differs from the paper: the colours are exactly invertible, and
+reconstructions are floats that are neither rounded nor wrapped.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
         beam (`int`, defaults to 8): Partial sums that encoding by RQ keeps.
 
     Raises:
-        ValueError: If the arguments are no codec; the message says what they may be.
+        ValueError: If an argument is out of range, or the arguments do not fit each other.
     """
 
     _supports_group_offloading = False
@@ -131,7 +131,7 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
             [`ModelBasedVQCodec`]: The codec.
 
         Raises:
-            ValueError: If the notation is no such name, or names no codec.
+            ValueError: If the notation has another form, or names a codec that cannot be built.
         """
         match = _NOTATION.fullmatch(notation)
         if match is None:
@@ -140,8 +140,8 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
 
     def _groups(self) -> list[tuple[int, tuple[str, ...]]]:
         """
-        Channels that are searched at once, each group with its first one's number: those after each other with
-        codebooks of one shape; RQ's stay alone.
+        Groups of channels that are searched at once, each with the number of its first channel: neighbours whose
+        codebooks have one shape. Channels of RQ are searched alone.
         """
         shapes = [book.shape for book in self.codebooks.values()]
         alone = self.config.quantizer == "RQ"
@@ -214,8 +214,8 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
             `DecoderOutput` or `tuple`: Images `(B, 3, H, W)` in about [-1, 1], in the codec's dtype.
 
         Raises:
-            ValueError: If codes are no such indices, or the size does not fit; outside compiled graphs, also if the
-                codec is not fitted or, on the CPU, an index is out of range.
+            ValueError: If `codes` have another type or shape, or the size does not fit; outside compiled graphs, also
+                if the codec is not fitted or, on the CPU, an index is out of range.
         """
         self._check_fitted()
         self._check_codes(codes)

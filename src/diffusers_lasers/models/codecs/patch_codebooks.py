@@ -1,5 +1,4 @@
-r"""The codebooks of a patch codec: their fit by faiss, their order (Scribano et al., 2023, section 3.2.1), how they
-look.
+r"""The codebooks of a patch codec: their fit by faiss, their order and their pictures (Scribano et al., 2023, 3.2.1).
 
 They are buffers whose shapes follow from the configuration, so that a codec that is not fitted can be built, saved and
 loaded. Using them takes torch alone.
@@ -90,8 +89,7 @@ class PatchCodebooks:
             images (`str`, `datasets.Dataset`, `torch.Tensor` or iterable): A folder, file or pattern as in
                 [`load_image_dataset`]; a data set; images `(B, 3, H, W)` in [-1, 1] or of uint8; or any iterable of
                 such tensors `(3, H, W)`, of pictures of any mode, or of arrays `(H, W, 3)` of uint8 or in [0, 1].
-                Floating-point tensors are what `encode` takes: that one without negative values were in [0, 1] is not
-                guessed from image to image.
+                Floating-point tensors are always read as in [-1, 1], also those without negative values.
             stride (`int`, defaults to 1): Pixels between patches.
             max_patches (`int`, defaults to 524288): Patches in the sample; its memory is 3 · 4 · s² bytes each, and
                 about as much three times over for a while.

@@ -1,7 +1,7 @@
 """The codes of a patch codec: as values, as numbers for continuous diffusion, and as bytes; and what is refused.
 
 A code has two layouts. [`IndexCode`] has slots last, as all codes; the tensors of `encode` and `decode` have them
-first, `(B, c̄, h, w)`, as networks want them.
+first, `(B, c̄, h, w)`, as networks take them.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ class PatchCodes(ImageCoder):
         The code of bytes.
 
         Args:
-            data (`bytes`): What [`pack`] gave, of this codec: same configuration, same codebooks. It may come from
-                anybody: sizes are held against its length before memory is taken.
+            data (`bytes`): What [`pack`] gave, of this codec: same configuration, same codebooks. It is
+                not trusted: sizes are compared with its length before memory is taken.
             max_pixels (`int`, *optional*): Most pixels of all images together. Defaults to 2²⁸.
 
         Returns:

@@ -3,8 +3,8 @@ and a decoder.
 
     prompt ─ denoiser → z ─ bottleneck.encode → code ─ bottleneck.decode → ẑ ─ decoder → image
 
-The loop is diffusers' own: it is asked for latents, and what comes after is done here. So a pipeline follows its
-parent's arguments.
+The loop is that of the parent pipeline in diffusers, which returns latents; coding and decoding follow here. So each
+pipeline takes its parent's arguments.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class LatentCodingMixin:
             [`SparseCode`] or [`IndexCode`]: The code, with the images' size.
 
         Raises:
-            ValueError: If the pipeline has no bottleneck, or the images are no such.
+            ValueError: If the pipeline has no bottleneck, or the images have another form.
         """
         self._check_bottleneck()
         code = self._encode(image)

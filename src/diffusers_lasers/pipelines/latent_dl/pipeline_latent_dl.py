@@ -1,8 +1,8 @@
 r"""Stable Diffusion whose latents pass a bottleneck on their way to the decoder (LASERS, 2024, section 12.3).
 
 Autoencoder, denoiser and text encoder are those of a plain checkpoint and stay as they are; only the bottleneck is
-learned ([`fit_bottleneck`]). What it costs in bits is part of the result: the paper's 58 dB are a code larger than what
-it codes.
+learned ([`fit_bottleneck`]). The rate belongs to the result: the code behind the paper's 58 dB is larger than the
+latents that it stands for.
 """
 
 from __future__ import annotations
