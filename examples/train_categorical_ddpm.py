@@ -44,7 +44,6 @@ from diffusers_lasers import (
     ModelBasedVQCodec,
     UniformD3PMScheduler,
 )
-from diffusers_lasers.models.codecs import encode_indices, index_layout
 from diffusers_lasers.training import (
     ImageDataset,
     IndexDiffusionObjective,
@@ -72,7 +71,7 @@ from diffusers_lasers.utils import (
     push_folder,
     recorded_arguments,
     save_image,
-    settle,
+    wait_after_collectives,
     write_json,
     write_model_card,
 )
@@ -214,7 +213,7 @@ def coded_dataset(codec, args, split, folder, device):
         source, args.resolution, resize=resize, center_crop=True, skip_unreadable=args.skip_unreadable
     )
     views = 2 if args.random_flip and split == "train" else 1
-    slots, codewords, side = index_layout(codec)
+    slots, codewords, side = codec.index_layout
     grid = -(-args.resolution // side)
 
     def make():
@@ -222,7 +221,7 @@ def coded_dataset(codec, args, split, folder, device):
         for pixels in tqdm(images.batches(64), total=total, desc=f"Codes, {split}", file=sys.stderr):
             pixels = pixels.to(device)
             for view in (pixels, pixels.flip(-1))[:views]:
-                yield encode_indices(codec, view).cpu().numpy()
+                yield codec.encode_indices(view).cpu().numpy()
 
     key = {
         "images": images_fingerprint(source),
@@ -268,7 +267,7 @@ def prepare(args):
     run.folder = RunFolder(
         run.accelerator, args.output_dir, identity, args.resume_from_checkpoint, args.overwrite_output_dir
     )
-    slots, codewords, side = index_layout(run.codec)
+    slots, codewords, side = run.codec.index_layout
     must = {"num_slots": slots, "num_codewords": codewords, "parameterization": NETWORK[args.parameterization]}
     names = ("block_out_channels", "layers_per_block", "self_conditioning")
     given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -533,7 +532,7 @@ def main(args):
     if main_process:
         finish(run, args, settings, log)
     run.accelerator.wait_for_everyone()
-    settle()
+    wait_after_collectives()
     run.accelerator.end_training()
     run.folder.release()
     run.judgement.end()

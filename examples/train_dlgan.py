@@ -90,7 +90,7 @@ from diffusers_lasers.utils import (
     push_folder,
     recorded_arguments,
     save_image,
-    settle,
+    wait_after_collectives,
     write_json,
     write_model_card,
 )
@@ -868,7 +868,7 @@ class Recorder:
             with self.judgement.of("the upload"):
                 push_folder(self.folder, self.args.hub_model_id, self.args.hub_token, "End of training", stays)
         self.accelerator.wait_for_everyone()
-        settle()
+        wait_after_collectives()
         with self.judgement.of("the trackers"):
             self.accelerator.end_training()
 

@@ -28,7 +28,6 @@ from tqdm.auto import tqdm
 from diffusers_lasers import LatentRefiner, ModelBasedLatentDiffusionPipeline, ModelBasedVQCodec
 from diffusers_lasers.functional import index_to_number, number_to_index
 from diffusers_lasers.functional.images.psnr import image_psnr
-from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
 from diffusers_lasers.training import (
     ImageDataset,
     Judgement,
@@ -53,7 +52,7 @@ from diffusers_lasers.utils import (
     hide_token,
     push_folder,
     recorded_arguments,
-    settle,
+    wait_after_collectives,
     write_json,
     write_model_card,
 )
@@ -110,12 +109,12 @@ def parse_args(input_args=None):
 @torch.no_grad()
 def corrupted(codec, images, noise, generator=None):
     """Images decoded from indices with noise, of a standard deviation of its own for each, up to `noise`."""
-    codewords = index_layout(codec)[1]
-    codes = encode_indices(codec, images)
+    codewords = codec.index_layout[1]
+    codes = codec.encode_indices(images)
     spread = noise * torch.rand(len(codes), 1, 1, 1, generator=generator).to(codes.device)
     numbers = index_to_number(codes, codewords)
     numbers = numbers + spread * torch.randn(numbers.shape, generator=generator).to(codes.device)
-    return decode_indices(codec, number_to_index(numbers, codewords)).float().clamp(-1, 1)
+    return codec.decode_indices(number_to_index(numbers, codewords)).float().clamp(-1, 1)
 
 
 def refiner_loss(output, images, ssim_weight):
@@ -281,7 +280,7 @@ def main(args):
     if run.accelerator.is_main_process:
         judgement = finish(run, args)
     run.accelerator.wait_for_everyone()
-    settle()
+    wait_after_collectives()
     run.accelerator.end_training()
     run.folder.release()
     judgement.end()

@@ -42,14 +42,16 @@ class DecodeCommand:
         parser.add_argument(
             "target",
             metavar="IMAGE",
-            help="picture to write, whose suffix says the format; for several codes a folder, which gets CODE_FILE.png of each",
+            help="picture to write, whose suffix says the format; for several codes a folder, which gets CODE_FILE.png "
+            "of each",
         )
         add_model_arguments(parser)
         parser.add_argument(
             "--max_pixels",
             type=int,
             metavar="N",
-            help=f"refuse files that name a larger image; default: {MAX_PIXELS}, and the limits of the model's `unpack`",
+            help=f"refuse files that name a larger image; default: {MAX_PIXELS}, and the limits of the model's "
+            "`unpack`",
         )
         parser.add_argument("--reference", metavar="IMAGE", help="also print the PSNR to this image, of one code file")
         parser.set_defaults(command=DecodeCommand)
@@ -90,7 +92,8 @@ class DecodeCommand:
         if metric is not None and sample.shape != reference.shape:
             height, width = reference.shape[-2:]
             raise ValueError(
-                f"{self.args.reference} must be as large as the coded image, {sample.shape[3]} × {sample.shape[2]} pixels, it is {width} × {height}."
+                f"{self.args.reference} must be as large as the coded image, {sample.shape[3]} × {sample.shape[2]} "
+                f"pixels, it is {width} × {height}."
             )
         save_image(path, to_image(sample[0]))
         lines = [f"{source} -> {path}", *cost_lines(tuple(sample.shape[-2:]), len(data), nominal)]

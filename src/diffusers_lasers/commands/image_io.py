@@ -1,4 +1,4 @@
-"""What `encode` and `decode` share about files: images as tensors, names of several outputs, and what a code file costs."""
+"""What `encode` and `decode` share: images as tensors, names of several outputs, and what a code file costs."""
 
 from __future__ import annotations
 

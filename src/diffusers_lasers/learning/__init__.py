@@ -5,4 +5,7 @@ from .online_dictionary import OnlineDictionaryLearner
 from .patch_sampling import sample_patches
 
 
-__all__ = ["OnlineDictionaryLearner", "QUANTIZERS", "fit_quantizer", "sample_patches"]
+__all__ = [
+    "OnlineDictionaryLearner",
+    "fit_quantizer",
+]

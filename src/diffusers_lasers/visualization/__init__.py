@@ -12,13 +12,10 @@ __all__ = [
     "atom_tiles",
     "coherence_histogram",
     "component_grid",
-    "first_component",
     "image_grid",
-    "new_figure",
     "rate_distortion",
     "save_figure",
     "support_map",
-    "to_image",
     "training_curves",
     "usage_histogram",
 ]
