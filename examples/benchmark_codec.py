@@ -39,8 +39,10 @@ from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.commands.timing import median_seconds
 from diffusers_lasers.metrics import CodeRate
 from diffusers_lasers.training import Judgement, check_held_out_images, check_output_folder, load_image_dataset
-from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
-from diffusers_lasers.visualization import image_grid, rate_distortion, save_figure, to_image
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import save_image, write_json, write_text
+from diffusers_lasers.visualization import image_grid, rate_distortion, save_figure
+from diffusers_lasers.visualization.image_grids import to_image
 
 
 # Key in results.json, heading, format.

@@ -33,7 +33,8 @@ from diffusers_lasers.training import (
     load_image_dataset,
     model_fingerprint,
 )
-from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import save_image, write_json, write_text
 from diffusers_lasers.visualization import image_grid
 
 

@@ -47,9 +47,11 @@ from diffusers_lasers.training import (
     fit_to_latents,
     load_image_dataset,
 )
-from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import save_image, write_json, write_text
 from diffusers_lasers.utils.import_utils import requires
-from diffusers_lasers.visualization import image_grid, new_figure, rate_distortion, save_figure
+from diffusers_lasers.visualization import image_grid, rate_distortion, save_figure
+from diffusers_lasers.visualization.figures import new_figure
 
 
 RATES = (0.5, 1.0, 2.0, 3.0, 4.0)  # bits a latent element

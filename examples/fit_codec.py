@@ -31,14 +31,9 @@ from diffusers_lasers.training import (
     check_output_folder,
     open_images,
 )
-from diffusers_lasers.utils import (
-    CommandParser,
-    create_repository,
-    push_folder,
-    save_image,
-    write_json,
-    write_model_card,
-)
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import save_image, write_json
+from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
 from diffusers_lasers.visualization import image_grid
 
 

@@ -41,7 +41,9 @@ from diffusers_lasers.training import (
     fit_bottleneck,
     open_images,
 )
-from diffusers_lasers.utils import CommandParser, create_repository, push_folder, write_json, write_model_card
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import write_json
+from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
 
 
 # Key in settings.json, heading, format.

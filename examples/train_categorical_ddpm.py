@@ -64,17 +64,10 @@ from diffusers_lasers.training import (
     run_identity,
     scaled_learning_rate,
 )
-from diffusers_lasers.utils import (
-    CommandParser,
-    create_repository,
-    hide_token,
-    push_folder,
-    recorded_arguments,
-    save_image,
-    wait_after_collectives,
-    write_json,
-    write_model_card,
-)
+from diffusers_lasers.utils.command_line import CommandParser, hide_token, recorded_arguments
+from diffusers_lasers.utils.distributed import wait_after_collectives
+from diffusers_lasers.utils.files import save_image, write_json
+from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
 from diffusers_lasers.visualization import image_grid
 
 

@@ -46,16 +46,10 @@ from diffusers_lasers.training import (
     scaled_learning_rate,
     take_batch,
 )
-from diffusers_lasers.utils import (
-    CommandParser,
-    create_repository,
-    hide_token,
-    push_folder,
-    recorded_arguments,
-    wait_after_collectives,
-    write_json,
-    write_model_card,
-)
+from diffusers_lasers.utils.command_line import CommandParser, hide_token, recorded_arguments
+from diffusers_lasers.utils.distributed import wait_after_collectives
+from diffusers_lasers.utils.files import write_json
+from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
 
 
 logger = get_logger(__name__)

@@ -31,7 +31,8 @@ from diffusers_lasers.training import (
     check_output_folder,
     load_image_dataset,
 )
-from diffusers_lasers.utils import CommandParser, save_image, write_json
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import save_image, write_json
 from diffusers_lasers.visualization import (
     atom_map,
     atom_tiles,

@@ -18,7 +18,7 @@ from diffusers_lasers import (
     ModelBasedVQCodec,
     ModelBasedVQCodecOutput,
 )
-from diffusers_lasers.coding import pack_container, unpack_container
+from diffusers_lasers.coding.container import pack_container, unpack_container
 from diffusers_lasers.functional import codebook_order, latents_to_signals, rgb_to_ycbcr
 from diffusers_lasers.utils.image_decoding import UnreadableImageError
 

@@ -16,8 +16,8 @@ from diffusers_lasers import (
     ModelBasedVQCodec,
     UniformD3PMScheduler,
 )
-from diffusers_lasers.functional import index_to_number, make_betas
-from diffusers_lasers.functional.diffusion import add_gaussian_noise
+from diffusers_lasers.functional import index_to_number
+from diffusers_lasers.functional.diffusion import add_gaussian_noise, make_betas
 from diffusers_lasers.functional.diffusion.categorical import absorb, scramble
 from diffusers_lasers.training import IndexDiffusionObjective
 

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from diffusers_lasers.training import RunFolder, TrainingLog, TrainingState, list_checkpoints, run_identity
 from diffusers_lasers.training.checkpoints import _write_manifest
-from diffusers_lasers.utils import write_json
+from diffusers_lasers.utils.files import write_json
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from diffusers_lasers.training import (
     open_images,
     scaled_learning_rate,
 )
-from diffusers_lasers.utils import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import torch
 import torch.distributed as dist
 
 from diffusers_lasers import DictionaryBottleneck, ResidualVQBottleneck
-from diffusers_lasers.utils import (
+from diffusers_lasers.utils import distributed
+from diffusers_lasers.utils.distributed import (
     all_gather,
     all_reduce_max,
     all_reduce_sum,
     broadcast,
-    distributed,
     rank_and_world_size,
 )
 

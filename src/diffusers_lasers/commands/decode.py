@@ -81,7 +81,7 @@ class DecodeCommand:
 
     def _decode_file(self, model: Any, source: str, path: Path, reference: torch.Tensor | None, metric: Any) -> None:
         """Writes a code's picture, and says what it cost."""
-        from ..visualization import to_image
+        from ..visualization.image_grids import to_image
 
         data = self._read(source)
         try:
@@ -121,7 +121,7 @@ class DecodeCommand:
         """
         import torch
 
-        from ..coding import unpack_container
+        from ..coding.container import unpack_container
 
         header, wanted = unpack_container(data)[0], self.args.max_pixels
         limit = wanted or MAX_PIXELS

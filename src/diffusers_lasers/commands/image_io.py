@@ -33,7 +33,7 @@ def read_image(path: str | Path) -> torch.Tensor:
 
 def picture_levels(sample: torch.Tensor) -> torch.Tensor:
     """The 8 bits a channel `(1, 3, H, W)` that a picture of an image `(1, 3, H, W)` in about [-1, 1] holds."""
-    from ..visualization import to_image
+    from ..visualization.image_grids import to_image
 
     return _levels(to_image(sample[0]))
 

@@ -3,77 +3,21 @@
 Each folder holds one idea. All public names can be imported from here too.
 """
 
-from .dictionary import (
-    accumulate_statistics,
-    block_coordinate_update,
-    dictionary_from_signals,
-    forgetting_factor,
-    mutual_coherence,
-    normalize_atoms,
-    project_to_tangent,
-    random_dictionary,
-    revive_atoms,
-    similar_atoms,
-    welch_bound,
-)
-from .diffusion import (
-    BETA_SCHEDULES,
-    PREDICTION_TYPES,
-    absorb,
-    add_gaussian_noise,
-    expected_number,
-    gumbel_noise,
-    gumbel_softmax,
-    implied_noise,
-    index_to_number,
-    make_betas,
-    min_snr_weights,
-    number_to_index,
-    posterior_mean_variance,
-    sample_categorical,
-    scramble,
-    signal_to_noise,
-    uniform_noise,
-)
-from .images import (
-    center_mask,
-    hide,
-    latents_to_signals,
-    patch_grid,
-    random_masks,
-    reduce_bicubic,
-    rgb_to_ycbcr,
-    signals_to_latents,
-    upscale_bicubic,
-    ycbcr_to_rgb,
-)
+from .dictionary import mutual_coherence, normalize_atoms, random_dictionary, welch_bound
+from .diffusion import gumbel_softmax, index_to_number, min_snr_weights, number_to_index
+from .images import latents_to_signals, rgb_to_ycbcr, signals_to_latents, ycbcr_to_rgb
 from .kernels import get_backend, set_backend
-from .pursuit import (
-    PURSUITS,
-    fista,
-    get_pursuit,
-    iht,
-    ols,
-    omp,
-    projection_synthesis,
-    synthesize,
-)
+from .pursuit import fista, get_pursuit, iht, ols, omp, synthesize
 from .quantisers import (
-    ORDERS,
-    OrderScore,
     codebook_order,
-    codeword_statistics,
-    decode_channels,
     decode_product,
     decode_residual,
     encode_product,
     encode_residual,
     kmeans,
     nearest_codewords,
-    score_order,
-    update_codebook,
 )
-from .rates import count_supports, entropy, perplexity, support_bits
+from .rates import entropy, perplexity, support_bits
 
 
 __all__ = [

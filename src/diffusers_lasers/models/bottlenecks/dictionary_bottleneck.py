@@ -24,13 +24,10 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn import functional as F
 
-from ...coding import (
-    CodeHeader,
-    SparseCode,
-    pack_sparse,
-    unpack_sparse,
-)
+from ...coding import SparseCode
 from ...coding.checks import check_sparse
+from ...coding.container import CodeHeader
+from ...coding.payloads import pack_sparse, unpack_sparse
 from ...functional.dictionary import dictionary_from_signals, mutual_coherence
 from ...functional.dictionary.coherence import similar_atoms, welch_bound
 from ...functional.images.patch_signals import patch_grid

@@ -12,8 +12,10 @@ import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch.nn import functional as F
 
-from ...coding import CodeHeader, IndexCode, pack_levels, unpack_levels
+from ...coding import IndexCode
 from ...coding.checks import check_index
+from ...coding.container import CodeHeader
+from ...coding.payloads import pack_levels, unpack_levels
 from ...functional.images.patch_signals import patch_grid
 from .bottleneck import Bottleneck, BottleneckOutput
 

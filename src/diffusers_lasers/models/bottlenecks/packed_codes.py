@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import math
 
-from ...coding import (
-    MAX_SITES,
-    Code,
-    CodeHeader,
-    Coder,
-    check_sites,
-    fingerprint,
-    pack_container,
-    unpack_container,
-)
+from ...coding import Code, Coder
 from ...coding.checks import check_values
+from ...coding.container import MAX_SITES, CodeHeader, check_sites, fingerprint, pack_container, unpack_container
 from ...functional.images.patch_signals import patch_grid
 
 
