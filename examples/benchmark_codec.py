@@ -29,7 +29,6 @@ from skimage.metrics import structural_similarity
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.commands.image_io import to_tensor
 from diffusers_lasers.commands.image_metrics import add_lpips_flags, image_metrics, update_metrics
 from diffusers_lasers.commands.loading import load_model
@@ -218,7 +217,7 @@ def main(args):
 
     labels = []
     for model, path in models:
-        label = model.notation if isinstance(model, ModelBasedVQCodec) else Path(path).name
+        label = getattr(model, "notation", Path(path).name)
         labels.append(label if label not in labels else f"{label} ({path})")
     for index in tqdm(range(len(source)), desc="Images"):
         image = source[index]

@@ -153,7 +153,8 @@ def test_commands_metrics_and_pipelines_ask_no_model_which_one_it_is():
     root = Path(diffusers_lasers.__file__).parent
     models = r"(AutoencoderDL|ModelBasedVQCodec|ImageCoder|Coder|\w*Bottleneck)\b"
     asks = re.compile(
-        rf"isinstance\([^()]*\(?[^()]*\b{models}|type\(\w+\) (is|==|in) |hasattr\([^()]*\"(bottleneck|codebooks?|dictionary)"
+        rf"isinstance\([^()]*\(?[^()]*\b{models}|type\(\w+\) (is|==|in) |"
+        rf"hasattr\([^()]*\"(bottleneck|codebooks?|dictionary)"
     )
     assert asks.search("isinstance(model, (Other, DictionaryBottleneck))") and not asks.search("isinstance(x, Figure)")
     for floor in ("metrics", "commands", "visualization", "pipelines"):

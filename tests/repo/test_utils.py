@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("check_floors", "check_repo", "check_doc_toc")
+SCRIPTS = ("check_floors", "check_repo", "check_doc_toc", "check_lines")
 
 MOST_PUBLIC_NAMES = 145
 
@@ -77,7 +77,7 @@ def test_clean_repository_passes(repository, script):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_exit_code_and_lines_of_a_violation(repository, findings, script):
     repository("src/diffusers_lasers/functional/bad.py", "from ..models import Codec\n__all__ = ['Codec', 'no']\n")
-    root = repository("docs/source/en/new.md", "# New\n")
+    root = repository("docs/source/en/new.md", "# New\n" + "word " * 30 + "\n")
     code, output = run(script, "--root", root)
     assert code == 1
     assert output.splitlines() == findings(script, root) != []
