@@ -74,6 +74,7 @@ quality: $(STAMP)
 	$(BIN)/python utils/check_floors.py
 	$(BIN)/python utils/check_repo.py
 	$(BIN)/python utils/check_doc_toc.py
+	$(BIN)/python utils/check_lines.py
 	$(BIN)/python -m diffusers_lasers env
 
 style: $(STAMP)

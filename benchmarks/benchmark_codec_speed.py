@@ -27,7 +27,8 @@ from diffusers_lasers.commands.scripts import check_at_least
 from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.commands.timing import peak_memory_gib
 from diffusers_lasers.functional import latents_to_signals, rgb_to_ycbcr
-from diffusers_lasers.utils import CommandParser, write_json
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import write_json
 
 
 # Key in codec_speed.json, heading, format.

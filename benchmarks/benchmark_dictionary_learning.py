@@ -35,10 +35,14 @@ from sparse_coding_report import number, table
 from tqdm import tqdm
 
 from diffusers_lasers.commands.scripts import check_at_least
-from diffusers_lasers.functional import dictionary_from_signals, omp, synthesize
+from diffusers_lasers.functional import omp, synthesize
+from diffusers_lasers.functional.dictionary import dictionary_from_signals
 from diffusers_lasers.training import load_image_dataset
-from diffusers_lasers.utils import CommandParser, requires, write_json, write_text
-from diffusers_lasers.visualization import new_figure, save_figure
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import write_json, write_text
+from diffusers_lasers.utils.import_utils import requires
+from diffusers_lasers.visualization import save_figure
+from diffusers_lasers.visualization.figures import new_figure
 
 
 HELD_OUT_SHARE = 5  # of the images of --images, one in so many is held out

@@ -54,7 +54,8 @@ from tqdm import tqdm
 
 from diffusers_lasers.commands.scripts import check_at_least
 from diffusers_lasers.functional import set_backend
-from diffusers_lasers.utils import CommandParser, write_json, write_text
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import write_json, write_text
 
 
 PARTS = ("floors", "timing", "memory", "synthesis", "growth", "figure")

@@ -29,7 +29,8 @@ from diffusers_lasers.commands.scripts import check_at_least
 from diffusers_lasers.commands.tables import markdown_table
 from diffusers_lasers.commands.timing import median_seconds
 from diffusers_lasers.functional import ols, omp
-from diffusers_lasers.utils import CommandParser, write_json, write_text
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import write_json, write_text
 from diffusers_lasers.utils.import_utils import requires
 
 

@@ -26,7 +26,8 @@ from diffusers_lasers.commands.scripts import check_at_least
 from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.functional import set_backend
 from diffusers_lasers.training import BlockCoordinateUpdate, DictionaryUpkeep
-from diffusers_lasers.utils import CommandParser, write_json
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import write_json
 
 
 # name -> bottleneck, its arguments beside the number of atoms, backend

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from diffusers_lasers import OnlineDictionaryLearner
-from diffusers_lasers.utils import requires
+from diffusers_lasers.utils.import_utils import requires
 
 
 ALPHA_SIGNALS = 300  # by which scikit-learn's penalty is set

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from diffusers_lasers.training import TrainingLog
-from diffusers_lasers.utils import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser
 from diffusers_lasers.visualization import save_figure, training_curves
 
 

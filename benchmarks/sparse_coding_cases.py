@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from safetensors import safe_open
 
-from diffusers_lasers.functional import dictionary_from_signals, normalize_atoms, random_dictionary
+from diffusers_lasers.functional import normalize_atoms, random_dictionary
+from diffusers_lasers.functional.dictionary import dictionary_from_signals
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,10 @@ from app_results import PictureError, atoms_used, controls, describe, read_pictu
 
 from diffusers_lasers.commands.batch import printable  # noqa: E402
 from diffusers_lasers.commands.scripts import run_script  # noqa: E402
-from diffusers_lasers.utils import CommandParser  # noqa: E402
+from diffusers_lasers.utils.command_line import CommandParser
 from diffusers_lasers.utils.image_sources import bundled_photos  # noqa: E402
 from diffusers_lasers.utils.import_utils import requires  # noqa: E402
-from diffusers_lasers.visualization import to_image  # noqa: E402
+from diffusers_lasers.visualization.image_grids import to_image
 
 
 def thumbnail(path: str) -> Image.Image:

@@ -29,7 +29,6 @@ from skimage.metrics import structural_similarity
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.commands.image_io import to_tensor
 from diffusers_lasers.commands.image_metrics import add_lpips_flags, image_metrics, update_metrics
 from diffusers_lasers.commands.loading import load_model
@@ -42,8 +41,10 @@ from diffusers_lasers.training import load_image_dataset
 from diffusers_lasers.training.data.image_flags import check_held_out_images
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
-from diffusers_lasers.visualization import image_grid, rate_distortion, save_figure, to_image
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import save_image, write_json, write_text
+from diffusers_lasers.visualization import image_grid, rate_distortion, save_figure
+from diffusers_lasers.visualization.image_grids import to_image
 
 
 # Key in results.json, heading, format.
@@ -219,7 +220,7 @@ def main(args):
 
     labels = []
     for model, path in models:
-        label = model.notation if isinstance(model, ModelBasedVQCodec) else Path(path).name
+        label = getattr(model, "notation", Path(path).name)
         labels.append(label if label not in labels else f"{label} ({path})")
     for index in tqdm(range(len(source)), desc="Images"):
         image = source[index]

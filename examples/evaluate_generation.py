@@ -26,12 +26,12 @@ from diffusers_lasers import ModelBasedLatentDiffusionPipeline
 from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, image_batches, run_script
 from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.metrics.fid import FeatureNetwork
-from diffusers_lasers.models.codecs import decode_indices, encode_indices
 from diffusers_lasers.training import ImageDataset, load_image_dataset
 from diffusers_lasers.training.data.code_cache import model_fingerprint
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import save_image, write_json, write_text
 from diffusers_lasers.visualization import image_grid
 
 
@@ -238,7 +238,7 @@ def main(args):
         if model_fingerprint(codec) not in floors:
             floors.add(model_fingerprint(codec))
             decoded = (
-                as_uint8(decode_indices(codec, encode_indices(codec, batch))[..., :resolution, :resolution])
+                as_uint8(codec.decode_indices(codec.encode_indices(batch))[..., :resolution, :resolution])
                 for batch in image_batches(reference, args.batch_size, args.device, "Codec floor")
             )
             label = "codec floor" if len(floors) == 1 else f"codec floor of {Path(path).name}"

@@ -40,12 +40,14 @@ from diffusers_lasers.metrics import PSNR, flip_map
 from diffusers_lasers.models.autoencoders import decode_latents
 from diffusers_lasers.training import ImageDataset, load_image_dataset
 from diffusers_lasers.training.data.image_flags import check_held_out_images
-from diffusers_lasers.training.dictionary.retrofit import collect_latents, fit_to_latents
+from diffusers_lasers.training.dictionaries.retrofit import collect_latents, fit_to_latents
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import save_image, write_json, write_text
 from diffusers_lasers.utils.import_utils import requires
-from diffusers_lasers.visualization import image_grid, new_figure, rate_distortion, save_figure
+from diffusers_lasers.visualization import image_grid, rate_distortion, save_figure
+from diffusers_lasers.visualization.figures import new_figure
 
 
 RATES = (0.5, 1.0, 2.0, 3.0, 4.0)  # bits a latent element

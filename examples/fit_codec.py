@@ -27,14 +27,9 @@ from diffusers_lasers.training.data.image_flags import add_data_flags, check_hel
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_flags import add_hub_flags
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils import (
-    CommandParser,
-    create_repository,
-    push_folder,
-    save_image,
-    write_json,
-    write_model_card,
-)
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import save_image, write_json
+from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
 from diffusers_lasers.visualization import image_grid
 
 

@@ -32,11 +32,13 @@ from diffusers_lasers.metrics import PSNR
 from diffusers_lasers.models.autoencoders import decode_latents
 from diffusers_lasers.training import ImageDataset, fit_bottleneck
 from diffusers_lasers.training.data.image_flags import add_data_flags, check_held_out_images, open_images
-from diffusers_lasers.training.dictionary.retrofit import collect_latents
+from diffusers_lasers.training.dictionaries.retrofit import collect_latents
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_flags import add_hub_flags
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils import CommandParser, create_repository, push_folder, write_json, write_model_card
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import write_json
+from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
 
 
 # Key in settings.json, heading, format.

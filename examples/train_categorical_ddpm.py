@@ -38,7 +38,6 @@ from diffusers_lasers import (
     ModelBasedVQCodec,
     UniformD3PMScheduler,
 )
-from diffusers_lasers.models.codecs import index_layout
 from diffusers_lasers.training.data import image_flags
 from diffusers_lasers.training.data.code_cache import model_fingerprint
 from diffusers_lasers.training.data.coded_images import CodedImages, load_codec
@@ -127,7 +126,7 @@ def check_args(args: argparse.Namespace) -> None:
 
 def build_denoiser(args: argparse.Namespace, codec: ModelBasedVQCodec | AutoencoderDL) -> CategoricalUNet2DModel:
     """The network for the codes of a codec, new or trained; a trained one has to fit what the arguments ask for."""
-    slots, codewords, side = index_layout(codec)
+    slots, codewords, side = codec.index_layout
     wanted = {"num_slots": slots, "num_codewords": codewords, "parameterization": NETWORK[args.parameterization]}
     for name in ("block_out_channels", "layers_per_block", "self_conditioning"):
         if getattr(args, name) is not None:
@@ -189,7 +188,7 @@ def prepare(args: argparse.Namespace) -> DiffusionRun:
     args.self_conditioning = model.config.self_conditioning
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    codewords = index_layout(codec)[1]
+    codewords = codec.index_layout[1]
     objective = IndexDiffusionObjective(
         args.parameterization,
         codewords,

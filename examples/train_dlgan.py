@@ -29,18 +29,22 @@ from diffusers_lasers import DictionaryBottleneck, DLRestorationPipeline, Percep
 from diffusers_lasers.models.autoencoders import AutoencoderDLOutput
 from diffusers_lasers.training.autoencoder import autoencoder_flags
 from diffusers_lasers.training.autoencoder.card import autoencoder_card, autoencoder_settings
-from diffusers_lasers.training.autoencoder.figures import clipped_psnr, held_out_figures, reconstruction_picture
-from diffusers_lasers.training.autoencoder.networks import (
+from diffusers_lasers.training.autoencoder.networks_from_flags import (
     autoencoder_optimizer,
     build_discriminator,
     build_model,
     initialize_bottleneck,
 )
+from diffusers_lasers.training.autoencoder.reconstruction_figures import (
+    clipped_psnr,
+    held_out_figures,
+    reconstruction_picture,
+)
 from diffusers_lasers.training.data import image_flags
 from diffusers_lasers.training.data.degraded_inputs import Degradation
 from diffusers_lasers.training.data.training_images import TrainingImages
-from diffusers_lasers.training.dictionary.block_coordinate import BlockCoordinateUpdate
-from diffusers_lasers.training.dictionary.maintenance import DictionaryUpkeep
+from diffusers_lasers.training.dictionaries.block_coordinate import BlockCoordinateUpdate
+from diffusers_lasers.training.dictionaries.maintenance import DictionaryUpkeep
 from diffusers_lasers.training.objectives.adversarial import AdversarialObjective, LeCamRegularizer
 from diffusers_lasers.training.objectives.reconstruction import ReconstructionLoss
 from diffusers_lasers.training.run import launch, optimizers, run_flags

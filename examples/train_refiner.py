@@ -27,7 +27,6 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from diffusers_lasers import LatentRefiner, ModelBasedLatentDiffusionPipeline, ModelBasedVQCodec
 from diffusers_lasers.functional import index_to_number, number_to_index
 from diffusers_lasers.functional.images.psnr import image_psnr
-from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
 from diffusers_lasers.training.data import image_flags
 from diffusers_lasers.training.data.code_cache import model_fingerprint
 from diffusers_lasers.training.data.image_dataset import ImageDataset, take_batch
@@ -94,12 +93,12 @@ def corrupted(
     codec: ModelBasedVQCodec, images: torch.Tensor, noise: float, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """Images decoded from indices with noise, of a standard deviation of its own for each, up to `noise`."""
-    codewords = index_layout(codec)[1]
-    codes = encode_indices(codec, images)
+    codewords = codec.index_layout[1]
+    codes = codec.encode_indices(images)
     spread = noise * torch.rand(len(codes), 1, 1, 1, generator=generator).to(codes.device)
     numbers = index_to_number(codes, codewords)
     numbers = numbers + spread * torch.randn(numbers.shape, generator=generator).to(codes.device)
-    return decode_indices(codec, number_to_index(numbers, codewords)).float().clamp(-1, 1)
+    return codec.decode_indices(number_to_index(numbers, codewords)).float().clamp(-1, 1)
 
 
 def refiner_loss(

@@ -2,9 +2,9 @@
 
     python utils/check_lines.py [--root .]
 
-Longer may be rows of tables, and lines that cannot be broken: beside their list marker they hold one link, image, formula or
-piece of code. Lines of code blocks count like others. Looked at are the root's Markdown files and those under docs, examples and
-benchmarks. Exit code 0: clean; 1: what is too long, one a line.
+Longer may be rows of tables, and lines that cannot be broken: beside their list marker they hold one link, image,
+formula or piece of code. Lines of code blocks count like others. It looks at the root's Markdown files and at those
+under docs, examples and benchmarks. Exit code 0: clean; 1: what is too long, one a line.
 """
 
 import re

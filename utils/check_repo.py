@@ -1,15 +1,18 @@
-"""Checks that every public name is exported, documented and tested.
+"""Checks that every public name is exported, documented and tested, and counts them; and that files have names of their
+own.
 
     python utils/check_repo.py [--root .]
 
-Public is what the lazy root offers, and what stands in an `__all__` under src/diffusers_lasers. Every package states
-one, and
+Public is what the lazy root offers, and the `__all__` of each package right below it, such as `functional`. What other
+modules and packages hold can be imported from there, without promise. Every package states an `__all__`, and
 
 * exported: a name of an `__all__` is bound in that module; a class that diffusers can load (a `ModelMixin`,
   `SchedulerMixin` or `DiffusionPipeline`) is offered by the lazy root, without which `model_index.json` could not name
   it; what the lazy root offers is bound in the module that it names;
 * documented: `[[autodoc]] …Name` stands on a page of docs/source/en, or `NAME` in code style for a constant;
-* tested: the name stands, as a word, in a Python file under tests/.
+* tested: the name stands, as a word, in a Python file under tests/;
+* files: no two modules or packages below src/diffusers_lasers have one name, but for `__init__.py` and the
+  `pipeline_output.py` that diffusers' convention gives each pipeline.
 
 Reads the source with `ast` and imports nothing. Exit code 0: clean; 1: what is missing, one a line.
 """
@@ -24,6 +27,7 @@ from check_floors import PACKAGE, CommandParser, lazy_structure
 
 # The root offers these for diffusers' loader; diffusers documents and tests them.
 LOADABLE_BASES = {"ModelMixin", "SchedulerMixin", "DiffusionPipeline"}
+SHARED_NAMES = {"__init__", "pipeline_output"}  # of files
 
 
 def literal_all(tree: ast.Module) -> list[str] | None:
@@ -71,6 +75,19 @@ def loadable_classes(trees: dict[Path, ast.Module]) -> dict[str, Path]:
     return {name: path for name, path in loadable.items() if not name.startswith("_")}
 
 
+def equal_names(root: Path) -> list[str]:
+    """One line for each file or folder of the package that has the name of another one."""
+    package, found, lines = root / "src" / PACKAGE, {}, []
+    folders = {path.parent for path in package.rglob("*.py")} - {package}
+    for path in sorted([*package.rglob("*.py"), *folders]):
+        where = path.relative_to(root).as_posix()
+        if path.stem in found:
+            lines.append(f"{where}: has the name of {found[path.stem]}")
+        elif path.stem not in SHARED_NAMES:
+            found[path.stem] = where
+    return lines
+
+
 def public_names(root: Path) -> tuple[dict[str, str], list[str]]:
     """
     Public names, each with the file that makes it public, and what is wrong with the exports.
@@ -97,9 +114,11 @@ def public_names(root: Path) -> tuple[dict[str, str], list[str]]:
         names = literal_all(tree)
         if names is None and path.name == "__init__.py":
             problems.append(f"{where(path)}: states no `__all__`")
+        promised = path.name == "__init__.py" and path.parent.parent == package
         submodules = {file.stem for file in path.parent.iterdir()} if path.name == "__init__.py" else set()
         for name in sorted(set(names or ()) - submodules):
-            public.setdefault(name, where(path))
+            if promised:
+                public.setdefault(name, where(path))
             if name not in bound_names(tree):
                 problems.append(f"{where(path)}: `{name}` is in `__all__` but the module does not bind it")
     for name, path in sorted(loadable_classes(trees).items()):
@@ -127,6 +146,7 @@ def violations(root: Path) -> list[str]:
         `list[str]`: One line each, `file: what`.
     """
     public, found = public_names(root)
+    found += equal_names(root)
     pages = "\n".join(path.read_text(encoding="utf-8") for path in (root / "docs/source/en").rglob("*.md"))
     documented = {name.split(".")[-1] for name in re.findall(r"\[\[autodoc\]\]\s+([\w.]+)", pages)}
     documented |= {name for name in re.findall(r"`(\w+)`", pages) if name.isupper()}
@@ -145,8 +165,9 @@ def main() -> int:
     parser.add_argument(
         "--root", type=Path, default=Path(__file__).resolve().parents[1], help="root of the repository"
     )
-    found = violations(parser.parse_args().root)
-    print("\n".join(found) if found else "public names: exported, documented, tested")
+    root = parser.parse_args().root
+    found = violations(root)
+    print("\n".join(found) if found else f"{len(public_names(root)[0])} public names: exported, documented, tested")
     return 1 if found else 0
 
 

@@ -38,7 +38,7 @@ from diffusers_lasers import (
     ScalarQuantizerBottleneck,
     VectorQuantizerBottleneck,
 )
-from diffusers_lasers.utils import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser
 
 
 HEADER = 37

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from diffusers_lasers.training import ImageDataset
-from diffusers_lasers.utils import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser
 from diffusers_lasers.utils.image_decoding import UnreadableImageError, picture_formats, to_rgb
 
 

@@ -27,7 +27,8 @@ from diffusers_lasers.training import ImageDataset, TrainingLog, load_image_data
 from diffusers_lasers.training.data.image_flags import check_held_out_images
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils import CommandParser, save_image, write_json
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import save_image, write_json
 from diffusers_lasers.visualization import (
     atom_map,
     atom_tiles,

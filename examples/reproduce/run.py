@@ -38,7 +38,8 @@ from tqdm.auto import tqdm
 
 from diffusers_lasers.commands.scripts import check_at_least, commit_of
 from diffusers_lasers.commands.tables import MISSING, markdown_table
-from diffusers_lasers.utils import CommandParser, save_image, write_json, write_text
+from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.files import save_image, write_json, write_text
 
 
 HERE = Path(__file__).resolve().parent

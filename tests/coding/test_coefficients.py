@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_lasers.coding import coefficient_scale, dequantize_coefficients, quantize_coefficients
+from diffusers_lasers.coding.coefficients import coefficient_scale, dequantize_coefficients, quantize_coefficients
 
 
 @settings(max_examples=60, deadline=None)

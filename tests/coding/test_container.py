@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from diffusers_lasers.coding import (
+from diffusers_lasers.coding.container import (
     MAX_SITES,
     CodeHeader,
     check_sites,

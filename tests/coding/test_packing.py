@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_lasers.coding import pack_indices, unpack_indices
+from diffusers_lasers.coding.bit_fields import pack_indices, unpack_indices
 
 
 @settings(deadline=None, max_examples=60)

@@ -7,13 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_lasers.coding import (
-    dequantize_coefficients,
-    pack_levels,
-    pack_sparse,
-    unpack_levels,
-    unpack_sparse,
-)
+from diffusers_lasers.coding.coefficients import dequantize_coefficients
+from diffusers_lasers.coding.payloads import pack_levels, pack_sparse, unpack_levels, unpack_sparse
 from diffusers_lasers.functional import support_bits
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_lasers.coding import pack_numbers, packed_size, unpack_numbers
+from diffusers_lasers.coding.radix import pack_numbers, packed_size, unpack_numbers
 
 
 ALPHABETS = [

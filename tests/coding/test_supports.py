@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_lasers.coding import rank_supports, unrank_supports
-from diffusers_lasers.functional import count_supports
+from diffusers_lasers.coding.supports import rank_supports, unrank_supports
+from diffusers_lasers.functional.rates import count_supports
 
 
 def every_support(atoms, sparsity, ordered):

@@ -9,8 +9,6 @@ import torch
 from PIL import Image
 
 from diffusers_lasers import AutoencoderDL, DictionaryBottleneck, ModelBasedVQCodec
-from diffusers_lasers.commands.describe import saved_usage
-from diffusers_lasers.commands.pictures import codeword_patches
 from diffusers_lasers.functional import mutual_coherence, perplexity
 
 
@@ -56,7 +54,7 @@ def test_codebooks_with_running_means_say_how_they_were_used(run):
     usage = facts(run, "saved/vq")["bottleneck"]["usage_in_training"]
     assert usage["perplexity_of_each_stage"] == pytest.approx([float(perplexity(row)) for row in bottleneck.counts])
     bottleneck.counts.fill_(1.0)
-    assert saved_usage(bottleneck) is None  # nothing was counted yet
+    assert bottleneck.usage is None  # nothing was counted yet
 
 
 def test_a_codec(run):
@@ -101,7 +99,7 @@ def test_pictures(run):
 def test_codeword_patches_add_up_to_the_decoded_patch(run):
     codec = ModelBasedVQCodec.from_pretrained("saved/codec")
     codes = torch.tensor([3, 7, 1, 15]).view(1, 4, 1, 1)
-    patches = codeword_patches(codec)
+    patches = codec.codeword_patches()
     parts = codec._decode_patches(codes)  # (3, 1, 16)
     torch.testing.assert_close(patches["y"][:, 3] + patches["y"][:, 16 + 7], parts[0][0])
     torch.testing.assert_close(patches["cr"][:, 15], parts[2][0])

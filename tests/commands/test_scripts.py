@@ -21,7 +21,7 @@ from diffusers_lasers.commands import (
 )
 from diffusers_lasers.commands.latent_figures import LatentFigures
 from diffusers_lasers.models.bottlenecks import IdentityBottleneck
-from diffusers_lasers.utils import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, ImportError])

@@ -19,7 +19,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec
 from diffusers_lasers.metrics import CodeRate, flip_map
-from diffusers_lasers.visualization import to_image
+from diffusers_lasers.visualization.image_grids import to_image
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from diffusers_lasers import AutoencoderDL, DLRestorationPipeline, PatchDiscriminator, PerceptualSimilarity
-from diffusers_lasers.functional import center_mask, hide, reduce_bicubic, upscale_bicubic
+from diffusers_lasers.functional.images import center_mask, hide, reduce_bicubic, upscale_bicubic
 from diffusers_lasers.models.autoencoders.autoencoder_dl import BOTTLENECKS
 from diffusers_lasers.training import TrainingLog
 from diffusers_lasers.training.autoencoder.autoencoder_flags import REPLACED

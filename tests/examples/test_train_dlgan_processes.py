@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from diffusers_lasers import AutoencoderDL, PatchDiscriminator, SparseCode
 from diffusers_lasers.training import Degradation, TrainingLog
-from diffusers_lasers.training.autoencoder.figures import held_out_figures
+from diffusers_lasers.training.autoencoder.reconstruction_figures import held_out_figures
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,13 +5,11 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest
 
-from diffusers_lasers.functional import (
+from diffusers_lasers.functional import gumbel_softmax, index_to_number, number_to_index
+from diffusers_lasers.functional.diffusion import (
     absorb,
     expected_number,
     gumbel_noise,
-    gumbel_softmax,
-    index_to_number,
-    number_to_index,
     sample_categorical,
     scramble,
     uniform_noise,

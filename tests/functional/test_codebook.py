@@ -6,7 +6,8 @@ import pytest
 import torch
 from vector_quantize_pytorch.vector_quantize_pytorch import Codebook
 
-from diffusers_lasers.functional import codeword_statistics, kmeans, nearest_codewords, update_codebook
+from diffusers_lasers.functional import kmeans, nearest_codewords
+from diffusers_lasers.functional.quantisers import codeword_statistics, update_codebook
 
 
 def data(n=500, features=5, codewords=16, seed=0):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from diffusers_lasers.functional import mutual_coherence, random_dictionary, similar_atoms, welch_bound
-from diffusers_lasers.functional.dictionary import coherence
+from diffusers_lasers.functional import mutual_coherence, random_dictionary, welch_bound
+from diffusers_lasers.functional.dictionary import coherence, similar_atoms
 
 
 def test_equiangular_frames_reach_the_bound():

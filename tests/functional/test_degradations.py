@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_lasers.functional import center_mask, hide, random_masks, reduce_bicubic, upscale_bicubic
+from diffusers_lasers.functional.images import center_mask, hide, random_masks, reduce_bicubic, upscale_bicubic
 
 
 def image(side=64, seed=0):

@@ -6,13 +6,13 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusers_lasers.functional import (
+from diffusers_lasers.functional import min_snr_weights
+from diffusers_lasers.functional.diffusion import (
     BETA_SCHEDULES,
     PREDICTION_TYPES,
     add_gaussian_noise,
     implied_noise,
     make_betas,
-    min_snr_weights,
     posterior_mean_variance,
     signal_to_noise,
 )

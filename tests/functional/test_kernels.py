@@ -16,8 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from diffusers_lasers.functional import (
-    accumulate_statistics,
-    block_coordinate_update,
     encode_product,
     get_backend,
     nearest_codewords,
@@ -27,6 +25,7 @@ from diffusers_lasers.functional import (
     set_backend,
     synthesize,
 )
+from diffusers_lasers.functional.dictionary import accumulate_statistics, block_coordinate_update
 from diffusers_lasers.functional.kernels import operators as kernels
 from diffusers_lasers.functional.kernels.threads import openmp_entry
 
@@ -193,6 +192,9 @@ SCRIPT_AFTER_A_FORK = """
 import os, time
 import torch
 from diffusers_lasers.functional import *
+from diffusers_lasers.functional.dictionary import accumulate_statistics, block_coordinate_update
+from diffusers_lasers.functional.pursuit import projection_synthesis
+from diffusers_lasers.functional.quantisers import decode_channels
 from diffusers_lasers import OnlineDictionaryLearner
 
 signals, dictionary = torch.randn(4000, 16), random_dictionary(16, 256)

@@ -5,23 +5,25 @@ import pytest
 import torch
 
 from diffusers_lasers.functional import (
-    accumulate_statistics,
-    block_coordinate_update,
     codebook_order,
-    dictionary_from_signals,
     get_pursuit,
     gumbel_softmax,
     kmeans,
     mutual_coherence,
     nearest_codewords,
     normalize_atoms,
-    project_to_tangent,
-    projection_synthesis,
     random_dictionary,
-    revive_atoms,
-    sample_categorical,
     synthesize,
 )
+from diffusers_lasers.functional.dictionary import (
+    accumulate_statistics,
+    block_coordinate_update,
+    dictionary_from_signals,
+    project_to_tangent,
+    revive_atoms,
+)
+from diffusers_lasers.functional.diffusion import sample_categorical
+from diffusers_lasers.functional.pursuit import projection_synthesis
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: make test_cuda")

@@ -8,10 +8,6 @@ import pytest
 import torch
 
 from diffusers_lasers.functional import (
-    accumulate_statistics,
-    block_coordinate_update,
-    codeword_statistics,
-    decode_channels,
     decode_product,
     decode_residual,
     encode_product,
@@ -22,12 +18,14 @@ from diffusers_lasers.functional import (
     nearest_codewords,
     ols,
     omp,
-    projection_synthesis,
     random_dictionary,
     set_backend,
     synthesize,
 )
+from diffusers_lasers.functional.dictionary import accumulate_statistics, block_coordinate_update
 from diffusers_lasers.functional.kernels import operators as kernels
+from diffusers_lasers.functional.pursuit import projection_synthesis
+from diffusers_lasers.functional.quantisers import codeword_statistics, decode_channels
 
 
 built = pytest.mark.skipif(kernels._kernels is None, reason="the compiled kernels were not built")

@@ -8,7 +8,8 @@ import torch
 from scipy.stats import spearmanr
 from sklearn.decomposition import PCA
 
-from diffusers_lasers.functional import ORDERS, OrderScore, codebook_order, score_order
+from diffusers_lasers.functional import codebook_order
+from diffusers_lasers.functional.quantisers import ORDERS, OrderScore, score_order
 
 
 def codebook(count=24, features=5, seed=0):

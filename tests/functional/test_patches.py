@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from diffusers_lasers.functional import latents_to_signals, patch_grid, signals_to_latents
+from diffusers_lasers.functional import latents_to_signals, signals_to_latents
+from diffusers_lasers.functional.images import patch_grid
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,19 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffusers_lasers.functional import (
-    PURSUITS,
-    fista,
-    get_pursuit,
-    iht,
-    ols,
-    omp,
-    random_dictionary,
-    set_backend,
-    synthesize,
-)
+from diffusers_lasers.functional import fista, get_pursuit, iht, ols, omp, random_dictionary, set_backend, synthesize
 from diffusers_lasers.functional.kernels import get_backend
-from diffusers_lasers.functional.pursuit import correlations
+from diffusers_lasers.functional.pursuit import PURSUITS, correlations
 
 
 needs_kernels = pytest.mark.skipif(get_backend() != "fused", reason="the compiled kernels were not built")

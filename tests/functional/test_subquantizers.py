@@ -5,16 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_lasers.functional import (
-    decode_channels,
-    decode_product,
-    decode_residual,
-    encode_product,
-    encode_residual,
-    set_backend,
-)
+from diffusers_lasers.functional import decode_product, decode_residual, encode_product, encode_residual, set_backend
 from diffusers_lasers.functional.kernels import operators as kernels
 from diffusers_lasers.functional.kernels.codewords import fused_decode_codewords
+from diffusers_lasers.functional.quantisers import decode_channels
 
 
 def signals(count=500, features=12, seed=0):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from diffusers_lasers.functional import omp, projection_synthesis, random_dictionary, synthesize
+from diffusers_lasers.functional import omp, random_dictionary, synthesize
+from diffusers_lasers.functional.pursuit import projection_synthesis
 
 
 def seeded(seed=0):

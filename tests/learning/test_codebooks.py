@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from diffusers_lasers.functional import decode_product, decode_residual, encode_product, encode_residual, rgb_to_ycbcr
-from diffusers_lasers.learning import QUANTIZERS, fit_quantizer, sample_patches
+from diffusers_lasers.learning import fit_quantizer
+from diffusers_lasers.learning.codebooks import QUANTIZERS
+from diffusers_lasers.learning.patch_sampling import sample_patches
 
 
 def pictures(count=3, size=(9, 12)):

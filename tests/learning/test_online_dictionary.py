@@ -10,14 +10,8 @@ import torch
 from scipy.linalg import hadamard
 
 from diffusers_lasers import OnlineDictionaryLearner
-from diffusers_lasers.functional import (
-    accumulate_statistics,
-    block_coordinate_update,
-    forgetting_factor,
-    omp,
-    random_dictionary,
-    synthesize,
-)
+from diffusers_lasers.functional import omp, random_dictionary, synthesize
+from diffusers_lasers.functional.dictionary import accumulate_statistics, block_coordinate_update, forgetting_factor
 
 
 FEATURES, ATOMS, SPARSITY = 8, 24, 2

@@ -377,7 +377,7 @@ def test_arrays_are_learned_like_tensors(tmp_path):
 def test_training_and_the_learner_revive_in_the_same_way():
     """One function draws: unused atoms become the signals that the others code worst."""
     from diffusers_lasers.learning import online_dictionary, revival
-    from diffusers_lasers.training.dictionary import maintenance as upkeep
+    from diffusers_lasers.training.dictionaries import maintenance as upkeep
 
     assert upkeep.revive_unused is online_dictionary.revive_unused is revival.revive_unused
     dictionary = torch.eye(4)[:, :3]

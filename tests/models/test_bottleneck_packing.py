@@ -20,7 +20,7 @@ from diffusers_lasers import (
     SparseCode,
     VectorQuantizerBottleneck,
 )
-from diffusers_lasers.coding import pack_container, unpack_container
+from diffusers_lasers.coding.container import pack_container, unpack_container
 from diffusers_lasers.functional import synthesize
 
 

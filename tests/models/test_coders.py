@@ -1,5 +1,6 @@
 """What makes codes has the same verbs, whatever it is; and what reads codes asks them, not what they are."""
 
+import json
 import re
 from pathlib import Path
 
@@ -145,3 +146,24 @@ def test_nothing_outside_coding_asks_which_kind_a_code_is():
         floor, text = path.relative_to(root).parts[0], path.read_text(encoding="utf-8")
         assert floor == "coding" or not asks.search(text), path
         assert floor not in ("metrics", "commands", "visualization") or not private.search(text), path
+
+
+def test_commands_metrics_and_pipelines_ask_no_model_which_one_it_is():
+    """A model describes itself, and has the verbs that its readers need; so they work for models to come."""
+    root = Path(diffusers_lasers.__file__).parent
+    models = r"(AutoencoderDL|ModelBasedVQCodec|ImageCoder|Coder|\w*Bottleneck)\b"
+    asks = re.compile(
+        rf"isinstance\([^()]*\(?[^()]*\b{models}|type\(\w+\) (is|==|in) |"
+        rf"hasattr\([^()]*\"(bottleneck|codebooks?|dictionary)"
+    )
+    assert asks.search("isinstance(model, (Other, DictionaryBottleneck))") and not asks.search("isinstance(x, Figure)")
+    for floor in ("metrics", "commands", "visualization", "pipelines"):
+        for path in (root / floor).rglob("*.py"):
+            assert not asks.search(path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_coder_describes_itself(name):
+    model = MAKE[name]().eval()
+    assert json.loads(json.dumps(model.summary())).keys() <= {"rate", "bottleneck", "codec"}
+    assert bool(model.pictures()) == any(kind in name for kind in ("dictionary", "vq", "codec"))

@@ -11,10 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_lasers import AutoencoderDL, IndexCode, ModelBasedVQCodec, ModelBasedVQCodecOutput
-from diffusers_lasers.coding import pack_container, unpack_container
+from diffusers_lasers import (
+    AutoencoderDL,
+    IndexCode,
+    ModelBasedLatentDiffusionPipeline,
+    ModelBasedVQCodec,
+    ModelBasedVQCodecOutput,
+)
+from diffusers_lasers.coding.container import pack_container, unpack_container
 from diffusers_lasers.functional import codebook_order, latents_to_signals, rgb_to_ycbcr
-from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
 from diffusers_lasers.utils.image_decoding import UnreadableImageError
 
 
@@ -372,23 +377,23 @@ def test_what_is_no_code_or_no_size_is_refused(codec):
 
 
 def test_indices_of_models_that_have_none_and_codes_that_are_none_are_refused(codec):
-    for call in (index_layout, lambda model: encode_indices(model, photos(1)), lambda model: decode_indices(model, 0)):
-        with pytest.raises(ValueError, match="`model` must be a ModelBasedVQCodec or an AutoencoderDL, got Linear"):
-            call(torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="`codec` must be a ModelBasedVQCodec or an AutoencoderDL.*, got Linear"):
+        ModelBasedLatentDiffusionPipeline(torch.nn.Linear(1, 1), None, None)
+    shape = {"block_out_channels": (8, 8), "residual_channels": 4, "layers_per_block": 1}
+    model = AutoencoderDL(**shape)
+    for call in (lambda: model.index_layout, lambda: model.encode_indices(photos(1)), lambda: model.decode_indices(0)):
+        with pytest.raises(ValueError, match="`bottleneck_type` must be 'vq' or 'residual_vq'.*, got 'dictionary'"):
+            call()
     model = AutoencoderDL(
-        block_out_channels=(8, 8),
-        residual_channels=4,
-        layers_per_block=1,
-        bottleneck_type="residual_vq",
-        bottleneck_config={"num_codewords": 8, "depth": 2},
+        **shape, bottleneck_type="residual_vq", bottleneck_config={"num_codewords": 8, "depth": 2}
     ).eval()
-    codes = encode_indices(model, photos(1))
-    assert decode_indices(model, codes).shape == (1, 3, 40, 44)
+    codes = model.encode_indices(photos(1))
+    assert model.decode_indices(codes).shape == (1, 3, 40, 44)
     for wrong in (None, torch.zeros(1), codes[0], codes[:, :1], codes.float()):
         with pytest.raises(ValueError, match=r"`codes` must be int64 of shape \(batch, 2, h, w\)"):
-            decode_indices(model, wrong)
+            model.decode_indices(wrong)
     with pytest.raises(ValueError, match="`code` must have indices from 0 to below its 8 symbols, got .* to 8"):
-        decode_indices(model, torch.where(codes == codes.max(), 8, codes))
+        model.decode_indices(torch.where(codes == codes.max(), 8, codes))
 
 
 def test_coding_compiles_without_graph_breaks(codecs):

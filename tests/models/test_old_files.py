@@ -18,7 +18,7 @@ from diffusers_lasers import (
     SparseCode,
     VectorQuantizerBottleneck,
 )
-from diffusers_lasers.coding import dequantize_coefficients
+from diffusers_lasers.coding.coefficients import dequantize_coefficients
 
 
 FILES = {

@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffusers_lasers import AutoencoderDL, DLRestorationPipeline, DLRestorationPipelineOutput
-from diffusers_lasers.functional import hide, upscale_bicubic
+from diffusers_lasers.functional.images import hide, upscale_bicubic
 
 
 def pipeline(task, **arguments):

@@ -5,7 +5,8 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from diffusers_lasers.utils import LasersHubMixin, write_model_card
+from diffusers_lasers.utils import LasersHubMixin
+from diffusers_lasers.utils.hub import write_model_card
 
 
 SCRIPT = """
@@ -159,7 +160,8 @@ def test_every_model_has_the_mixin_first():
 def test_tokens_are_hidden_and_folders_pushed(monkeypatch, tmp_path):
     import huggingface_hub
 
-    from diffusers_lasers.utils import create_repository, hide_token, push_folder
+    from diffusers_lasers.utils.command_line import hide_token
+    from diffusers_lasers.utils.hub import create_repository, push_folder
 
     words = ["x.py", "--hub_token", "hf_a", "--hub_token=hf_a", "--hub_tok", "hf_a", "c"]
     assert hide_token(words, "hf_a") == ["x.py", "--hub_token", "***", "--hub_token=***", "--hub_tok", "***", "c"]

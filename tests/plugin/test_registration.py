@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from diffusers_lasers.utils import requires
+from diffusers_lasers.utils.import_utils import requires
 from diffusers_lasers.utils.registration import add_loadable_library, after_import, extend_namespace
 
 

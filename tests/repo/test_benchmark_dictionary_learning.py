@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_lasers.functional import dictionary_from_signals, ols, synthesize
+from diffusers_lasers.functional import ols, synthesize
+from diffusers_lasers.functional.dictionary import dictionary_from_signals
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusers_lasers import DictionaryBottleneck
-from diffusers_lasers.functional import forgetting_factor
+from diffusers_lasers.functional.dictionary import forgetting_factor
 from diffusers_lasers.training import BlockCoordinateUpdate, DictionaryUpkeep
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusers_lasers.functional import center_mask, hide, reduce_bicubic, upscale_bicubic
+from diffusers_lasers.functional.images import center_mask, hide, reduce_bicubic, upscale_bicubic
 from diffusers_lasers.training import Degradation
 
 

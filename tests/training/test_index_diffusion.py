@@ -16,10 +16,9 @@ from diffusers_lasers import (
     ModelBasedVQCodec,
     UniformD3PMScheduler,
 )
-from diffusers_lasers.functional import index_to_number, make_betas
-from diffusers_lasers.functional.diffusion import add_gaussian_noise
+from diffusers_lasers.functional import index_to_number
+from diffusers_lasers.functional.diffusion import add_gaussian_noise, make_betas
 from diffusers_lasers.functional.diffusion.categorical import absorb, scramble
-from diffusers_lasers.models.codecs import decode_indices, encode_indices, index_layout
 from diffusers_lasers.training import IndexDiffusionObjective
 
 
@@ -164,14 +163,14 @@ def test_autoencoders_with_indices_serve_too(kind, slots):
         layers_per_block=1, latent_channels=4,
     ).eval()  # fmt: skip
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    assert index_layout(model) == (slots, 12, 2)
-    codes = encode_indices(model, images)
+    assert model.index_layout == (slots, 12, 2)
+    codes = model.encode_indices(images)
     assert codes.shape == (2, slots, 8, 8)
-    torch.testing.assert_close(decode_indices(model, codes), model(images).sample)
+    torch.testing.assert_close(model.decode_indices(codes), model(images).sample)
     with pytest.raises(ValueError, match="bottleneck_type"):
-        index_layout(AutoencoderDL(block_out_channels=(8, 8), residual_channels=4, layers_per_block=1))
+        AutoencoderDL(block_out_channels=(8, 8), residual_channels=4, layers_per_block=1).index_layout
     with pytest.raises(ValueError, match="as many codewords"):
-        index_layout(ModelBasedVQCodec.from_notation("VQ-{8-4-4}"))
+        ModelBasedVQCodec.from_notation("VQ-{8-4-4}").index_layout
 
 
 @pytest.mark.parametrize(

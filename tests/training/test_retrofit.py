@@ -14,7 +14,7 @@ from diffusers_lasers import (
 )
 from diffusers_lasers.models.autoencoders import encode_latents
 from diffusers_lasers.training import ImageDataset, bundled_photos, fit_bottleneck
-from diffusers_lasers.training.dictionary.retrofit import collect_latents, fit_to_latents
+from diffusers_lasers.training.dictionaries.retrofit import collect_latents, fit_to_latents
 
 
 def autoencoder():

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from diffusers_lasers.training import RunFolder, TrainingLog, TrainingState
 from diffusers_lasers.training.run.checkpoints import _write_manifest, list_checkpoints
-from diffusers_lasers.training.run.identity import run_identity
+from diffusers_lasers.training.run.run_identity import run_identity
 from diffusers_lasers.utils.files import write_json
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusers_lasers.utils import CommandParser, hide_token, recorded_arguments
+from diffusers_lasers.utils.command_line import CommandParser, hide_token, recorded_arguments
 
 
 ROOT = Path(__file__).resolve().parents[2]

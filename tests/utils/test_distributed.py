@@ -7,12 +7,12 @@ import torch
 import torch.distributed as dist
 
 from diffusers_lasers import DictionaryBottleneck, ResidualVQBottleneck
-from diffusers_lasers.utils import (
+from diffusers_lasers.utils import distributed
+from diffusers_lasers.utils.distributed import (
     all_gather,
     all_reduce_max,
     all_reduce_sum,
     broadcast,
-    distributed,
     rank_and_world_size,
 )
 
@@ -93,8 +93,8 @@ def test_the_coefficient_scale_is_that_of_both_batches(ranks):
 def test_settling_lets_other_threads_run_and_costs_one_process_nothing(monkeypatch):
     slept = []
     monkeypatch.setattr(distributed.time, "sleep", slept.append)
-    distributed.settle(0.3)
+    distributed.wait_after_collectives(0.3)
     assert slept == []
     monkeypatch.setattr(distributed, "_active", lambda: True)
-    distributed.settle(0.3)
+    distributed.wait_after_collectives(0.3)
     assert slept == [0.3]

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from diffusers_lasers import DictionaryBottleneck
-from diffusers_lasers.utils import (
+from diffusers_lasers.utils.files import (
     atomic_file,
     fill_folder,
     image_format,

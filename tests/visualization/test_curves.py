@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from diffusers_lasers.visualization import new_figure, rate_distortion, training_curves
+from diffusers_lasers.visualization import rate_distortion, training_curves
+from diffusers_lasers.visualization.figures import new_figure
 
 
 def run(offset=0.0, steps=40, **more):

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 import diffusers_lasers
-from diffusers_lasers.visualization import new_figure, rate_distortion, save_figure, to_image
+from diffusers_lasers.visualization import rate_distortion, save_figure
+from diffusers_lasers.visualization.figures import new_figure
+from diffusers_lasers.visualization.image_grids import to_image
 
 
 def test_formats(tmp_path):
@@ -72,7 +74,10 @@ def test_pictures_need_no_matplotlib_and_figures_no_pyplot(monkeypatch, tmp_path
             monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(diffusers_lasers, "visualization", diffusers_lasers.visualization)  # put back at the end
     fresh = importlib.import_module("diffusers_lasers.visualization")
-    assert fresh.to_image is not to_image and fresh.to_image(torch.zeros(1, 2, 2)).size == (2, 2)
+    assert fresh.image_grids.to_image is not to_image and fresh.image_grids.to_image(torch.zeros(1, 2, 2)).size == (
+        2,
+        2,
+    )
     fresh.atom_tiles(torch.eye(4))
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_lasers.visualization import image_grid, to_image
+from diffusers_lasers.visualization import image_grid
+from diffusers_lasers.visualization.image_grids import to_image
 
 
 def test_a_pixel_is_its_byte():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_lasers.visualization import component_grid, first_component, support_map
+from diffusers_lasers.visualization import component_grid, support_map
+from diffusers_lasers.visualization.latents import first_component
 
 
 def latents(*shape, seed=0):

@@ -1,39 +1,13 @@
 """Codes as values, and what turns them into symbols and bytes."""
 
-from .base import Code
+from .code import Code
 from .coder import Coder
 from .codes import IndexCode, SparseCode
-from .coefficients import coefficient_scale, dequantize_coefficients, quantize_coefficients
-from .container import MAX_SITES, CodeHeader, check_sites, fingerprint, pack_container, unpack_container
-from .packing import pack_indices, unpack_indices
-from .payloads import pack_levels, pack_sparse, unpack_levels, unpack_sparse
-from .radix import pack_numbers, packed_size, unpack_numbers
-from .supports import rank_supports, unrank_supports
 
 
 __all__ = [
-    "MAX_SITES",
     "Code",
-    "CodeHeader",
     "Coder",
     "IndexCode",
     "SparseCode",
-    "check_sites",
-    "coefficient_scale",
-    "dequantize_coefficients",
-    "fingerprint",
-    "pack_container",
-    "pack_indices",
-    "pack_levels",
-    "pack_numbers",
-    "pack_sparse",
-    "packed_size",
-    "quantize_coefficients",
-    "rank_supports",
-    "unpack_container",
-    "unpack_indices",
-    "unpack_levels",
-    "unpack_numbers",
-    "unpack_sparse",
-    "unrank_supports",
 ]

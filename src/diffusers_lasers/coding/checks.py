@@ -1,4 +1,4 @@
-"""What a reader of codes refuses: another kind, other slots, symbols that are not in the alphabet."""
+"""Checks of a reader of codes: the kind, the slots, and that symbols are in their alphabets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .base import Code
+from .code import Code
 from .codes import IndexCode, SparseCode
 
 
@@ -16,7 +16,7 @@ def is_code(value: Any) -> bool:
 
 
 def check_sparse(code: Any, atoms: int, sparsity: int | None = None) -> None:
-    """Raises a `ValueError` where `code` is no sparse code of so many atoms, or not of 1 to `sparsity` slots."""
+    """Raises a `ValueError` where `code` is not a sparse code of `atoms` atoms, or has not 1 to `sparsity` slots."""
     fitting = isinstance(code, SparseCode) and code.num_atoms == atoms
     if fitting and (sparsity is None or 1 <= code.sparsity <= sparsity):
         return
@@ -30,7 +30,7 @@ def check_sparse(code: Any, atoms: int, sparsity: int | None = None) -> None:
 
 def check_index(code: Any, levels: tuple[int, ...], nested: bool, wanted: str) -> None:
     """
-    Raises a `ValueError` where `code` is no index code whose slots have these levels; with `nested` it may have the
+    Raises a `ValueError` where `code` is not an index code whose slots have these levels; with `nested` it may have the
     first of them only. `wanted` names the slots in the message.
     """
     if isinstance(code, IndexCode):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .base import Code
+from .code import Code
 
 
 __all__ = ["Coder"]
@@ -84,3 +84,29 @@ class Coder:
     def unpack(self, data: bytes) -> Code:
         """The code of bytes that [`pack`] gave."""
         raise NotImplementedError
+
+    def summary(self) -> dict[str, Any]:
+        """
+        Facts on the model beyond its configuration, for a reader.
+
+        Returns:
+            `dict[str, Any]`: What JSON can hold, by name: numbers, words, lists and dictionaries of them. Empty where
+            there is nothing to tell.
+        """
+        return {}
+
+    def pictures(self, method: str = "pca") -> dict[str, Any]:
+        """
+        Pictures of what the symbols stand for.
+
+        Args:
+            method (`str`, defaults to `"pca"`): How atoms are laid out in a plane: `"pca"` or `"umap"`.
+
+        Returns:
+            `dict[str, PIL.Image.Image or matplotlib.figure.Figure]`: Pictures by file name; empty where there are no
+            atoms and no codewords.
+
+        Raises:
+            ImportError: If matplotlib or umap-learn is missing and needed (extra `visualization`).
+        """
+        return {}

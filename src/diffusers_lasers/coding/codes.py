@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from ..utils.config_checks import described
-from .base import Code, check_indices, check_sizes, is_count, register
+from .code import Code, check_indices, check_sizes, is_count, register
 
 
 __all__ = ["IndexCode", "SparseCode"]
@@ -22,8 +22,8 @@ class SparseCode(Code):
     Sparse dictionary codes of a batch (LASERS, 2024, Fig. 2): at most `sparsity` atoms and their coefficients a site.
 
     Args:
-        indices (`torch.Tensor` of shape `(B, h, w, sparsity)`): Atom of each slot, int64, in order of selection; −1 marks an
-            unused slot.
+        indices (`torch.Tensor` of shape `(B, h, w, sparsity)`): Atom of each slot, int64, in order of selection; −1
+            marks an unused slot.
         coefficients (`torch.Tensor` of shape `(B, h, w, sparsity)`): Coefficients, floating point; 0 in unused slots.
         num_atoms (`int`): Number K of atoms of the dictionary.
         latent_size (`tuple[int, int]`): Height and width of the coded latents, before padding to whole patches.
@@ -88,12 +88,12 @@ class SparseCode(Code):
 
     def truncate(self, sparsity: int, dictionary: torch.Tensor) -> SparseCode:
         r"""
-        The code with only the first `sparsity` atoms of each site, refitted by least squares to what the full code decodes to.
-        The new coefficients are floats: [`DictionaryBottleneck.truncate`] quantises them too.
+        The code with only the first `sparsity` atoms of each site, refitted by least squares to what the full code
+        decodes to. The new coefficients are floats: [`DictionaryBottleneck.truncate`] quantises them too.
 
-        Greedy codes are nested, so that the support is the one a pursuit with this sparsity finds. The refit projects the
-        full reconstruction \(Dγ\), which is exact for least-squares coefficients: the projection of the signal on fewer
-        atoms is the projection of its projection.
+        Greedy codes are nested, so that the support is the one a pursuit with this sparsity finds. The refit projects
+        the full reconstruction \(Dγ\), which is exact for least-squares coefficients: the projection of the signal on
+        fewer atoms is the projection of its projection.
 
         Args:
             sparsity (`int`): Atoms to keep, from 1 to the code's own.
@@ -131,8 +131,8 @@ class SparseCode(Code):
 @dataclass(frozen=True, eq=False)
 class IndexCode(Code):
     """
-    Codeword indices of a batch: one a site for vector quantisation, one a stage for residual quantisation, one a channel for
-    finite scalar quantisation.
+    Codeword indices of a batch: one a site for vector quantisation, one a stage for residual quantisation, one a
+    channel for finite scalar quantisation.
 
     Args:
         indices (`torch.Tensor` of shape `(B, h, w, slots)`): Index of each slot, int64.

@@ -1,9 +1,9 @@
 r"""Uniform quantisation of sparse coefficients.
 
-With n bits a coefficient c of scale a takes one of the 2ⁿ values \(a (2 b + 1 − 2^n) / 2^n\), \(b = 0 … 2^n − 1\): midpoints of 2ⁿ equal cells of
-[−a, a], so that no code point is wasted on a zero that an unused slot already says. Values beyond ±a go to the outermost cell.
-The scale is the 99.5th percentile of |c|, for each depth of the greedy code (its first coefficients are larger than its last)
-or one for all.
+With n bits a coefficient c of scale a takes one of the 2ⁿ values \(a (2 b + 1 − 2^n) / 2^n\), \(b = 0 … 2^n − 1\):
+midpoints of 2ⁿ equal cells of [−a, a], so that no code point is wasted on a zero that an unused slot already says.
+Values beyond ±a go to the outermost cell. The scale is the 99.5th percentile of |c|, for each depth of the greedy code
+(its first coefficients are larger than its last) or one for all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""The bytes around a packed code: what a decoder must know beside its model, and what tells a foreign or damaged file.
+r"""The bytes around a packed code: what a decoder needs beside its model, and how it finds a wrong or damaged file.
 
 One container for the codes of all models. A header of 37 bytes, little-endian, stands before the payload:
 
@@ -11,8 +11,8 @@ One container for the codes of all models. A header of 37 bytes, little-endian, 
 Version 1 is the same without kind 2, and is still read. A patch codec used to write a format of its own, "MBVQ1",
 whose header no checksum covered: a changed byte in it went unseen, so that it is refused.
 
-A header that passes its checksum is not believed either, since anybody can write one. All numbers have ranges, and a
-code that its payload does not pay for is found before memory is taken for it ([`check_sites`]).
+A checksum proves nothing about who wrote a file, so that the header is checked too. All its numbers have ranges, and a
+code of more sites than the reader allows is refused before memory is taken for it ([`check_sites`]).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _check_range(name: str, value: int, low: int, high: int) -> None:
 
 def check_sites(batch: int, grid: tuple[int, int], max_sites: int = MAX_SITES, name: str = "max_sites") -> None:
     """
-    Refuses codes that are larger than their reader wants. The payload alone is no bound: where a site has one possible
+    Refuses codes that are larger than their reader allows. The payload alone is no bound: where a site has one possible
     value it costs no bits, a header of 37 bytes may then name any number of sites, and a decoder's images are larger
     than its codes.
 
@@ -116,12 +116,13 @@ def check_sites(batch: int, grid: tuple[int, int], max_sites: int = MAX_SITES, n
 
 def fingerprint(facts: Any, tensors: Mapping[str, torch.Tensor]) -> int:
     """
-    32 bits that tell a decoder from others, so that it refuses codes that are not its own. They do not depend on the tensors' device, nor on their
-    dtype as long as it holds the same values.
+    32 bits that tell a decoder from others, so that it refuses codes that are not its own. They do not depend on the
+    tensors' device, nor on their dtype as long as it holds the same values.
 
     Args:
         facts (`Any`): Settings that decoding reads; their `repr` counts.
-        tensors (`Mapping[str, torch.Tensor]`): Weights that decoding reads, by name; the order of the names does not count.
+        tensors (`Mapping[str, torch.Tensor]`): Weights that decoding reads, by name; the order of the names does not
+            count.
 
     Returns:
         `int`: A CRC-32, for [`CodeHeader`].

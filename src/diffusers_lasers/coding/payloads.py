@@ -1,8 +1,11 @@
-r"""Codes as bytes, at the bits that their bottlenecks state, and back. No header, no entropy coding: what is written is the nominal rate.
+r"""Codes as bytes, at the bits that their bottlenecks state, and back. No header, no entropy coding: what is written is
+the nominal rate.
 
-An index code is its indices, slots of one alphabet after one another. A sparse code is its supports and then the coefficients of the used slots: as cells of n bits, or as
-float32. Where each depth has a coefficient scale of its own the order of the atoms is part of the code, and supports are sequences. Elsewhere they are
-sets, whose coefficients follow by ascending atom; what comes back has its slots by falling magnitude, which is nearly the order of a greedy pursuit.
+An index code is its indices, slots of one alphabet after one another. A sparse code is its supports and then the
+coefficients of the used slots: as cells of n bits, or as float32. Where each depth has a coefficient scale of its own
+the order of the atoms is part of the code, and supports are sequences. Elsewhere they are sets, whose coefficients
+follow by ascending atom; what comes back has its slots by falling magnitude, which is nearly the order of a greedy
+pursuit.
 """
 
 from __future__ import annotations
@@ -79,18 +82,21 @@ def pack_sparse(
 
     Args:
         indices (`torch.Tensor` of shape `(N, S)`): Atoms, int64, −1 in unused slots, each at most once a row.
-        coefficients (`torch.Tensor` of shape `(N, S)`): Their coefficients: values of float32, or points of the quantiser; 0 in unused slots.
+        coefficients (`torch.Tensor` of shape `(N, S)`): Their coefficients: values of float32, or points of the
+            quantiser; 0 in unused slots.
         atoms (`int`): Number K of atoms.
         ordered (`bool`, defaults to `False`): Whether the order of the slots is kept; unused ones are then the last.
-        scale (`torch.Tensor` of shape `(S,)`, *optional*): Half-widths of the quantiser; needed with `bits`, and all alike without `ordered`.
+        scale (`torch.Tensor` of shape `(S,)`, *optional*): Half-widths of the quantiser; needed with `bits`, and all
+            alike without `ordered`.
         bits (`int`, *optional*): Bits n of a quantised coefficient, 1 to 16. Defaults to `None`: float32.
 
     Returns:
-        `bytes`: At most two bytes more than \(N \log_2 M\) bits of [`functional.count_supports`] and n, or 32, for each used slot.
+        `bytes`: At most two bytes more than \(N \log_2 M\) bits of [`functional.count_supports`] and n, or 32, for each
+        used slot.
 
     Raises:
-        ValueError: If the shapes do not fit, the supports are none of such, the coefficients are not exactly such values, or scales differ where the order
-            is not kept.
+        ValueError: If the shapes do not fit, a support is not valid, a coefficient is neither a float32 nor a point of
+            the quantiser, or scales differ where the order is not kept.
     """
     if coefficients.shape != indices.shape:
         raise ValueError(
@@ -131,7 +137,8 @@ def unpack_sparse(
     bits: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Supports and coefficients from bytes; the inverse of [`pack_sparse`], but for the order of the slots where it is not kept.
+    Supports and coefficients from bytes; the inverse of [`pack_sparse`], but for the order of the slots where it is not
+    kept.
 
     Args:
         data (`bytes`): What was packed.
@@ -139,12 +146,14 @@ def unpack_sparse(
         sparsity (`int`): Slots S a row.
         atoms (`int`): Number K of atoms.
         ordered (`bool`, defaults to `False`): Whether the order was kept.
-        scale (`torch.Tensor` of shape `(S,)`, *optional*): Half-widths of the quantiser; needed with `bits`, and all alike without `ordered`.
+        scale (`torch.Tensor` of shape `(S,)`, *optional*): Half-widths of the quantiser; needed with `bits`, and all
+            alike without `ordered`.
         bits (`int`, *optional*): Bits of a quantised coefficient. Defaults to `None`: float32.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Indices `(N, S)`, int64, −1 in unused slots, which are the last, and coefficients `(N, S)`, of the dtype of
-        `scale`, or float32; on the CPU. Where the order was not kept, by falling magnitude.
+        `tuple[torch.Tensor, torch.Tensor]`: Indices `(N, S)`, int64, −1 in unused slots, which are the last, and
+        coefficients `(N, S)`, of the dtype of `scale`, or float32; on the CPU. Where the order was not kept, by falling
+        magnitude.
 
     Raises:
         ValueError: If there are not exactly the bytes of such a code, or they are none, or a coefficient is not

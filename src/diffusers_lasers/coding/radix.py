@@ -1,13 +1,16 @@
-r"""Numbers from alphabets of any size as bytes, without the fraction of a bit that a field of whole bits wastes on each.
+r"""Numbers from alphabets of any size as bytes, without the fraction of a bit that a field of whole bits wastes on
+each.
 
-n numbers below A take one of \(A^n\) values, \(n \log_2 A\) bits; fields of \(⌈\log_2 A⌉\) bits waste up to one bit each. One number in mixed radix wastes
-nothing, but its arithmetic grows with the square of n. Here two numbers become one below \(A²\), and so on pair by pair. An alphabet that has grown beyond
-2³¹ writes its low bits as they are and goes on with the rest, which is one of
+n numbers below A take one of \(A^n\) values, \(n \log_2 A\) bits; fields of \(⌈\log_2 A⌉\) bits waste up to one bit
+each. One number in mixed radix wastes nothing, but its arithmetic grows with the square of n. Here two numbers become
+one below \(A²\), and so on pair by pair. An alphabet that has grown beyond 2³¹ writes its low bits as they are and goes
+on with the rest, which is one of
 
     A' = ⌈A / 2^b⌉  with  2³⁰ < A' ≤ 2³¹ ,      so that  \(\log_2 (2^b A' / A)\) < 2⁻²⁹ bits  are lost
 
-(the spill of Dodis, Pătraşcu and Thorup, "Changing base without losing space", STOC 2010). All pairs of a round are computed at once. What is left over where
-their number is odd, and at the end, is one number in mixed radix. The result has less than 1 + n / 2²⁸ bits more than \(n \log_2 A\).
+(the spill of Dodis, Pătraşcu and Thorup, "Changing base without losing space", STOC 2010). All pairs of a round are
+computed at once. What is left over where their number is odd, and at the end, is one number in mixed radix. The result
+has less than 1 + n / 2²⁸ bits more than \(n \log_2 A\).
 """
 
 from __future__ import annotations
@@ -29,8 +32,8 @@ def pack_numbers(streams: Sequence[tuple[np.ndarray, int]]) -> bytes:
     Numbers of one or more alphabets as bytes.
 
     Args:
-        streams (`Sequence[tuple[numpy.ndarray, int]]`): Numbers `(n,)` and size A of their alphabet, each from 0 to A − 1; int64, or Python's integers in an
-            array of objects where A is 2⁶³ or more.
+        streams (`Sequence[tuple[numpy.ndarray, int]]`): Numbers `(n,)` and size A of their alphabet, each from 0 to A −
+            1; int64, or Python's integers in an array of objects where A is 2⁶³ or more.
 
     Returns:
         `bytes`: ⌈b / 8⌉ bytes, with b less than \(1 + \sum n / 2^{28}\) bits above \(\sum n \log_2 A\).
@@ -84,7 +87,8 @@ def unpack_numbers(data: bytes, streams: Sequence[tuple[int, int]]) -> list[np.n
         streams (`Sequence[tuple[int, int]]`): How many numbers n there are, and the size A of their alphabet.
 
     Returns:
-        `list[numpy.ndarray]`: Numbers `(n,)` of each stream, int64, or Python's integers in an array of objects where A is 2⁶³ or more.
+        `list[numpy.ndarray]`: Numbers `(n,)` of each stream, int64, or Python's integers in an array of objects where A
+        is 2⁶³ or more.
 
     Raises:
         ValueError: If there are not exactly the bytes of so many numbers, or they are none that [`pack_numbers`] gives.
@@ -131,7 +135,9 @@ def _check_base(base: int) -> None:
 
 
 def _rounds(count: int, base: int) -> list[tuple[int, int, int]]:
-    """Of each round: how many numbers, the low bits that are written of each, and the size of the alphabet that is left."""
+    """
+    Of each round: how many numbers, the low bits that are written of each, and the size of the alphabet that is left.
+    """
     rounds = []
     while count and base > 1:
         power = base.bit_length() - 1

@@ -1,10 +1,13 @@
-r"""Supports as numbers: the enumeration that makes naming a support cost what [`support_bits`] counts, and not a field for each atom.
+r"""Supports as numbers: the enumeration that makes naming a support cost what [`support_bits`] counts, and not a field
+for each atom.
 
-Supports of at most S of K atoms are numbered by their size first. A set of s atoms \(c_1 < … < c_s\) has the number of the combinatorial number system,
+Supports of at most S of K atoms are numbered by their size first. A set of s atoms \(c_1 < … < c_s\) has the number of
+the combinatorial number system,
 
     Σ_i C(c_i, i) ,                                      from 0 to C(K, s) − 1 ,
 
-and a sequence \((k_1, …, k_s)\) of distinct atoms the one of its ranks \(r_i = k_i − |\{j < i : k_j < k_i\}|\) in falling radix,
+and a sequence \((k_1, …, k_s)\) of distinct atoms the one of its ranks \(r_i = k_i − |\{j < i : k_j < k_i\}|\) in
+falling radix,
 
     ((r_1 (K − 1) + r_2) (K − 2) + …) + r_s ,            from 0 to K! / (K − s)! − 1 .
 
@@ -28,21 +31,23 @@ def rank_supports(indices: np.ndarray, atoms: int, ordered: bool = False) -> np.
     Numbers of supports.
 
     Args:
-        indices (`numpy.ndarray` of shape `(N, S)`): Atoms of each support, int64, −1 in unused slots. A set's atoms may stand in any slots; a sequence has its
-            unused slots last.
+        indices (`numpy.ndarray` of shape `(N, S)`): Atoms of each support, int64, −1 in unused slots. A set's atoms may
+            stand in any slots; a sequence has its unused slots last.
         atoms (`int`): Number K of atoms.
         ordered (`bool`, defaults to `False`): Whether supports are sequences, whose order counts, or sets.
 
     Returns:
-        `numpy.ndarray` of shape `(N,)`: Numbers from 0 to `count_supports(atoms, S, ordered)` − 1; int64, or Python's integers in an array of objects where
-        there are 2⁶³ supports or more.
+        `numpy.ndarray` of shape `(N,)`: Numbers from 0 to `count_supports(atoms, S, ordered)` − 1; int64, or Python's
+        integers in an array of objects where there are 2⁶³ supports or more.
 
     Raises:
-        ValueError: If an index is not from −1 to K − 1, an atom stands twice in a support, or an unused slot of a sequence before a used one.
+        ValueError: If an index is not from −1 to K − 1, an atom stands twice in a support, or an unused slot of a
+            sequence before a used one.
     """
     if indices.ndim != 2 or indices.dtype != np.int64 or not 0 <= indices.shape[1] <= atoms:
         raise ValueError(
-            f"`indices` must be int64 of shape (N, S) with S at most {atoms}, got {indices.dtype} of shape {indices.shape}."
+            f"`indices` must be int64 of shape (N, S) with S at most {atoms}, got {indices.dtype} of shape "
+            f"{indices.shape}."
         )
     if indices.size and not (indices.min() >= -1 and indices.max() < atoms):
         raise ValueError(f"`indices` must be from -1 to {atoms - 1}, got {indices.min()} to {indices.max()}.")
@@ -82,7 +87,8 @@ def unrank_supports(numbers: np.ndarray, atoms: int, sparsity: int, ordered: boo
         ordered (`bool`, defaults to `False`): Whether supports are sequences or sets.
 
     Returns:
-        `numpy.ndarray` of shape `(N, S)`: Atoms, int64, of a set in ascending order; −1 in unused slots, which are the last.
+        `numpy.ndarray` of shape `(N, S)`: Atoms, int64, of a set in ascending order; −1 in unused slots, which are the
+        last.
 
     Raises:
         ValueError: If a number is out of range.

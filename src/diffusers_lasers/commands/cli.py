@@ -48,7 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Leaves stderr to errors: libraries warn of packages that no subcommand needs, of arguments of their own, of each new attempt to reach the Hub."""
+    """
+    Leaves stderr to errors: libraries warn of packages that no subcommand needs, of arguments of their own, of each new
+    attempt to reach the Hub.
+    """
     from diffusers.utils import logging
     from huggingface_hub.utils import logging as hub_logging
 

@@ -42,14 +42,16 @@ class DecodeCommand:
         parser.add_argument(
             "target",
             metavar="IMAGE",
-            help="picture to write, whose suffix says the format; for several codes a folder, which gets CODE_FILE.png of each",
+            help="picture to write, whose suffix says the format; for several codes a folder, which gets CODE_FILE.png "
+            "of each",
         )
         add_model_arguments(parser)
         parser.add_argument(
             "--max_pixels",
             type=int,
             metavar="N",
-            help=f"refuse files that name a larger image; default: {MAX_PIXELS}, and the limits of the model's `unpack`",
+            help=f"refuse files that name a larger image; default: {MAX_PIXELS}, and the limits of the model's "
+            "`unpack`",
         )
         parser.add_argument("--reference", metavar="IMAGE", help="also print the PSNR to this image, of one code file")
         parser.set_defaults(command=DecodeCommand)
@@ -79,7 +81,7 @@ class DecodeCommand:
 
     def _decode_file(self, model: Any, source: str, path: Path, reference: torch.Tensor | None, metric: Any) -> None:
         """Writes a code's picture, and says what it cost."""
-        from ..visualization import to_image
+        from ..visualization.image_grids import to_image
 
         data = self._read(source)
         try:
@@ -90,7 +92,8 @@ class DecodeCommand:
         if metric is not None and sample.shape != reference.shape:
             height, width = reference.shape[-2:]
             raise ValueError(
-                f"{self.args.reference} must be as large as the coded image, {sample.shape[3]} × {sample.shape[2]} pixels, it is {width} × {height}."
+                f"{self.args.reference} must be as large as the coded image, {sample.shape[3]} × {sample.shape[2]} "
+                f"pixels, it is {width} × {height}."
             )
         save_image(path, to_image(sample[0]))
         lines = [f"{source} -> {path}", *cost_lines(tuple(sample.shape[-2:]), len(data), nominal)]
@@ -118,7 +121,7 @@ class DecodeCommand:
         """
         import torch
 
-        from ..coding import unpack_container
+        from ..coding.container import unpack_container
 
         header, wanted = unpack_container(data)[0], self.args.max_pixels
         limit = wanted or MAX_PIXELS

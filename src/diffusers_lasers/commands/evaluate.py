@@ -203,7 +203,7 @@ class _Coder:
         model, (height, width) = self.model, images.shape[-2:]
         self.pixels += height * width
         self.bits += model.bits_per_pixel(height, width) * height * width
-        if self.rate is None:  # what its bits pay for: 16 a latent value
+        if self.rate is None:  # without a code: latents in float16, 16 bits a value
             latents = model.encode(images).latents
             stored = latents.half().to(latents.dtype)
             return model.decode(stored, force_not_quantize=True).sample[..., :height, :width]

@@ -1,4 +1,4 @@
-"""What `encode` and `decode` share about files: images as tensors, names of several outputs, and what a code file costs."""
+"""What `encode` and `decode` share: images as tensors, names of several outputs, and what a code file costs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_image(path: str | Path) -> torch.Tensor:
 
 def picture_levels(sample: torch.Tensor) -> torch.Tensor:
     """The 8 bits a channel `(1, 3, H, W)` that a picture of an image `(1, 3, H, W)` in about [-1, 1] holds."""
-    from ..visualization import to_image
+    from ..visualization.image_grids import to_image
 
     return _levels(to_image(sample[0]))
 

@@ -1,14 +1,17 @@
-"""`inspect`: what a saved model is: configuration, parameters, files, rate, dictionary or codebooks; and pictures of them."""
+"""`inspect`: a saved model's configuration, parameters, files, rate, dictionary or codebooks; and pictures of them."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .loading import CODERS, PIPELINE, add_model_arguments, load_model, read_config
 
+
+if TYPE_CHECKING:
+    from torch import nn
 
 EXAMPLE = """example:
   diffusers-lasers inspect outputs/dl --save pictures/
@@ -54,7 +57,6 @@ class InspectCommand:
             facts = pipeline_facts(config, folder)
         else:
             from ..models import bottlenecks
-            from .describe import model_facts
             from .loading import get_device
 
             bases = ("Bottleneck", "IndexBottleneck")
@@ -62,8 +64,6 @@ class InspectCommand:
             model = load_model(*place, get_device(args.device), CODERS + kinds + OTHERS)
             facts = model_facts(model, config) | {"files": file_sizes(folder)}
             if args.save is not None:
-                from .pictures import save_pictures
-
                 facts["pictures"] = save_pictures(model, Path(args.save), args.map)
         if args.json:
             print(json.dumps(facts, indent=2, default=str))
@@ -74,6 +74,60 @@ class InspectCommand:
 def file_sizes(folder: Path) -> dict[str, int]:
     """Bytes of the files of a folder, without its subfolders."""
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def model_facts(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    """Class, configuration and size of a model, and what it says of itself."""
+    return {
+        "class": type(model).__name__,
+        "config": {name: value for name, value in config.items() if not name.startswith("_")},
+        "parameters": sizes(model),
+        **(model.summary() if hasattr(model, "summary") else {}),
+    }
+
+
+def sizes(model: nn.Module) -> dict[str, Any]:
+    """Numbers of learned parameters, and of these and buffers, in all and by part."""
+    parts = {name: _count(part) for name, part in model.named_children()}
+    own = {name: value.numel() for name, value in model.named_parameters(recurse=False)}
+    own |= {name: value.numel() for name, value in model.named_buffers(recurse=False)}
+    return {"learned": sum(p.numel() for p in model.parameters()), "all": _count(model), "parts": parts | own}
+
+
+def _count(module: nn.Module) -> int:
+    return sum(value.numel() for value in (*module.parameters(), *module.buffers()))
+
+
+def save_pictures(model: nn.Module, folder: Path, method: str) -> list[str]:
+    """
+    Writes the pictures that a model makes of itself.
+
+    Args:
+        model (`torch.nn.Module`): The model.
+        folder (`Path`): Where to; made if it is missing.
+        method (`str`): `"pca"` or `"umap"`: how atoms are laid out.
+
+    Returns:
+        `list[str]`: The files.
+
+    Raises:
+        ValueError: If the model makes none. ImportError: If matplotlib or umap-learn is missing.
+    """
+    from PIL import Image
+
+    from ..utils.files import save_image
+    from ..visualization import save_figure
+
+    pictures = model.pictures(method) if hasattr(model, "pictures") else {}
+    if not pictures:
+        raise ValueError(f"This {type(model).__name__} has no dictionary and no codebook to make pictures of.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        if isinstance(picture, Image.Image):
+            save_image(folder / name, picture)
+        else:
+            save_figure(picture, folder / name)
+    return [str(folder / name) for name in pictures]
 
 
 def pipeline_facts(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -131,7 +131,8 @@ def load_model(
         The model, in evaluation mode.
 
     Raises:
-        ValueError: If there is none, it is of another class, or it cannot be loaded. ImportError: If a package is missing.
+        ValueError: If there is none, it is of another class, or it cannot be loaded. ImportError: If a package is
+            missing.
     """
     import diffusers
 

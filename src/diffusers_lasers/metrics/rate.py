@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from ..coding import Code, Coder, quantize_coefficients
+from ..coding import Code, Coder
+from ..coding.coefficients import quantize_coefficients
 from ..functional.rates import entropy
 from ..utils.import_utils import requires
 from .states import keep_apart

@@ -1,11 +1,13 @@
-r"""The denoiser of diffusion on codebook indices: diffusers' `UNet2DModel` with an input and an output for them (Scribano et al., 2023, sections 3.2 and 4.2).
+r"""The denoiser of diffusion on codebook indices: diffusers' `UNet2DModel` with an input and an output for them
+(Scribano et al., 2023, sections 3.2 and 4.2).
 
     parameterization   input                               output
     categorical        numbers z_t (B, c̄, h, w)            logits (B, c̄, |C|, h, w)            eqs 20–25
     continuous         numbers z_t (B, c̄, h, w)            noise (B, c̄, h, w)                  eq 4
     discrete           indices, |C| is the mask            logits (B, c̄, |C|, h, w)            D3PM, the baseline
 
-Everything between is the same network. Self-conditioning (Chen et al., 2023) adds c̄ channels with the last estimate of z_0, zero where there is none.
+Everything between is the same network. Self-conditioning (Chen et al., 2023) adds c̄ channels with the last estimate of
+z_0, zero where there is none.
 """
 
 from __future__ import annotations
@@ -62,12 +64,14 @@ class CategoricalUNet2DModel(LasersModelMixin, ModelMixin, ConfigMixin):
     Args:
         num_slots (`int`, defaults to 6): Indices c̄ of a site.
         num_codewords (`int`, defaults to 256): Codewords |C| of each slot.
-        parameterization (`str`, defaults to `"categorical"`): `"categorical"`, `"continuous"` or `"discrete"`, see above.
+        parameterization (`str`, defaults to `"categorical"`): `"categorical"`, `"continuous"` or `"discrete"`, see
+            above.
         self_conditioning (`bool`, defaults to `False`): Whether the last estimate of z_0 is an input.
         sample_size (`int`, *optional*): Sites down and across that pipelines make by default. Any size works.
         block_out_channels (`tuple[int, ...]`, defaults to `(64, 128)`): Channels of the stages.
         layers_per_block (`int`, defaults to 1): Residual blocks of a stage.
-        attention (`str`, defaults to `"middle"`): `"middle"`: between down and up alone, as in the paper; `"low"`: also in the lowest stage.
+        attention (`str`, defaults to `"middle"`): `"middle"`: between down and up alone, as in the paper; `"low"`: also
+            in the lowest stage.
         attention_head_dim (`int`, defaults to 32): Channels of a head.
         embedding_dim (`int`, defaults to 16): Channels of an index's embedding, for `"discrete"`.
         norm_num_groups (`int`, defaults to 32): Groups of the normalisations.
@@ -176,14 +180,16 @@ class CategoricalUNet2DModel(LasersModelMixin, ModelMixin, ConfigMixin):
         Logits of the clean indices, or the noise.
 
         Args:
-            sample (`torch.Tensor` of shape `(B, c̄, h, w)`): z_t as numbers, or indices as int64, which count as their numbers in [-1, 1]. For
-                `"discrete"` indices, of which |C| is the mask.
+            sample (`torch.Tensor` of shape `(B, c̄, h, w)`): z_t as numbers, or indices as int64, which count as their
+                numbers in [-1, 1]. For `"discrete"` indices, of which |C| is the mask.
             timestep (`torch.Tensor` of shape `(B,)` or a number): t.
-            self_condition (`torch.Tensor` of shape `(B, c̄, h, w)`, *optional*): The last estimate of z_0 as numbers. Defaults to zeros.
+            self_condition (`torch.Tensor` of shape `(B, c̄, h, w)`, *optional*): The last estimate of z_0 as numbers.
+                Defaults to zeros.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
         Returns:
-            [`CategoricalUNet2DOutput`] or `tuple`: Logits `(B, c̄, |C|, h, w)`; for `"continuous"` the noise `(B, c̄, h, w)`.
+            [`CategoricalUNet2DOutput`] or `tuple`: Logits `(B, c̄, |C|, h, w)`; for `"continuous"` the noise
+            `(B, c̄, h, w)`.
 
         Raises:
             ValueError: If the shapes or dtypes do not fit.
@@ -193,17 +199,18 @@ class CategoricalUNet2DModel(LasersModelMixin, ModelMixin, ConfigMixin):
             raise ValueError(f"`sample` must have shape (batch, {slots}, h, w), got {tuple(sample.shape)}.")
         if self_condition is not None and (not self.config.self_conditioning or self_condition.shape != sample.shape):
             raise ValueError(
-                f"`self_condition` must have the shape of `sample`, {tuple(sample.shape)}, and needs a model with self_conditioning, got "
+                f"`self_condition` must have the shape of `sample`, {tuple(sample.shape)}, and needs a model with "
+                "self_conditioning, got "
                 f"{tuple(self_condition.shape)} and self_conditioning={self.config.self_conditioning}."
             )
-        whole = not sample.is_floating_point()
+        are_indices = not sample.is_floating_point()
         if self.token_embedding is not None:
-            if not whole:
+            if not are_indices:
                 raise ValueError(f"`sample` must be int64 indices for 'discrete', got {sample.dtype}.")
             first = (codewords + 1) * torch.arange(slots, device=sample.device).view(1, -1, 1, 1)
             features = self.token_embedding(sample + first).permute(0, 1, 4, 2, 3).flatten(1, 2)  # (B, c̄ e, h, w)
         else:
-            features = index_to_number(sample, codewords) if whole else sample
+            features = index_to_number(sample, codewords) if are_indices else sample
         features = features.to(self.unet.dtype)
         if self.config.self_conditioning:
             last = torch.zeros(sample.shape, device=sample.device) if self_condition is None else self_condition

@@ -1,4 +1,5 @@
-r"""The refiner of decoded samples (Scribano et al., 2023, section 4.2.2): a small U-Net that repairs images whose codes are slightly wrong.
+r"""The refiner of decoded samples (Scribano et al., 2023, section 4.2.2): a small U-Net that repairs images whose codes
+are slightly wrong.
 
     x̂ = x_n + U(x_n),    x_n = D(E(x) + noise)
 

@@ -1,7 +1,8 @@
-r"""PatchGAN (Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017): the discriminator of DL-GAN.
+r"""PatchGAN (Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017): the
+discriminator of DL-GAN.
 
-LASERS (2024), section 3.4, takes it over from VQ-GAN. Each logit judges one patch of the image; with three strided layers the patch is
-70 × 70 pixels. The last layer gives logits: the hinge loss wants no sigmoid behind it.
+LASERS (2024), section 3.4, takes it over from VQ-GAN. Each logit judges one patch of the image; with three strided
+layers the patch is 70 × 70 pixels. The last layer gives logits, which the hinge loss takes without a sigmoid.
 """
 
 from __future__ import annotations
@@ -43,11 +44,14 @@ class PatchDiscriminator(LasersModelMixin, ModelMixin, ConfigMixin):
 
     Args:
         in_channels (`int`, defaults to 3): Channels of the images.
-        base_channels (`int`, defaults to 64): Channels of the first layer; each further one doubles them, up to eight times.
+        base_channels (`int`, defaults to 64): Channels of the first layer; each further one doubles them, up to eight
+            times.
         num_layers (`int`, defaults to 3): Strided layers; 3 gives the 70 × 70 PatchGAN.
-        norm_type (`str`, defaults to `"group"`): `"group"` judges each image alone; `"batch"` is the original, whose statistics mix the images of
-            a batch and, over several processes, need `torch.nn.SyncBatchNorm`; `"none"` has no normalisation.
-        norm_num_groups (`int`, defaults to 32): Groups of `"group"`; must divide the channels of every layer but the first.
+        norm_type (`str`, defaults to `"group"`): `"group"` judges each image alone; `"batch"` is the original, whose
+            statistics mix the images of a batch and, over several processes, need `torch.nn.SyncBatchNorm`; `"none"`
+            has no normalisation.
+        norm_num_groups (`int`, defaults to 32): Groups of `"group"`; must divide the channels of every layer but the
+            first.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -132,7 +136,8 @@ class PatchDiscriminator(LasersModelMixin, ModelMixin, ConfigMixin):
         channels, least = self.config.in_channels, self.smallest_size
         if images.ndim != 4 or images.shape[1] != channels or min(images.shape[-2:]) < least:
             raise ValueError(
-                f"`images` must have shape (batch, {channels}, height, width) with sides of at least {least}, got {tuple(images.shape)}."
+                f"`images` must have shape (batch, {channels}, height, width) with sides of at least {least}, got "
+                f"{tuple(images.shape)}."
             )
         logits = self.layers(images)
         return PatchDiscriminatorOutput(logits=logits) if return_dict else (logits,)

@@ -5,9 +5,9 @@ from .data.degraded_inputs import Degradation
 from .data.image_dataset import ImageDataset
 from .data.sampling import StreamSampler
 from .data.streaming import ImageStream
-from .dictionary.block_coordinate import BlockCoordinateUpdate
-from .dictionary.maintenance import DictionaryUpkeep
-from .dictionary.retrofit import fit_bottleneck
+from .dictionaries.block_coordinate import BlockCoordinateUpdate
+from .dictionaries.maintenance import DictionaryUpkeep
+from .dictionaries.retrofit import fit_bottleneck
 from .objectives.adversarial import AdversarialObjective, LeCamRegularizer
 from .objectives.index_diffusion import IndexDiffusionObjective
 from .objectives.reconstruction import ReconstructionLoss

@@ -8,7 +8,14 @@ import torch
 import torch.distributed as dist
 
 
-__all__ = ["all_gather", "all_reduce_max", "all_reduce_sum", "broadcast", "rank_and_world_size", "settle"]
+__all__ = [
+    "all_gather",
+    "all_reduce_max",
+    "all_reduce_sum",
+    "broadcast",
+    "rank_and_world_size",
+    "wait_after_collectives",
+]
 
 
 def _active() -> bool:
@@ -25,7 +32,7 @@ def rank_and_world_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if _active() else (0, 1)
 
 
-def settle(seconds: float = 0.2) -> None:
+def wait_after_collectives(seconds: float = 0.2) -> None:
     """
     Waits after the last collective operation of a run, before its process group is destroyed.
 

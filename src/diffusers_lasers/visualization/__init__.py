@@ -2,9 +2,9 @@
 
 from .atom_figures import atom_map, atom_tiles, coherence_histogram, usage_histogram
 from .curves import rate_distortion, training_curves
-from .figures import new_figure, save_figure
-from .image_grids import image_grid, to_image
-from .latents import component_grid, first_component, support_map
+from .figures import save_figure
+from .image_grids import image_grid
+from .latents import component_grid, support_map
 
 
 __all__ = [
@@ -12,13 +12,10 @@ __all__ = [
     "atom_tiles",
     "coherence_histogram",
     "component_grid",
-    "first_component",
     "image_grid",
-    "new_figure",
     "rate_distortion",
     "save_figure",
     "support_map",
-    "to_image",
     "training_curves",
     "usage_histogram",
 ]

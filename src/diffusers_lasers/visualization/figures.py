@@ -74,7 +74,7 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 120) -> None
     Args:
         figure (`matplotlib.figure.Figure`): The figure.
         path (`str` or `os.PathLike`): The file, `.png`, `.pdf` or `.svg`, in an existing folder. It is written by
-            [`utils.atomic_file`].
+            [`utils.files.atomic_file`].
         dpi (`int`, defaults to 120): Pixels per inch of a PNG, at least 1.
 
     Raises:

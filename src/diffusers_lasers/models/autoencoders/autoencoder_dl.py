@@ -2,27 +2,27 @@ r"""The dictionary-learning autoencoder of LASERS (2024): encoder, bottleneck, d
 
     x ─ encoder → z_e ─ bottleneck → ẑ_e ─ decoder → x̂
 
-One encoder and decoder serve every bottleneck (dictionary, VQ, residual VQ, FSQ, none), so that they can be compared at equal
-network and equal rate. As in diffusers' `VQModel`, `encode` gives the latents *before* the bottleneck and `decode` takes such
-latents through it, so that a stock pipeline's latents are coded on their way to the image; `encode_to_code` and
-`decode_from_code` give and take the code itself.
+One encoder and decoder serve every bottleneck (dictionary, VQ, residual VQ, FSQ, none), so that they can be compared at
+equal network and equal rate. As in diffusers' `VQModel`, `encode` gives the latents *before* the bottleneck and
+`decode` takes such latents through it, so that a stock pipeline's latents are coded on their way to the image;
+`encode_to_code` and `decode_from_code` give and take the code itself.
 """
 
 from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.activations import ACT2CLS
-from diffusers.models.autoencoders.vae import AutoencoderMixin, Decoder, DecoderOutput, Encoder
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch.nn import functional as F
 
-from ...coding import Code, Coder
+from ...coding import Code
 from ...functional.images.patch_signals import patch_grid
 from ...utils import config_checks as checks
 from ...utils.model_loading import LasersModelMixin
@@ -34,8 +34,9 @@ from ..bottlenecks import (
     ResidualVQBottleneck,
     VectorQuantizerBottleneck,
 )
-from .light import LightDecoder, LightEncoder
-from .tiling import tiled_map
+from ..image_coder import ImageCoder
+from .networks import build_networks
+from .tiling import TiledNetworks
 
 
 __all__ = ["AutoencoderDL", "AutoencoderDLEncoderOutput", "AutoencoderDLOutput"]
@@ -48,8 +49,8 @@ BOTTLENECKS = {
     "none": IdentityBottleneck,
 }
 
-# The bottleneck of LASERS as its text has it, and with coefficients of a stated rate (docs: conceptual/design). How the two
-# differ in training is the training script's matter.
+# The bottleneck of LASERS as its text has it, and with coefficients of a stated rate (docs: conceptual/design). How the
+# two differ in training is the training script's matter.
 PRESETS = {
     "paper": {"bottleneck_config": {"num_atoms": 512, "sparsity": 5, "patch_size": 1}},
     "corrected": {"bottleneck_config": {"num_atoms": 512, "sparsity": 5, "patch_size": 1, "coefficient_bits": 8}},
@@ -75,7 +76,8 @@ class AutoencoderDLOutput(BaseOutput):
 
     Args:
         sample (`torch.Tensor` of shape `(B, out_channels, H, W)`): Reconstruction.
-        loss (`torch.Tensor`): Weighted bottleneck losses (LASERS, 2024, second and third term of eqs 3 and 13), 0-dimensional.
+        loss (`torch.Tensor`): Weighted bottleneck losses (LASERS, 2024, second and third term of eqs 3 and 13),
+            0-dimensional.
         commitment_loss (`torch.Tensor`): Commitment loss, unweighted and without gradient.
         codebook_loss (`torch.Tensor`): Dictionary or codebook loss, unweighted and without gradient.
         latents (`torch.Tensor` of shape `(B, latent_channels, h, w)`): Latents before the bottleneck, z_e.
@@ -92,23 +94,25 @@ class AutoencoderDLOutput(BaseOutput):
     code: Code | None = None
 
 
-class AutoencoderDL(LasersModelMixin, Coder, ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""
     An autoencoder whose latents are coded by a learned dictionary (DL-VAE of LASERS, 2024) or by a baseline bottleneck.
 
-    Images are `(B, in_channels, H, W)` in [−1, 1], of any size: they are padded to a multiple of the downsampling factor
-    2^(len(`block_out_channels`) − 1) by repeating their edge, and reconstructions are cropped back.
+    Images are `(B, in_channels, H, W)` in [−1, 1], of any size: they are padded to a multiple of the downsampling
+    factor 2^(len(`block_out_channels`) − 1) by repeating their edge, and reconstructions are cropped back.
 
     Args:
         in_channels (`int`, defaults to 3): Channels of the images.
         out_channels (`int`, defaults to 3): Channels of the reconstructions.
-        backbone (`str`, defaults to `"light"`): Encoder and decoder: `"light"` (LASERS, section 5) or `"diffusers"` (the blocks of
-            `AutoencoderKL`, with group norm and attention).
-        block_out_channels (`tuple[int, ...]`, defaults to `(64, 128, 128)`): Widths from fine to coarse; each but the last is halved after.
+        backbone (`str`, defaults to `"light"`): Encoder and decoder: `"light"` (LASERS, section 5) or `"diffusers"`
+            (the blocks of `AutoencoderKL`, with group norm and attention).
+        block_out_channels (`tuple[int, ...]`, defaults to `(64, 128, 128)`): Widths from fine to coarse; each but the
+            last is halved after.
         layers_per_block (`int`, defaults to 2): Residual blocks (of each resolution in `"diffusers"`).
         residual_channels (`int`, defaults to 32): Channels inside a residual block of `"light"`.
         latent_channels (`int`, defaults to 16): Channels L of the latents.
-        bottleneck_type (`str`, defaults to `"dictionary"`): `"dictionary"`, `"vq"`, `"residual_vq"`, `"fsq"` or `"none"`.
+        bottleneck_type (`str`, defaults to `"dictionary"`): `"dictionary"`, `"vq"`, `"residual_vq"`, `"fsq"` or
+            `"none"`.
         bottleneck_config (`dict`, *optional*): Arguments of the bottleneck's class, without `latent_channels`.
         act_fn (`str`, defaults to `"silu"`): Activation of `"diffusers"`.
         norm_num_groups (`int`, defaults to 32): Groups of its group norm.
@@ -180,63 +184,19 @@ class AutoencoderDL(LasersModelMixin, Coder, ModelMixin, AutoencoderMixin, Confi
                 f"`bottleneck_config` must hold arguments of {BOTTLENECKS[bottleneck_type].__name__}, among {known}, "
                 f"got {sorted(arguments)}."
             )
-        ends = (max(in_channels, latent_channels), max(out_channels, latent_channels))
-        checks.check_size(
-            checks.unet_values(block_out_channels, layers_per_block, *ends),
-            2 * 10 * layers_per_block * block_out_channels[-1] * residual_channels,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            latent_channels=latent_channels,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            residual_channels=residual_channels,
-        )
-        if backbone == "light":
-            shape = (block_out_channels, layers_per_block, residual_channels)
-            self.encoder = LightEncoder(in_channels, latent_channels, *shape)
-            self.decoder = LightDecoder(latent_channels, out_channels, *shape)
-        else:
-            checks.check_groups(norm_num_groups, block_out_channels)
-            if layers_per_block < 1:
-                raise ValueError("`layers_per_block` must be at least 1 for the backbone 'diffusers', got 0.")
-            shared = {
-                "block_out_channels": tuple(block_out_channels),
-                "act_fn": act_fn,
-                "norm_num_groups": norm_num_groups,
-                "mid_block_add_attention": mid_block_add_attention,
-            }
-            blocks = len(block_out_channels)
-            self.encoder = Encoder(
-                in_channels,
-                latent_channels,
-                down_block_types=("DownEncoderBlock2D",) * blocks,
-                layers_per_block=layers_per_block,
-                double_z=False,
-                **shared,
-            )
-            self.decoder = Decoder(
-                latent_channels,
-                out_channels,
-                up_block_types=("UpDecoderBlock2D",) * blocks,
-                layers_per_block=layers_per_block,
-                **shared,
-            )
+        self.encoder, self.decoder = build_networks(self.config)
         self.bottleneck = BOTTLENECKS[bottleneck_type](latent_channels=latent_channels, **arguments)
-
-        self.use_slicing = False
-        self.use_tiling = False
-        self.tile_sample_min_size = 512
-        self.tile_overlap_factor = 0.25
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> AutoencoderDL:
         """
-        A new model with the settings of LASERS: `"paper"` as its text has them (512 atoms, 5 a site, float32 coefficients), or
-        `"corrected"` with coefficients of 8 bits: 198 and 85 bits a site.
+        A new model with the settings of LASERS: `"paper"` as its text has them (512 atoms, 5 a site, float32
+        coefficients), or `"corrected"` with coefficients of 8 bits: 198 and 85 bits a site.
 
         Args:
             name (`str`): `"paper"` or `"corrected"`.
-            **overrides: Arguments of the class that replace the preset's; those in `bottleneck_config` are merged into it.
+            **overrides: Arguments of the class that replace the preset's; those in `bottleneck_config` are merged into
+            it.
 
         Returns:
             [`AutoencoderDL`]: A model with random weights.
@@ -263,23 +223,15 @@ class AutoencoderDL(LasersModelMixin, Coder, ModelMixin, AutoencoderMixin, Confi
 
     @property
     def last_layer(self) -> torch.nn.Parameter:
-        """Weight of the decoder's last layer, at which the adaptive weight of LASERS (2024), eq 16, compares gradients."""
+        """
+        Weight of the decoder's last layer, at which the adaptive weight of LASERS (2024), eq 16, compares gradients.
+        """
         return (self.decoder.up[-1] if self.config.backbone == "light" else self.decoder.conv_out).weight
 
-    def bits_per_pixel(self, height: int, width: int) -> float:
-        """
-        Nominal rate of an image's code.
-
-        Args:
-            height (`int`): Pixels down.
-            width (`int`): Pixels across.
-
-        Returns:
-            `float`: Bits of the code divided by `height · width`; `bottleneck_type="none"` counts 16 bits a latent value.
-        """
-        factor = self.downsampling_factor
-        rows, columns = patch_grid(*patch_grid(height, width, factor), self.bottleneck.patch_size)
-        return rows * columns * self.bits_per_site / (height * width)
+    @property
+    def pixels_per_site(self) -> int:
+        """Image pixels a site of the code, along each side."""
+        return self.downsampling_factor * self.bottleneck.patch_size
 
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderDLEncoderOutput | tuple[torch.Tensor]:
@@ -311,7 +263,8 @@ class AutoencoderDL(LasersModelMixin, Coder, ModelMixin, AutoencoderMixin, Confi
             z (`torch.Tensor` of shape `(B, latent_channels, h, w)`): Latents, as `encode` gives them.
             force_not_quantize (`bool`, defaults to `False`): Whether to skip the bottleneck.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
-            generator (`torch.Generator`, *optional*): Taken for compatibility with pipelines; decoding is deterministic.
+            generator (`torch.Generator`, *optional*): Taken for compatibility with pipelines; decoding is
+                deterministic.
 
         Returns:
             `DecoderOutput` or `tuple`: Images `(B, out_channels, f·h, f·w)`.
@@ -424,38 +377,26 @@ class AutoencoderDL(LasersModelMixin, Coder, ModelMixin, AutoencoderMixin, Confi
         self.register_to_config(bottleneck_config=now)
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
 
-    def _sliced(self, function, sample: torch.Tensor) -> torch.Tensor:
-        """Applies `function` to one sample of the batch at a time where slicing is on."""
-        if self.use_slicing and sample.shape[0] > 1:
-            return torch.cat([function(part) for part in sample.split(1)])
-        return function(sample)
+    def summary(self) -> dict[str, Any]:
+        """Geometry and rate, at `sample_size`, and the summary of the bottleneck; see [`Coder.summary`]."""
+        size, side = self.config.sample_size, self.pixels_per_site
+        rate = {
+            "downsampling_factor": self.downsampling_factor,
+            "pixels_per_site": f"{side} × {side}",
+            "sample_size": size,
+            "bits_per_pixel": self.bits_per_pixel(size, size),
+            "compression_ratio": 24 / self.bits_per_pixel(size, size),
+        }
+        bottleneck = {"type": self.config.bottleneck_type} | self.bottleneck.summary()["bottleneck"]
+        return {"rate": rate, "bottleneck": bottleneck}
 
-    def _encode(self, sample: torch.Tensor) -> torch.Tensor:
-        factor = self.downsampling_factor
-        height, width = sample.shape[-2:]
-        pad = (0, -width % factor, 0, -height % factor)
-        if any(pad):
-            sample = F.pad(sample, pad, mode="replicate")
-        if self.use_tiling and max(sample.shape[-2:]) > self.tile_sample_min_size:
-            return self._tiled(self.encoder, sample, factor, (1, factor))
-        return self.encoder(sample)
+    def pictures(self, method: str = "pca") -> dict[str, Any]:
+        """Those of the bottleneck; see [`Coder.pictures`]."""
+        return self.bottleneck.pictures(method)
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        latents = latents.to(self.dtype)
-        if self.use_tiling and max(latents.shape[-2:]) * self.downsampling_factor > self.tile_sample_min_size:
-            return self._tiled(self.decoder, latents, 1, (self.downsampling_factor, 1))
-        return self.decoder(latents)
-
-    def _tiled(self, network, sample: torch.Tensor, positions: int, scale: tuple[int, int]) -> torch.Tensor:
-        """Runs a network in tiles; `positions` input positions make one latent position."""
-        tile = self.tile_sample_min_size // self.downsampling_factor
-        # Reach of the light networks in latent positions: residual blocks, the 3×3 convolution, the strided ones.
-        margin = self.config.layers_per_block + 4
-        overlap = max(int(tile * self.tile_overlap_factor), 2 * margin + 1)
-        if overlap >= tile:
+    def _check_has_indices(self) -> None:
+        if self.config.bottleneck_type not in ("vq", "residual_vq"):
             raise ValueError(
-                f"`tile_sample_min_size` must be more than {overlap * self.downsampling_factor} pixels, of which "
-                f"neighbouring tiles share at least {2 * margin + 1} latent positions, got {self.tile_sample_min_size}."
+                "An autoencoder's `bottleneck_type` must be 'vq' or 'residual_vq' to have indices, got "
+                f"{self.config.bottleneck_type!r}."
             )
-        sizes = {"tile": tile * positions, "overlap": overlap * positions, "margin": margin * positions}
-        return tiled_map(network, sample, **sizes, scale=scale, multiple=positions)

@@ -1,13 +1,16 @@
 r"""Latents of diffusers' autoencoders, on the scale that their denoisers see.
 
-Autoencoders of diffusers differ in how they return latents and in how pipelines scale them. Where the pipeline scales, from the autoencoder's config, a denoiser sees
+Autoencoders of diffusers differ in how they return latents and in how pipelines scale them. Where the pipeline scales,
+from the autoencoder's config, a denoiser sees
 
-    (z − m) / s           with `latents_mean` m and `latents_std` s in the config (times `scaling_factor`, as SDXL's pipeline has it),
+    (z − m) / s           with `latents_mean` m and `latents_std` s in the config, times `scaling_factor`,
     (z − b) · a           with `shift_factor` b (or 0) and `scaling_factor` a (or 1) otherwise.
 
-A bottleneck that stands between denoiser and decoder codes those. An autoencoder with a bottleneck of its own (`VQModel`, [`AutoencoderDL`]) is read before
-it and, where another one takes its place, decoded without it. Tested with `AutoencoderKL`, `AutoencoderTiny`, `AutoencoderDC`, `VQModel` and [`AutoencoderDL`]; Stable
-Diffusion's own pipeline ignores `shift_factor`, which its checkpoints do not have, and an autoencoder that scales by itself (`AutoencoderRAE`) would be scaled twice.
+A bottleneck that stands between denoiser and decoder codes those. An autoencoder with a bottleneck of its own
+(`VQModel`, [`AutoencoderDL`]) is read before it and, where another one takes its place, decoded without it. Tested with
+`AutoencoderKL`, `AutoencoderTiny`, `AutoencoderDC`, `VQModel` and [`AutoencoderDL`]; Stable Diffusion's own pipeline
+ignores `shift_factor`, which its checkpoints do not have, and an autoencoder that scales by itself (`AutoencoderRAE`)
+would be scaled twice.
 """
 
 from __future__ import annotations
@@ -52,7 +55,8 @@ def encode_latents(autoencoder: ModelMixin, pixel_values: torch.Tensor) -> torch
     Latents of images, on the denoiser's scale. Of a distribution they are its mode.
 
     Args:
-        autoencoder (`ModelMixin`): An autoencoder of images: `AutoencoderKL`, `AutoencoderTiny`, `VQModel`, `AutoencoderDC`, [`AutoencoderDL`], …
+        autoencoder (`ModelMixin`): An autoencoder of images: `AutoencoderKL`, `AutoencoderTiny`, `VQModel`,
+            `AutoencoderDC`, [`AutoencoderDL`], …
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Images in [−1, 1].
 
     Returns:

@@ -1,8 +1,8 @@
 """The light convolutional encoder and decoder of LASERS (2024), section 5, after VQ-VAE (van den Oord et al., 2017).
 
-Encoder: a 4×4 convolution of stride 2 for each halving, a 3×3 convolution, then residual blocks (ReLU, 3×3, ReLU, 1×1). The decoder
-mirrors it with transposed convolutions. There is no normalisation and no attention, so that an output pixel depends on a
-bounded neighbourhood of the input and tiled processing can be exact.
+Encoder: a 4×4 convolution of stride 2 for each halving, a 3×3 convolution, then residual blocks (ReLU, 3×3, ReLU, 1×1).
+The decoder mirrors it with transposed convolutions. There is no normalisation and no attention, so that an output pixel
+depends on a bounded neighbourhood of the input and tiled processing can be exact.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class _Checkpointed(nn.Module):
 
 class LightEncoder(_Checkpointed):
     """
-    Halves an image once for each of `block_out_channels` but the last, which is the width of the blocks at the final resolution.
+    Halves an image once for each of `block_out_channels` but the last, which is the width of the blocks at the final
+    resolution.
 
     Args:
         in_channels (`int`): Channels of the image.

@@ -1,8 +1,9 @@
-r"""Tiled processing: apply a local map to overlapping tiles and merge the results.
+r"""Large images and batches in parts: networks are applied to overlapping tiles, or to one image at a time, and merged.
 
-Each tile's output is weighted by a trapezoid that is 0 within `margin` of an inner edge of the tile, where the map saw padding
-instead of the neighbour, and rises linearly from there. Where the map's receptive field stays within `margin` (the light
-networks) the merged result equals the untiled one; elsewhere (group norm, attention) the ramps hide the seams.
+Each tile's output is weighted by a trapezoid that is 0 within `margin` of an inner edge of the tile, where the map saw
+padding instead of the neighbour, and rises linearly from there. Where the map's receptive field stays within `margin`
+(the light networks) the merged result equals the untiled one; elsewhere (group norm, attention) the ramps hide the
+seams.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional as F
 
 
 __all__ = ["tiled_map"]
@@ -76,3 +78,56 @@ def _weights(size: int, inner_start: bool, inner_end: bool, overlap: int, margin
     if inner_end:
         weight = torch.minimum(weight, ((size - position - margin) / ramp).clamp(0, 1))
     return weight
+
+
+class TiledNetworks:
+    """
+    Base of [`AutoencoderDL`], whose `encoder` and `decoder` it runs in parts where that is switched on.
+
+    Attributes:
+        use_slicing (`bool`): Whether the images of a batch are processed one after the other.
+        use_tiling (`bool`): Whether images larger than a tile are processed in tiles.
+        tile_sample_min_size (`int`): Side of a tile, in pixels.
+        tile_overlap_factor (`float`): Share of a tile that it has in common with its neighbour.
+    """
+
+    use_slicing = False
+    use_tiling = False
+    tile_sample_min_size = 512
+    tile_overlap_factor = 0.25
+
+    def _sliced(self, function: Callable, sample: torch.Tensor) -> torch.Tensor:
+        """Applies `function` to one sample of the batch at a time where slicing is on."""
+        if self.use_slicing and sample.shape[0] > 1:
+            return torch.cat([function(part) for part in sample.split(1)])
+        return function(sample)
+
+    def _encode(self, sample: torch.Tensor) -> torch.Tensor:
+        factor = self.downsampling_factor
+        height, width = sample.shape[-2:]
+        pad = (0, -width % factor, 0, -height % factor)
+        if any(pad):
+            sample = F.pad(sample, pad, mode="replicate")
+        if self.use_tiling and max(sample.shape[-2:]) > self.tile_sample_min_size:
+            return self._tiled(self.encoder, sample, factor, (1, factor))
+        return self.encoder(sample)
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        latents = latents.to(self.dtype)
+        if self.use_tiling and max(latents.shape[-2:]) * self.downsampling_factor > self.tile_sample_min_size:
+            return self._tiled(self.decoder, latents, 1, (self.downsampling_factor, 1))
+        return self.decoder(latents)
+
+    def _tiled(self, network: Callable, sample: torch.Tensor, positions: int, scale: tuple[int, int]) -> torch.Tensor:
+        """Runs a network in tiles; `positions` input positions make one latent position."""
+        tile = self.tile_sample_min_size // self.downsampling_factor
+        # Reach of the light networks in latent positions: residual blocks, the 3×3 convolution, the strided ones.
+        margin = self.config.layers_per_block + 4
+        overlap = max(int(tile * self.tile_overlap_factor), 2 * margin + 1)
+        if overlap >= tile:
+            raise ValueError(
+                f"`tile_sample_min_size` must be more than {overlap * self.downsampling_factor} pixels, of which "
+                f"neighbouring tiles share at least {2 * margin + 1} latent positions, got {self.tile_sample_min_size}."
+            )
+        sizes = {"tile": tile * positions, "overlap": overlap * positions, "margin": margin * positions}
+        return tiled_map(network, sample, **sizes, scale=scale, multiple=positions)

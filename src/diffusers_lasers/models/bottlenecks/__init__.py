@@ -1,10 +1,10 @@
 """Bottlenecks: what stands between an encoder and a decoder, and what its code costs in bits."""
 
-from .base import Bottleneck, BottleneckOutput
-from .dictionary import DictionaryBottleneck
+from .bottleneck import Bottleneck, BottleneckOutput
+from .dictionary_bottleneck import DictionaryBottleneck
 from .fsq import FSQBottleneck
 from .identity import IdentityBottleneck
-from .index import IndexBottleneck
+from .index_bottleneck import IndexBottleneck
 from .scalar import ScalarQuantizerBottleneck
 from .vector_quantizer import ResidualVQBottleneck, VectorQuantizerBottleneck
 

@@ -1,7 +1,7 @@
 r"""Finite scalar quantisation (Mentzer et al., 2023): a baseline without a codebook.
 
-Each channel of a site is squashed to an interval and rounded to one of its `levels`; the code is the tuple of levels and costs
-Σ log₂ levels bits. Gradients pass straight through the rounding; there is no further loss.
+Each channel of a site is squashed to an interval and rounded to one of its `levels`; the code is the tuple of levels
+and costs Σ log₂ levels bits. Gradients pass straight through the rounding; there is no further loss.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ...utils import config_checks as checks
-from .base import check_positive, sample_signals
-from .index import IndexBottleneck
+from .bottleneck import check_positive, sample_signals
+from .index_bottleneck import IndexBottleneck
 
 
 __all__ = ["FSQBottleneck"]
@@ -26,8 +26,8 @@ _MARGIN = 1e-3  # share that an interval is wider than its outermost integers, w
 
 class FSQBottleneck(IndexBottleneck):
     """
-    Rounds each channel to a few levels (FSQ). With as many levels as channels of a site there are no projections; else linear
-    ones lead to the quantised space and back.
+    Rounds each channel to a few levels (FSQ). With as many levels as channels of a site there are no projections; else
+    linear ones lead to the quantised space and back.
 
     Args:
         latent_channels (`int`, defaults to 16): Channels L of the latents.
@@ -73,12 +73,13 @@ class FSQBottleneck(IndexBottleneck):
         progress: bool = True,
     ) -> None:
         """
-        Learns the projections to and from the quantised space from fixed latents, by gradients straight through the rounding: they start as the leading
-        principal axes, and minimise the squared error of the latents by Adam with a cosine schedule. With as many levels as features of a site there are no
-        projections, and nothing is learned.
+        Learns the projections to and from the quantised space from fixed latents, by gradients straight through the
+        rounding: they start as the leading principal axes, and minimise the squared error of the latents by Adam with a
+        cosine schedule. With as many levels as features of a site there are no projections, and nothing is learned.
 
         Args:
-            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is read twice.
+            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is
+                read twice.
             steps (`int`, defaults to 3000): Steps.
             batch_size (`int`, defaults to 2048): Sites a step.
             learning_rate (`float`, defaults to 0.003): First learning rate.
@@ -134,7 +135,10 @@ class FSQBottleneck(IndexBottleneck):
         return self._project("project_out", rounded / self.half_widths)
 
     def _bounded(self, signals: torch.Tensor) -> torch.Tensor:
-        """Projected signals `(N, channels)`, squashed to intervals in which `levels` integers each lie; as in the paper's appendix A.1."""
+        """
+        Projected signals `(N, channels)`, squashed to intervals in which `levels` integers each lie; as in the paper's
+        appendix A.1.
+        """
         counts = self.level_counts
         half = (counts - 1) * (1 + _MARGIN) / 2
         offset = torch.where(counts % 2 == 0, 0.5, 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers.configuration_utils import register_to_config
 
-from .base import Bottleneck, BottleneckOutput
+from .bottleneck import Bottleneck, BottleneckOutput
 
 
 __all__ = ["IdentityBottleneck"]

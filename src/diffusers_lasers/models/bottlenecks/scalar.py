@@ -1,12 +1,14 @@
-r"""Scalar quantisation of latents, value by value: what a practitioner does who stores latents as int8 or int4.
+r"""Scalar quantisation of latents, value by value, as latents are stored in int8 or int4.
 
-Each value y_f of a site, centred and, with `transform="klt"`, turned into the principal axes of the sites (Karhunen–Loève), is named by its cell
+Each value y_f of a site, centred and, with `transform="klt"`, turned into the principal axes of the sites
+(Karhunen–Loève), is named by its cell
 
     b_f = clamp(round((y_f − low_f) / Δ_f), 0, 2ⁿ − 1)
 
-and decoded as the mean of the training values in that cell (Lloyd's condition; the midpoint where there were none). Without `step` each Δ_f is the one
-of least squared error for 2ⁿ cells: per-channel int8 or int4. With `step` all values share it, which is the best allotment of an entropy coder's bits
-at high rate: such a code is judged by the entropy of its cells, its nominal n bits are only an upper bound.
+and decoded as the mean of the training values in that cell (Lloyd's condition; the midpoint where there were none).
+Without `step` each Δ_f is the one of least squared error for 2ⁿ cells: per-channel int8 or int4. With `step` all values
+share it, which is the best allotment of an entropy coder's bits at high rate: such a code is judged by the entropy of
+its cells, its nominal n bits are only an upper bound.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from ...utils import config_checks as checks
-from .base import sample_signals
-from .index import IndexBottleneck
+from .bottleneck import sample_signals
+from .index_bottleneck import IndexBottleneck
 
 
 __all__ = ["ScalarQuantizerBottleneck"]
@@ -34,8 +36,10 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
         latent_channels (`int`, defaults to 16): Channels L of the latents.
         bits (`int`, defaults to 8): Bits n of a value, 1 to 12.
         patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
-        transform (`str`, *optional*): `"klt"` quantises in the principal axes of the sites. Defaults to `None`: as they are.
-        step (`float`, *optional*): Distance of neighbouring values, for all alike. Defaults to `None`: for each the one of least squared error.
+        transform (`str`, *optional*): `"klt"` quantises in the principal axes of the sites. Defaults to `None`: as they
+            are.
+        step (`float`, *optional*): Distance of neighbouring values, for all alike. Defaults to `None`: for each the one
+            of least squared error.
 
     Attributes:
         mean (`torch.Tensor` of shape `(p²·L,)`): Mean site.
@@ -95,7 +99,8 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
         Sets axes, cells and values from fixed latents.
 
         Args:
-            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is read twice.
+            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is
+                read twice.
             max_signals (`int`, defaults to 131072): Sites that are drawn from them.
             seed (`int`, defaults to 0): Seed of the draw.
             progress (`bool`, defaults to `True`): Taken for all bottlenecks alike; this takes seconds and shows no bar.
@@ -133,7 +138,9 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
 
     @staticmethod
     def _least_squares_steps(turned: torch.Tensor, cells: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centres of cell 0 and steps of symmetric ranges, of least squared error among shares of the largest magnitude."""
+        """
+        Centres of cell 0 and steps of symmetric ranges, of least squared error among shares of the largest magnitude.
+        """
         largest = turned.abs().amax(dim=0)
         largest = largest.clamp_min((1e-6 * largest.max()).clamp_min(1e-12))  # a channel that never varies
         best = torch.full_like(largest, float("inf"))
@@ -150,7 +157,9 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
         return ((turned - low) / steps).round().clamp(0, 2**self.config.bits - 1).long()
 
     def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
-        """Cells `(N, p²·L)` of signals. The check synchronises, so that only the CPU has it, and breaks a compiled graph."""
+        """
+        Cells `(N, p²·L)` of signals. The check synchronises, so that only the CPU has it, and breaks a compiled graph.
+        """
         if signals.device.type == "cpu" and not torch.compiler.is_compiling() and not self.steps.any():
             raise ValueError("The ScalarQuantizerBottleneck is not fitted: call `fit` first.")
         return self._cells((signals - self.mean.float()) @ self.basis.float(), self.low.float(), self.steps.float())

@@ -1,10 +1,14 @@
 r"""Vector-quantised bottlenecks with running-mean codebooks: the baselines of LASERS (2024), section 3.1.
 
-`VectorQuantizerBottleneck` replaces each site by its nearest codeword (eqs 1–2). `ResidualVQBottleneck` repeats that on what the
-earlier stages leave, ẑ = Σ_d e^{(d)}_{k_d}, which buys log₂ K bits a stage: it is the peer of a dictionary code at the same rate.
-Gradients are copied straight through (eq 7), the encoder pays β‖z_e − sg[ẑ_e]‖² (third term of eq 3), and running means with data
-initialisation and revival of dead codewords replace the second term. The authors' baseline subtracted the codewords' mean in
-place and re-created its parameters each step; ours is the plain algorithm, as strong as we can make it.
+`VectorQuantizerBottleneck` replaces each site by its nearest codeword (eqs 1–2). `ResidualVQBottleneck` repeats that on
+what the earlier stages leave, ẑ = Σ_d e^{(d)}_{k_d}, which buys log₂ K bits a stage: it is the peer of a dictionary
+code at the same rate. Gradients are copied straight through (eq 7), the encoder pays β‖z_e − sg[ẑ_e]‖² (third term of
+eq 3), and running means with data initialisation and revival of dead codewords replace the second term. The authors'
+baseline subtracted the codewords' mean in place and re-created its parameters each step; ours is the algorithm as
+published, tuned with care.
+
+The revival is not that of dictionaries (`learning/revival.py`): a codeword has a length and a running count, by which
+it dies and with which it restarts, while an atom has unit norm and dies where no code uses it.
 """
 
 from __future__ import annotations
@@ -18,11 +22,13 @@ from tqdm.auto import tqdm
 
 from ...functional.quantisers.codebook import codeword_statistics, kmeans, nearest_codewords, update_codebook
 from ...functional.quantisers.subquantizers import encode_residual
+from ...functional.rates import perplexity
 from ...learning.codebooks import fit_quantizer
 from ...utils import config_checks as checks
 from ...utils.distributed import all_reduce_sum, broadcast
-from .base import sample_signals
-from .index import IndexBottleneck
+from ...visualization import atom_map, atom_tiles, usage_histogram
+from .bottleneck import sample_signals
+from .index_bottleneck import IndexBottleneck
 
 
 __all__ = ["ResidualVQBottleneck", "VectorQuantizerBottleneck"]
@@ -94,18 +100,20 @@ class _RunningMeanQuantizer(IndexBottleneck):
         **quantizer_arguments: Any,
     ) -> None:
         """
-        Learns the codebooks from fixed latents, those of a frozen autoencoder, by faiss: k-means, stage after stage on what a beam search of the
-        stages before leaves.
+        Learns the codebooks from fixed latents, those of a frozen autoencoder, by faiss: k-means, stage after stage on
+        what a beam search of the stages before leaves.
 
         Args:
-            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is read twice.
+            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is
+                read twice.
             max_signals (`int`, defaults to 262144): Sites that are drawn from them.
             seed (`int`, defaults to 0): Seed of the draw and of k-means.
             progress (`bool`, defaults to `True`): Whether to show a bar.
             **quantizer_arguments: Further arguments of `learning.fit_quantizer`: `iterations`, `threads`.
 
         Raises:
-            ValueError: If the number of codewords is no power of two, or the latents are too few, do not fit or are not finite.
+            ValueError: If the number of codewords is no power of two, or the latents are too few, do not fit or are not
+                finite.
             ImportError: Without faiss (extra `codec`).
         """
         codewords = self.config.num_codewords
@@ -131,6 +139,33 @@ class _RunningMeanQuantizer(IndexBottleneck):
             self.counts[stage] = counts.clamp_min(1e-3)
             self.sums[stage] = self.codebook[stage] * self.counts[stage].unsqueeze(1)
 
+    @property
+    def usage(self) -> torch.Tensor | None:
+        """Running counts `(depth, K)` of the codewords' uses in training; `None` before any."""
+        return None if bool((self.counts == self.counts.flatten()[0]).all()) else self.counts
+
+    def summary(self) -> dict[str, Any]:
+        """That of all bottlenecks, and how the codewords were used in training; see [`Coder.summary`]."""
+        facts, usage = super().summary(), self.usage
+        if usage is not None:
+            facts["bottleneck"]["usage_in_training"] = {
+                "perplexity_of_each_stage": [float(perplexity(row)) for row in usage],
+                "smallest_share": float((usage / usage.sum(dim=1, keepdim=True)).min()),
+            }
+        return facts
+
+    def pictures(self, method: str = "pca") -> dict[str, Any]:
+        """The codewords of each stage as tiles, how they lie in a plane and how they were used."""
+        pictures, usage = {}, self.usage
+        for stage, book in enumerate(self.codebook.float(), 1):
+            counts = None if usage is None else usage[stage - 1]
+            pictures[f"codewords_{stage}.png"] = atom_tiles(book.t(), usage=counts)
+            if len(book) > 3:
+                pictures[f"codeword_map_{stage}.png"] = atom_map(book.t(), counts, method)
+            if counts is not None:
+                pictures[f"usage_{stage}.png"] = usage_histogram(counts)
+        return pictures
+
     def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
         codebook, beam = self.codebook.float(), self.config.get("beam_size", 1)
         if beam > 1:
@@ -153,7 +188,10 @@ class _RunningMeanQuantizer(IndexBottleneck):
 
     @torch.no_grad()
     def _observe(self, signals: torch.Tensor, indices: torch.Tensor) -> None:
-        """Moves the running means of each stage by the statistics of all ranks; dead codewords restart at rank 0's signals."""
+        """
+        Moves the running means of each stage by the statistics of all ranks; dead codewords restart at rank 0's
+        signals.
+        """
         codewords = self.config.num_codewords
         for stage, signals in enumerate(list(self._stage_inputs(signals, indices))):
             counts, sums = codeword_statistics(signals, indices[:, stage], codewords)
@@ -182,8 +220,8 @@ class VectorQuantizerBottleneck(_RunningMeanQuantizer):
         patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
         decay (`float`, defaults to 0.99): Memory λ of the running means.
         commitment_weight (`float`, defaults to 0.25): Weight β of the commitment loss.
-        revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at a random
-            signal; 0 disables that.
+        revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at
+            a random signal; 0 disables that.
     """
 
     _config_fields = _FIELDS
@@ -213,9 +251,10 @@ class ResidualVQBottleneck(_RunningMeanQuantizer):
         patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
         decay (`float`, defaults to 0.99): Memory λ of the running means.
         commitment_weight (`float`, defaults to 0.25): Weight β of the commitment loss.
-        revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at a random
-            signal; 0 disables that.
-        beam_size (`int`, defaults to 1): Partial sums that coding keeps after each stage; 1 takes the nearest codeword each time.
+        revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at
+            a random signal; 0 disables that.
+        beam_size (`int`, defaults to 1): Partial sums that coding keeps after each stage; 1 takes the nearest codeword
+            each time.
     """
 
     _config_fields = _FIELDS | {"depth": checks.Integer(1, 4096), "beam_size": checks.Integer(1, 2**16)}

@@ -3,7 +3,8 @@ and a decoder.
 
     prompt ─ denoiser → z ─ bottleneck.encode → code ─ bottleneck.decode → ẑ ─ decoder → image
 
-The loop is diffusers' own: it is asked for latents, and what comes after is done here. So a pipeline follows its parent's arguments.
+The loop is that of the parent pipeline in diffusers, which returns latents; coding and decoding follow here. So each
+pipeline takes its parent's arguments.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ class LatentCodingMixin:
     @torch.no_grad()
     def encode(self, image: PipelineImageInput) -> SparseCode | IndexCode:
         """
-        The code of images, without a prompt. Sides that the autoencoder does not divide are padded by repeating the edge.
+        The code of images, without a prompt. Sides that the autoencoder does not divide are padded by repeating the
+        edge.
 
         Args:
             image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, as
@@ -86,7 +88,7 @@ class LatentCodingMixin:
             [`SparseCode`] or [`IndexCode`]: The code, with the images' size.
 
         Raises:
-            ValueError: If the pipeline has no bottleneck, or the images are no such.
+            ValueError: If the pipeline has no bottleneck, or the images have another form.
         """
         self._check_bottleneck()
         code = self._encode(image)
@@ -99,11 +101,14 @@ class LatentCodingMixin:
         Images of a code.
 
         Args:
-            code ([`SparseCode`] or [`IndexCode`]): A code of this bottleneck, from `encode` or from a call with `output_type="code"`.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, or `"latent"`: latents on the denoiser's scale.
+            code ([`SparseCode`] or [`IndexCode`]): A code of this bottleneck, from `encode` or from a call with
+                `output_type="code"`.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, or `"latent"`: latents on the denoiser's
+                scale.
 
         Returns:
-            `list[PIL.Image.Image]`, `numpy.ndarray` of shape `(B, H, W, 3)` or `torch.Tensor` of shape `(B, 3, H, W)`: Images.
+            `list[PIL.Image.Image]`, `numpy.ndarray` of shape `(B, H, W, 3)` or `torch.Tensor` of shape `(B, 3, H, W)`:
+            Images.
 
         Raises:
             ValueError: If the pipeline has no bottleneck, or the code or the output type does not fit.
@@ -162,7 +167,10 @@ class LatentCodingMixin:
 
     @contextmanager
     def _upcast(self):
-        """The autoencoder in float32 for a while, where SDXL's overflows in float16; SD's pipeline ignores that flag of the config."""
+        """
+        The autoencoder in float32 for a while, where SDXL's overflows in float16; SD's pipeline ignores that flag of
+        the config.
+        """
         half = self.vae.dtype == torch.float16 and hasattr(self, "upcast_vae")
         upcast = half and self.vae.config.get("force_upcast", False)
         if upcast:

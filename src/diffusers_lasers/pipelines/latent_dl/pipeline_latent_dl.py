@@ -1,7 +1,8 @@
 r"""Stable Diffusion whose latents pass a bottleneck on their way to the decoder (LASERS, 2024, section 12.3).
 
-Autoencoder, denoiser and text encoder are those of a plain checkpoint and stay as they are; only the bottleneck is learned
-([`fit_bottleneck`]). What it costs in bits is part of the result: the paper's 58 dB are a code larger than what it codes.
+Autoencoder, denoiser and text encoder are those of a plain checkpoint and stay as they are; only the bottleneck is
+learned ([`fit_bottleneck`]). The rate belongs to the result: the code behind the paper's 58 dB is larger than the
+latents that it stands for.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ __all__ = ["LatentDLPipeline"]
 
 class LatentDLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionPipeline):
     r"""
-    Creates a text-to-image pipeline of Stable Diffusion 1.x or 2.x with an optional bottleneck between denoiser and decoder; everything else is its parent's.
+    Creates a text-to-image pipeline of Stable Diffusion 1.x or 2.x with an optional bottleneck between denoiser and
+    decoder; everything else is its parent's.
 
-    `LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=bottleneck)` loads a plain checkpoint; `from_pipe(pipeline, bottleneck=bottleneck)` takes a
-    loaded one. Saved, it loads with its bottleneck.
+    `LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=bottleneck)` loads a plain checkpoint;
+    `from_pipe(pipeline, bottleneck=bottleneck)` takes a loaded one. Saved, it loads with its bottleneck.
 
     Args:
         vae (`AutoencoderKL`, `AutoencoderTiny` or [`AutoencoderDL`]): The autoencoder.
@@ -40,7 +42,8 @@ class LatentDLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionPipelin
         scheduler (`SchedulerMixin`): Any scheduler that the parent takes.
         safety_checker (`StableDiffusionSafetyChecker`, *optional*): Judges images.
         feature_extractor (`CLIPImageProcessor`, *optional*): Prepares them for it.
-        bottleneck ([`Bottleneck`], *optional*): Codes latents on the denoiser's scale. Without it the pipeline is its parent.
+        bottleneck ([`Bottleneck`], *optional*): Codes latents on the denoiser's scale. Without it the pipeline is its
+            parent.
         image_encoder (`CLIPVisionModelWithProjection`, *optional*): For IP-Adapters.
         requires_safety_checker (`bool`, defaults to `True`): Whether to warn where there is no safety checker.
 
@@ -87,8 +90,8 @@ class LatentDLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionPipelin
         Generates images. The arguments are those of `StableDiffusionPipeline`, with one more choice.
 
         Args:
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`; `"latent"`: the denoiser's latents, before the bottleneck; or `"code"`: the
-                code, to be stored or sent, and decoded by `decode`.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`; `"latent"`: the denoiser's latents,
+                before the bottleneck; or `"code"`: the code, to be stored or sent, and decoded by `decode`.
             *args: As in `StableDiffusionPipeline`: `prompt`, `height`, `width`, …
             **kwargs: As in `StableDiffusionPipeline`.
 

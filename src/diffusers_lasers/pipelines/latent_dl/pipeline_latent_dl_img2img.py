@@ -1,8 +1,7 @@
 r"""The image-to-image variants of [`LatentDLPipeline`] and [`LatentDLXLPipeline`]: the loop starts at a noisy image,
 and its latents pass a bottleneck before they are decoded.
 
-They are what `AutoPipelineForImage2Image` makes of a text-to-image pipeline of ours, and of its files; all components
-stay the same.
+`AutoPipelineForImage2Image` makes them of the text-to-image pipelines, or of their files, with the same components.
 """
 
 from __future__ import annotations

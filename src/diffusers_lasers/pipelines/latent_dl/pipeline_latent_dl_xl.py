@@ -28,7 +28,8 @@ __all__ = ["LatentDLXLPipeline"]
 
 class LatentDLXLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionXLPipeline):
     r"""
-    Creates a text-to-image pipeline of Stable Diffusion XL with an optional bottleneck between denoiser and decoder; everything else is its parent's.
+    Creates a text-to-image pipeline of Stable Diffusion XL with an optional bottleneck between denoiser and decoder;
+    everything else is its parent's.
 
     Args:
         vae (`AutoencoderKL`, `AutoencoderTiny` or [`AutoencoderDL`]): The autoencoder.
@@ -38,11 +39,14 @@ class LatentDLXLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionXLPip
         tokenizer_2 (`CLIPTokenizer`): The second.
         unet (`UNet2DConditionModel`): The denoiser.
         scheduler (`SchedulerMixin`): Any scheduler that the parent takes.
-        bottleneck ([`Bottleneck`], *optional*): Codes latents on the denoiser's scale. Without it the pipeline is its parent.
+        bottleneck ([`Bottleneck`], *optional*): Codes latents on the denoiser's scale. Without it the pipeline is its
+            parent.
         image_encoder (`CLIPVisionModelWithProjection`, *optional*): For IP-Adapters.
         feature_extractor (`CLIPImageProcessor`, *optional*): For it.
-        force_zeros_for_empty_prompt (`bool`, defaults to `True`): Whether an empty negative prompt is embedded as zeros.
-        add_watermarker (`bool`, *optional*): Whether to mark images. Defaults to `None`: where `invisible-watermark` is installed.
+        force_zeros_for_empty_prompt (`bool`, defaults to `True`): Whether an empty negative prompt is embedded as
+            zeros.
+        add_watermarker (`bool`, *optional*): Whether to mark images. Defaults to `None`: where `invisible-watermark` is
+            installed.
 
     Raises:
         ValueError: If the bottleneck is made for another number of channels than the autoencoder's latents have.
@@ -91,8 +95,8 @@ class LatentDLXLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionXLPip
         Generates images. The arguments are those of `StableDiffusionXLPipeline`, with one more choice.
 
         Args:
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`; `"latent"`: the denoiser's latents, before the bottleneck; or `"code"`: the
-                code, to be stored or sent, and decoded by `decode`.
+            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`; `"latent"`: the denoiser's latents,
+                before the bottleneck; or `"code"`: the code, to be stored or sent, and decoded by `decode`.
             *args: As in `StableDiffusionXLPipeline`: `prompt`, `prompt_2`, `height`, `width`, …
             **kwargs: As in `StableDiffusionXLPipeline`.
 

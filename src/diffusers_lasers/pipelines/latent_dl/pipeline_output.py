@@ -21,10 +21,12 @@ class LatentDLPipelineOutput(BaseOutput):
     Output of [`LatentDLPipeline`] and [`LatentDLXLPipeline`].
 
     Args:
-        images (`list[PIL.Image.Image]`, `numpy.ndarray` of shape `(B, H, W, 3)`, `torch.Tensor` of shape `(B, 3, H, W)`, [`SparseCode`] or [`IndexCode`]):
-            What `output_type` asks for; for `"latent"` the denoiser's latents.
+        images (`list[PIL.Image.Image]`, `numpy.ndarray` of shape `(B, H, W, 3)`, `torch.Tensor` of shape
+            `(B, 3, H, W)`, [`SparseCode`] or [`IndexCode`]): What `output_type` asks for; for `"latent"` the denoiser's
+            latents.
         nsfw_content_detected (`list[bool]`, *optional*): What the safety checker found, where there is one.
-        code ([`SparseCode`] or [`IndexCode`], *optional*): The code that the images were decoded from; `None` where the safety checker blocked one of them.
+        code ([`SparseCode`] or [`IndexCode`], *optional*): The code that the images were decoded from; `None` where the
+            safety checker blocked one of them.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor | SparseCode | IndexCode

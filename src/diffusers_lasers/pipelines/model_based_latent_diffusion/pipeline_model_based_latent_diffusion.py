@@ -2,9 +2,12 @@ r"""Unconditional images from diffusion on codebook indices (Scribano et al., 20
 
 The denoiser's `parameterization` says which loop runs, and the scheduler must fit:
 
-* categorical: [`CategoricalDDPMScheduler`] draws clean indices at each step (Alg. 2, with the loop over slots and z_t that it omits);
-* continuous: a Gaussian scheduler of diffusers (`DDPMScheduler`, `DDIMScheduler`, …) denoises numbers, which are rounded to indices at the end;
-* discrete: [`UniformD3PMScheduler`] (or diffusers' `DiscreteDDIMScheduler`) or [`AbsorbingD3PMScheduler`] changes indices themselves.
+* categorical: [`CategoricalDDPMScheduler`] draws clean indices at each step (Alg. 2, with the loop over slots and z_t
+  that it omits);
+* continuous: a Gaussian scheduler of diffusers (`DDPMScheduler`, `DDIMScheduler`, …) denoises numbers, which are
+  rounded to indices at the end;
+* discrete: [`UniformD3PMScheduler`] (or diffusers' `DiscreteDDIMScheduler`) or [`AbsorbingD3PMScheduler`] changes
+  indices themselves.
 
 Codec decoding is exact and cheap; the optional refiner repairs what it shows.
 """
@@ -22,7 +25,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ...functional.diffusion.categorical import expected_number, number_to_index, uniform_noise
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
 from ...models.categorical_unet import CategoricalUNet2DModel
-from ...models.codecs import ModelBasedVQCodec, decode_indices, index_layout
+from ...models.codecs import ModelBasedVQCodec
 from ...models.latent_refiner import LatentRefiner
 from ...schedulers import AbsorbingD3PMScheduler, CategoricalDDPMScheduler
 from ...utils.hub import LasersHubMixin
@@ -36,13 +39,15 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent", "code")
 
 class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
     r"""
-    Creates a pipeline that samples images by diffusion on a codec's indices. Generators live on the CPU, and then draw the same wherever the denoiser is,
-    or where it is.
+    Creates a pipeline that samples images by diffusion on a codec's indices. Generators live on the CPU, and then draw
+    the same wherever the denoiser is, or where it is.
 
     Args:
-        codec ([`ModelBasedVQCodec`] or [`AutoencoderDL`]): What the indices mean; an autoencoder needs VQ or residual VQ.
+        codec ([`ModelBasedVQCodec`] or [`AutoencoderDL`]): What the indices mean; an autoencoder needs VQ or residual
+            VQ.
         unet ([`CategoricalUNet2DModel`]): The denoiser.
-        scheduler ([`CategoricalDDPMScheduler`], [`AbsorbingD3PMScheduler`] or a scheduler of diffusers): As the denoiser's `parameterization` needs.
+        scheduler ([`CategoricalDDPMScheduler`], [`AbsorbingD3PMScheduler`] or a scheduler of diffusers): As the
+            denoiser's `parameterization` needs.
         refiner ([`LatentRefiner`], *optional*): Repairs decoded images.
 
     Raises:
@@ -65,26 +70,35 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
         kind = None if unet is None else unet.config.parameterization
         if kind == "categorical" and not isinstance(scheduler, CategoricalDDPMScheduler):
             raise ValueError(
-                f"`scheduler` must be a CategoricalDDPMScheduler for a categorical denoiser, got {type(scheduler).__name__}."
+                "`scheduler` must be a CategoricalDDPMScheduler for a categorical denoiser, got "
+                f"{type(scheduler).__name__}."
             )
         if kind == "discrete" and not isinstance(scheduler, (AbsorbingD3PMScheduler, DiscreteDDIMScheduler)):
             raise ValueError(
-                f"`scheduler` must be an AbsorbingD3PMScheduler, a UniformD3PMScheduler or a DiscreteDDIMScheduler for a discrete denoiser, got {type(scheduler).__name__}."
+                "`scheduler` must be an AbsorbingD3PMScheduler, a UniformD3PMScheduler or a DiscreteDDIMScheduler "
+                f"for a discrete denoiser, got {type(scheduler).__name__}."
             )
         ours = isinstance(scheduler, (AbsorbingD3PMScheduler, CategoricalDDPMScheduler))
         if kind == "continuous" and (ours or not hasattr(scheduler, "init_noise_sigma")):
             raise ValueError(
-                f"`scheduler` must be a Gaussian one of diffusers for a continuous denoiser, got {type(scheduler).__name__}."
+                "`scheduler` must be a Gaussian one of diffusers for a continuous denoiser, got "
+                f"{type(scheduler).__name__}."
+            )
+        if codec is not None and not hasattr(codec, "index_layout"):
+            raise ValueError(
+                "`codec` must be a ModelBasedVQCodec or an AutoencoderDL, which have indices, got "
+                f"{type(codec).__name__}."
             )
         if codec is not None and unet is not None:
-            layout = index_layout(codec)[:2]
+            layout = codec.index_layout[:2]
             expected = (unet.config.num_slots, unet.config.num_codewords)
             if layout != expected:
                 raise ValueError(
-                    f"`unet` must be made for {layout[0]} slots of {layout[1]} codewords, as `codec` has them, got {expected[0]} of {expected[1]}."
+                    f"`unet` must be made for {layout[0]} slots of {layout[1]} codewords, as `codec` has them, got "
+                    f"{expected[0]} of {expected[1]}."
                 )
         self.register_modules(codec=codec, unet=unet, scheduler=scheduler, refiner=refiner)
-        self.codec_scale_factor = index_layout(codec)[2] if getattr(self, "codec", None) is not None else 8
+        self.codec_scale_factor = codec.index_layout[2] if getattr(self, "codec", None) is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.codec_scale_factor)
 
     @property
@@ -165,18 +179,21 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
         Args:
             batch_size (`int`, defaults to 1): Images.
             num_inference_steps (`int`, defaults to 50): Steps of the loop.
-            height (`int`, *optional*): Pixels down, a multiple of the codec's patch. Defaults to what the denoiser was trained for.
+            height (`int`, *optional*): Pixels down, a multiple of the codec's patch. Defaults to what the denoiser was
+                trained for.
             width (`int`, *optional*): Pixels across.
-            temperature (`float`, *optional*): γ of eq 25, for logits; 0 takes the most likely codeword. Defaults to the scheduler's, or 1.
+            temperature (`float`, *optional*): γ of eq 25, for logits; 0 takes the most likely codeword. Defaults to the
+                scheduler's, or 1.
             eta (`float`, *optional*): η of [`CategoricalDDPMScheduler`]. Defaults to the scheduler's.
-            generator (`torch.Generator` or a list of them, *optional*): One, or one an image, on the CPU or where the denoiser is.
+            generator (`torch.Generator` or a list of them, *optional*): One, or one an image, on the CPU or where the
+                denoiser is.
             latents (`torch.Tensor` of shape `(B, c̄, h, w)`, *optional*): A start of one's own, z_T.
             use_refiner (`bool`, defaults to `True`): Whether the refiner, where there is one, repairs the images.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`; `"latent"`: the loop's last latents,
                 which are numbers, or indices for a discrete denoiser; or `"code"`: the codes.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
-            callback_on_step_end (`Callable`, *optional*): Is called with the pipeline, the step, the timestep and a dictionary of tensors, after each step;
-                may return changed ones.
+            callback_on_step_end (`Callable`, *optional*): Is called with the pipeline, the step, the timestep and a
+                dictionary of tensors, after each step; may return changed ones.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to `["latents"]`): Names of these tensors.
 
         Returns:
@@ -217,7 +234,7 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
             codes = codes.clamp(0, config.num_codewords - 1)  # masks that an interrupted loop left
         images = latents if output_type == "latent" else codes
         if output_type not in ("latent", "code"):
-            images = decode_indices(self.codec, codes)
+            images = self.codec.decode_indices(codes)
             if self.refiner is not None and use_refiner:
                 images = self.refiner(images.to(self.refiner.dtype)).sample
             images = self.image_processor.postprocess(images.float().clamp(-1, 1), output_type=output_type)
@@ -243,7 +260,10 @@ class ModelBasedLatentDiffusionPipeline(LasersHubMixin, DiffusionPipeline):
         return scheduler.step(logits, timestep, latents, **arguments).prev_sample, estimate
 
     def _uniform_step(self, latents, timestep, condition, temperature, generator):
-        """A step of diffusers' scheduler, whose step index counts up, on sites and slots in one row. It takes one generator only."""
+        """
+        A step of diffusers' scheduler, whose step index counts up, on sites and slots in one row. It takes one
+        generator only.
+        """
         total = self.scheduler.num_inference_steps
         trained = self.scheduler.config.get("num_train_timesteps", 1000)  # diffusers' own class does not say
         time = trained * (1 - int(timestep) / total) - 1  # the timestep of training at its ᾱ = index / total

@@ -19,8 +19,9 @@ class ModelBasedLatentDiffusionOutput(BaseOutput):
     Output of [`ModelBasedLatentDiffusionPipeline`].
 
     Args:
-        images (`list[PIL.Image.Image]`, `numpy.ndarray` of shape `(B, H, W, 3)` or `torch.Tensor` of shape `(B, 3, H, W)`): Images, as `output_type` says;
-            for `"latent"` the latents of the loop and for `"code"` the codes, `(B, c̄, h, w)`.
+        images (`list[PIL.Image.Image]`, `numpy.ndarray` of shape `(B, H, W, 3)` or `torch.Tensor` of shape
+            `(B, 3, H, W)`): Images, as `output_type` says; for `"latent"` the latents of the loop and for `"code"` the
+            codes, `(B, c̄, h, w)`.
         codes (`torch.Tensor` of shape `(B, c̄, h, w)`): Indices, int64.
     """
 

@@ -1,6 +1,7 @@
 r"""Restoration by an autoencoder that was trained from degraded to clean images (LASERS, 2024, sections 12.1 and 12.2).
 
-    super-resolution: x̂ = decode(bottleneck(encode(bicubic(x_low))))        inpainting: x̂ = decode(bottleneck(encode((1 − m) ∘ x)))
+    super-resolution: x̂ = decode(bottleneck(encode(bicubic(x_low))))
+    inpainting:       x̂ = decode(bottleneck(encode((1 − m) ∘ x)))
 
 Inpainting pastes the known pixels back, (1 − m) ∘ x + m ∘ x̂, unless told not to.
 """
@@ -35,7 +36,8 @@ class DLRestorationPipelineOutput(BaseOutput):
     Output of [`DLRestorationPipeline`].
 
     Args:
-        images (`list[PIL.Image.Image]`, `numpy.ndarray` of shape `(B, H, W, 3)` or `torch.Tensor` of shape `(B, 3, H, W)`): Images, as `output_type` says.
+        images (`list[PIL.Image.Image]`, `numpy.ndarray` of shape `(B, H, W, 3)` or `torch.Tensor` of shape
+            `(B, 3, H, W)`): Images, as `output_type` says.
         code ([`SparseCode`] or [`IndexCode`], *optional*): The code that they were decoded from.
     """
 
@@ -45,11 +47,13 @@ class DLRestorationPipelineOutput(BaseOutput):
 
 class DLRestorationPipeline(LasersHubMixin, DiffusionPipeline):
     r"""
-    Creates a pipeline that restores images with an autoencoder trained by `examples/train_dlgan.py --task …`, which writes it to `pipeline/` of its folder.
+    Creates a pipeline that restores images with an autoencoder trained by `examples/train_dlgan.py --task …`, which
+    writes it to `pipeline/` of its folder.
 
     Args:
         vae ([`AutoencoderDL`]): The autoencoder.
-        task (`str`, defaults to `"reconstruction"`): What it was trained for: `"reconstruction"`, `"super_resolution"` or `"inpainting"`.
+        task (`str`, defaults to `"reconstruction"`): What it was trained for: `"reconstruction"`, `"super_resolution"`
+            or `"inpainting"`.
         scale (`int`, defaults to 4): Factor of super-resolution.
 
     Raises:
@@ -81,9 +85,10 @@ class DLRestorationPipeline(LasersHubMixin, DiffusionPipeline):
             image (`PIL.Image.Image`, `numpy.ndarray`, `torch.Tensor` or a list of them): Images of one size, as
                 diffusers takes them: pictures of any mode; arrays `(B, H, W, 3)` and tensors `(B, 3, H, W)` of uint8
                 or in [0, 1], or in [-1, 1] where a value is negative. For super-resolution the small ones.
-            mask_image (like `image`, *optional*): For inpainting, and only for it: white (above one half) where pixels are to be filled in, of the images' size;
-                one, or one an image.
-            paste_known (`bool`, defaults to `True`): Whether inpainting returns the pixels outside the mask exactly as they were given.
+            mask_image (like `image`, *optional*): For inpainting, and only for it: white (above one half) where pixels
+                are to be filled in, of the images' size; one, or one an image.
+            paste_known (`bool`, defaults to `True`): Whether inpainting returns the pixels outside the mask exactly as
+                they were given.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
 
@@ -108,7 +113,8 @@ class DLRestorationPipeline(LasersHubMixin, DiffusionPipeline):
             sizes = (tuple(mask.shape[-2:]), tuple(pixel_values.shape[-2:]))
             if sizes[0] != sizes[1] or mask.shape[0] not in (1, pixel_values.shape[0]) or mask.shape[1] != 1:
                 raise ValueError(
-                    f"`mask_image` must be one grey mask, or one an image, of {sizes[1]} pixels, got shape {tuple(mask.shape)}."
+                    f"`mask_image` must be one grey mask, or one an image, of {sizes[1]} pixels, got shape "
+                    f"{tuple(mask.shape)}."
                 )
             given = hide(pixel_values, mask)
         output = self.vae(given.to(self.vae.dtype))

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
-from ...models.codecs import ModelBasedVQCodec, encode_indices, index_layout
+from ...models.codecs import ModelBasedVQCodec
 from .code_cache import cached_codes, images_fingerprint, model_fingerprint
 from .image_dataset import ImageDataset
 from .image_flags import open_images
@@ -62,7 +62,7 @@ class CodedImages(Dataset):
         shared = {"center_crop": True, "skip_unreadable": args.skip_unreadable}
         images = ImageDataset(source, args.resolution, resize=resize, **shared)
         views = 2 if args.random_flip and split == "train" else 1
-        slots, codewords, side = index_layout(codec)
+        slots, codewords, side = codec.index_layout
         grid = -(-args.resolution // side)
         key = {
             "images": images_fingerprint(source),
@@ -79,7 +79,7 @@ class CodedImages(Dataset):
             for pixels in tqdm(images.batches(64), total=total, desc=f"Codes, {split}", file=sys.stderr):
                 pixels = pixels.to(codec.device)
                 for view in (pixels, pixels.flip(-1))[:views]:
-                    yield encode_indices(codec, view).cpu().numpy()
+                    yield codec.encode_indices(view).cpu().numpy()
 
         shape = (views * len(images), slots, grid, grid)
         self.table = cached_codes(folder, split, key, code_all, shape, codewords)

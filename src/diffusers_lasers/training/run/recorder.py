@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...coding import Code
-from ...utils.distributed import settle
+from ...utils.distributed import wait_after_collectives
 from ...utils.files import save_image, write_json
 from .judgement import Judgement
 from .records import TrainingLog, Window
@@ -135,7 +135,7 @@ class Recorder:
         """Ends the run on all processes, after its result is saved; with exit code 1 if something was not judged."""
         self._bar.close()
         self.run.accelerator.wait_for_everyone()
-        settle()
+        wait_after_collectives()
         with self.judgement.of("the trackers"):
             self.run.accelerator.end_training()
         self.run.folder.release()

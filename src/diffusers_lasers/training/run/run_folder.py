@@ -26,7 +26,7 @@ from ...learning.state_files import read_state, write_state
 from ...utils.command_line import one_line
 from ...utils.files import write_json
 from .checkpoints import latest_checkpoint, list_checkpoints, save_checkpoint, verify_checkpoint
-from .identity import RUN_FILE, check_identity, run_identity
+from .run_identity import RUN_FILE, check_identity, run_identity
 
 
 __all__ = ["RunFolder"]

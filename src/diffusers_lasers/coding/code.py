@@ -68,7 +68,7 @@ class Code:
         return self.indices.shape[0]
 
     def __getitem__(self: _Kind, images: slice) -> _Kind:
-        """The code of some images of the batch, e.g. `code[2:5]`; a `ValueError` where `images` is no slice."""
+        """The code of some images of the batch, e.g. `code[2:5]`; a `ValueError` where `images` is not a slice."""
         if not isinstance(images, slice):
             raise ValueError(f"A code must be cut by a slice of images, as code[2:5], got {images!r}.")
         return replace(self, **{name: getattr(self, name)[images] for name in self._tensors})
@@ -102,7 +102,7 @@ class Code:
             [`Code`]: The code, of the same kind.
 
         Raises:
-            ValueError: If `dtype` is no floating-point type, and there are coefficients.
+            ValueError: If there are coefficients and `dtype` is not a floating-point type.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
@@ -140,7 +140,7 @@ def _flatten_with_keys(code: Code) -> tuple[list[tuple[pytree.KeyEntry, torch.Te
 
 
 def _unflatten(kind: type[Code], tensors: Any, facts: tuple) -> Code:
-    """The code of whatever stands where its tensors were: unchecked, since `tree_map` may put anything there."""
+    """A code with other values in place of its tensors; unchecked, since `tree_map` may put anything there."""
     code, facts = object.__new__(kind), iter(facts)
     found = dict(zip(kind._tensors, tensors))
     for field in fields(kind):

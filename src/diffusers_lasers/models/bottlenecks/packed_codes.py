@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import math
 
-from ...coding import (
-    MAX_SITES,
-    Code,
-    CodeHeader,
-    Coder,
-    check_sites,
-    fingerprint,
-    pack_container,
-    unpack_container,
-)
+from ...coding import Code, Coder
 from ...coding.checks import check_values
+from ...coding.container import MAX_SITES, CodeHeader, check_sites, fingerprint, pack_container, unpack_container
 from ...functional.images.patch_signals import patch_grid
 
 
@@ -68,8 +60,8 @@ class PackedCodes(Coder):
         a code to fewer atoms before packing it.
 
         Args:
-            data (`bytes`): What [`pack`] gave. It may come from anybody: sizes are held against its length before
-                memory is taken.
+            data (`bytes`): What [`pack`] gave. It is not trusted: sizes are compared with its length before memory
+                is taken.
             max_sites (`int`, *optional*): Most sites of all images together. Defaults to 2²⁴, an image of 16384 × 16384
                 pixels where a site has 4 × 4 of them, and to 2¹⁶ where a site costs no bits, with one codeword.
 
@@ -116,7 +108,7 @@ class PackedCodes(Coder):
         check_values(code, patch_grid(*code.latent_size, self.patch_size))
 
     def _check_kind(self, code: Code) -> None:
-        """Raises a `ValueError` where `code` is no code, or one of other slots; looks at no tensor."""
+        """Raises a `ValueError` where `code` is not a code, or has other slots; reads no tensor's values."""
         raise NotImplementedError
 
     def _check_packable(self, code: Code) -> None:

@@ -6,10 +6,10 @@ Each site y of the latents z_e is replaced by a combination of at most S atoms o
 
 and the model minimises ℓ_recon + w_D ‖sg[z_e] − ẑ‖² + β ‖z_e − sg[ẑ]‖² (eq 13), each norm as a mean over elements.
 
-Ours differs from the paper where it is silent or wrong: a patch of p × p sites is one signal of p²·L features with a dictionary
-of as many rows; the support is coded by a pursuit that is safe on zero, repeated and dependent atoms; the gradient to the encoder is
-the straight-through copy (eq 7) or, with `gradient="projection"`, the exact one for the chosen support; and coefficients can be
-quantised, since a code with floats in it costs 32 bits for each.
+Ours differs from the paper where it is silent or wrong: a patch of p × p sites is one signal of p²·L features with a
+dictionary of as many rows; the support is coded by a pursuit that is safe on zero, repeated and dependent atoms; the
+gradient to the encoder is the straight-through copy (eq 7) or, with `gradient="projection"`, the exact one for the
+chosen support; and coefficients can be quantised, since a code with floats in it costs 32 bits for each.
 """
 
 from __future__ import annotations
@@ -24,34 +24,29 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 from torch.nn import functional as F
 
-from ...coding import (
-    CodeHeader,
-    SparseCode,
-    coefficient_scale,
-    dequantize_coefficients,
-    pack_sparse,
-    quantize_coefficients,
-    unpack_sparse,
-)
+from ...coding import SparseCode
 from ...coding.checks import check_sparse
-from ...functional.dictionary import dictionary_from_signals
+from ...coding.container import CodeHeader
+from ...coding.payloads import pack_sparse, unpack_sparse
+from ...functional.dictionary import dictionary_from_signals, mutual_coherence
+from ...functional.dictionary.coherence import similar_atoms, welch_bound
 from ...functional.images.patch_signals import patch_grid
 from ...functional.pursuit.by_name import PURSUITS, get_pursuit
 from ...functional.pursuit.synthesis import projection_synthesis, synthesize
-from ...functional.rates import support_bits
 from ...learning import OnlineDictionaryLearner
 from ...utils import config_checks as checks
-from ...utils.distributed import all_gather, broadcast, rank_and_world_size
-from .base import Bottleneck, BottleneckOutput
+from ...utils.distributed import broadcast
+from ...visualization import atom_map, atom_tiles, coherence_histogram
+from .bottleneck import Bottleneck, BottleneckOutput
+from .quantized_coefficients import SCALE_SAMPLES, QuantizedCoefficients
 
 
 __all__ = ["DictionaryBottleneck"]
 
-_SCALE_SAMPLES = 4096  # sites that a step's coefficient scale is read from
-_SCALE_MEMORY = 100.0  # steps that the running scale remembers
+_SIMILAR = 0.99  # least inner product of atoms that count as near-duplicates
 
 
-class DictionaryBottleneck(Bottleneck):
+class DictionaryBottleneck(QuantizedCoefficients, Bottleneck):
     r"""
     Codes latents by sparse combinations of learned atoms (LASERS, 2024).
 
@@ -60,24 +55,25 @@ class DictionaryBottleneck(Bottleneck):
         num_atoms (`int`, defaults to 512): Atoms K of the dictionary.
         sparsity (`int`, defaults to 5): Atoms S a site may use, at most `num_atoms`.
         patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
-        gradient (`str`, defaults to `"straight_through"`): How gradients pass: `"straight_through"` copies them to the encoder (eq 7;
-            the dictionary learns from its own loss alone), `"projection"` uses the exact Jacobian for the chosen support,
-            to the encoder and to the dictionary.
+        gradient (`str`, defaults to `"straight_through"`): How gradients pass: `"straight_through"` copies them to the
+            encoder (eq 7; the dictionary learns from its own loss alone), `"projection"` uses the exact Jacobian for
+            the chosen support, to the encoder and to the dictionary.
         dictionary_weight (`float`, defaults to 1.0): Weight of the dictionary loss, second term of eq 13.
         commitment_weight (`float`, defaults to 0.25): Weight β of the commitment loss, third term of eq 13.
-        coefficient_bits (`int`, *optional*): Bits n of a coefficient, 1 to 16. Defaults to `None`: float32 coefficients.
-        coefficient_scaling (`str`, defaults to `"depth"`): Range of the quantised coefficients: `"depth"` has one for each slot in order of
-            selection, so that the order is part of the code; `"shared"` has one for all, so that the support is a set and log2 S! bits
-            are saved.
+        coefficient_bits (`int`, *optional*): Bits n of a coefficient, 1 to 16. Defaults to `None`: float32
+            coefficients.
+        coefficient_scaling (`str`, defaults to `"depth"`): Range of the quantised coefficients: `"depth"` has one for
+            each slot in order of selection, so that the order is part of the code; `"shared"` has one for all, so that
+            the support is a set and log2 S! bits are saved.
         tolerance (`float`, *optional*): Residual norm below which a site takes no further atom. Defaults to `None`.
-        pursuit (`str`, defaults to `"omp"`): How sites are coded: `"omp"` (the paper), `"ols"` (shorter residuals for up to twice the
-            time), `"iht"` or `"fista"`; see [`get_pursuit`].
+        pursuit (`str`, defaults to `"omp"`): How sites are coded: `"omp"` (the paper), `"ols"` (shorter residuals for
+            up to twice the time), `"iht"` or `"fista"`; see [`get_pursuit`].
 
     Attributes:
         dictionary (`torch.nn.Parameter` of shape `(p²·L, K)`): Atoms as columns, of unit norm; kept so by
             [`DictionaryUpkeep`] in training.
-        coefficient_scale (`torch.Tensor` of shape `(S,)`): Half-width of the quantised range for each slot: the 99.5th percentile of the
-            coefficients' magnitude, a running mean over training steps.
+        coefficient_scale (`torch.Tensor` of shape `(S,)`): Half-width of the quantised range for each slot: the 99.5th
+            percentile of the coefficients' magnitude, a running mean over training steps.
     """
 
     _decoding_config = ("coefficient_scaling",)
@@ -128,58 +124,12 @@ class DictionaryBottleneck(Bottleneck):
         """Atoms of the dictionary, for each of the `sparsity` slots."""
         return (self.config.num_atoms,) * self.config.sparsity
 
-    @property
-    def coefficient_bits(self) -> int | None:
-        """Bits of a coefficient; `None`: float32."""
-        return self.config.coefficient_bits
-
-    @property
-    def ordered(self) -> bool:
-        """Whether the order of a site's atoms is part of the code, as where each depth has a scale of its own."""
-        return self._ordered(self.config.coefficient_bits)
-
-    @property
-    def slot_scales(self) -> torch.Tensor:
-        """Half-widths `(S,)` of the quantised ranges: one a depth, or the largest for all."""
-        scale = self.coefficient_scale.detach().float()
-        return scale.max().expand_as(scale) if self.config.coefficient_scaling == "shared" else scale
-
-    def site_bits(self, slots: int) -> float:
-        """
-        Bits of one site with so many slots: its support (of at most so many atoms; a set, or a sequence where each depth has
-        a scale of its own) and as many coefficients of `coefficient_bits`, or 32 for float32.
-
-        Args:
-            slots (`int`): Slots a site.
-
-        Returns:
-            `float`: Bits.
-        """
-        bits = self.config.coefficient_bits
-        return support_bits(self.config.num_atoms, slots, ordered=self.ordered) + slots * (bits or 32)
-
-    def _ordered(self, bits: int | None) -> bool:
-        """Whether the order of the atoms is part of a code with coefficients of so many bits."""
-        return bits is not None and self.config.coefficient_scaling == "depth"
-
-    def set_coefficient_bits(self, bits: int | None) -> None:
-        """
-        Switches the quantisation of coefficients, also of a model trained without.
-
-        Args:
-            bits (`int`, *optional*): Bits a coefficient, 1 to 16, or `None` for float32.
-
-        Raises:
-            ValueError: If `bits` is out of range.
-        """
-        self.register_to_config(coefficient_bits=bits)
-
     @torch.no_grad()
     def initialize(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> None:
         """
-        Sets the first atom to the direction of the mean site and the others to those of random sites less that mean; the same on
-        all ranks. The sites of an untrained encoder share most of their energy: taken as they are, they would make a
-        dictionary of nearly one atom. The coefficient scale is set from the same sites.
+        Sets the first atom to the direction of the mean site and the others to those of random sites less that mean;
+        the same on all ranks. The sites of an untrained encoder share most of their energy: taken as they are, they
+        would make a dictionary of nearly one atom. The coefficient scale is set from the same sites.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
@@ -202,15 +152,15 @@ class DictionaryBottleneck(Bottleneck):
         **learner_arguments: Any,
     ) -> OnlineDictionaryLearner:
         """
-        Learns the dictionary from fixed latents, those of a frozen autoencoder, by online dictionary learning; no gradient is involved. The
-        coefficient scale is set from the first latents, coded with the result.
+        Learns the dictionary from fixed latents, those of a frozen autoencoder, by online dictionary learning; no
+        gradient is involved. The coefficient scale is set from the first latents, coded with the result.
 
         Args:
-            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): The latents, the same in every pass; their sites
-                are the signals. An iterable is read once a pass, and once more at the end.
+            latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): The latents, the same in
+                every pass; their sites are the signals. An iterable is read once a pass, and once more at the end.
             passes (`int`, defaults to 1): Passes over the latents.
-            learner ([`OnlineDictionaryLearner`], *optional*): One to go on with, e.g. loaded from a file. Defaults to a new one with this
-                bottleneck's atoms, sparsity, pursuit and tolerance.
+            learner ([`OnlineDictionaryLearner`], *optional*): One to go on with, e.g. loaded from a file. Defaults to a
+                new one with this bottleneck's atoms, sparsity, pursuit and tolerance.
             progress (`bool`, defaults to `True`): Whether to show a bar.
             **learner_arguments: Further arguments of a new learner, e.g. `batch_size`, `seed` or `revive_every`.
 
@@ -233,14 +183,15 @@ class DictionaryBottleneck(Bottleneck):
         features = self.dictionary.shape[0] if learner.dictionary is None else learner.dictionary.shape[0]
         if (features, learner.config.num_atoms) != self.dictionary.shape:
             raise ValueError(
-                f"`learner` must have a dictionary of shape {tuple(self.dictionary.shape)}, got {(features, learner.config.num_atoms)}."
+                f"`learner` must have a dictionary of shape {tuple(self.dictionary.shape)}, got "
+                f"{(features, learner.config.num_atoms)}."
             )
         device = self.dictionary.device
         signals = self.signals(latents.to(device)) if torch.is_tensor(latents) else _Signals(self, latents)
         learner.fit(signals, passes=passes, resume=True, progress=progress)
         self.dictionary.copy_(learner.dictionary)
         first = signals if torch.is_tensor(signals) else next(iter(signals))
-        spread = first[:: max(1, len(first) // _SCALE_SAMPLES)]  # over all of its images
+        spread = first[:: max(1, len(first) // SCALE_SAMPLES)]  # over all of its images
         self.coefficient_scale.copy_(self._batch_scale(*self._pursue(spread)))
         return learner
 
@@ -254,8 +205,8 @@ class DictionaryBottleneck(Bottleneck):
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
 
         Returns:
-            [`SparseCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites of `sparsity` slots; coefficients are float32, on the quantiser's grid where
-            `coefficient_bits` is set.
+            [`SparseCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites of `sparsity` slots; coefficients are float32, on the
+            quantiser's grid where `coefficient_bits` is set.
         """
         indices, coefficients = self._pursue(self.signals(latents))
         return self._code(indices, self._quantize(indices, coefficients), latents)
@@ -284,8 +235,8 @@ class DictionaryBottleneck(Bottleneck):
     @apply_forward_hook
     def decode(self, code: SparseCode) -> torch.Tensor:
         """
-        Latents of a code (LASERS, 2024, eq 12); differentiable in the coefficients and the dictionary. The order of a site's slots changes
-        nothing, to the bit: a support is a set.
+        Latents of a code (LASERS, 2024, eq 12); differentiable in the coefficients and the dictionary. The order of a
+        site's slots changes nothing, to the bit: a support is a set.
 
         Args:
             code ([`SparseCode`]): A code of this dictionary; it may have fewer slots than `sparsity`.
@@ -294,8 +245,8 @@ class DictionaryBottleneck(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If it is no sparse code of as many atoms, has other sites or, on the CPU, indices out of range
-                or coefficients that are not finite.
+            ValueError: If it is not a sparse code of as many atoms, has other sites or, on the CPU, indices out of
+                range or coefficients that are not finite.
         """
         self._check_code(code)
         with torch.autocast(code.indices.device.type, enabled=False):
@@ -357,6 +308,23 @@ class DictionaryBottleneck(Bottleneck):
             )
         return output if return_dict else output.to_tuple()
 
+    def summary(self) -> dict[str, Any]:
+        """That of all bottlenecks, with the coefficients' ranges and the geometry of the dictionary."""
+        facts = super().summary()
+        facts["bottleneck"]["coefficient_scale"] = [float(value) for value in self.coefficient_scale]
+        facts["bottleneck"]["dictionary"] = dictionary_summary(self.dictionary.detach().float())
+        return facts
+
+    def pictures(self, method: str = "pca") -> dict[str, Any]:
+        """The atoms as tiles, how alike they are, and how they lie in a plane; see [`Coder.pictures`]."""
+        dictionary = self.dictionary.detach().float()
+        pictures = {"atoms.png": atom_tiles(dictionary)}
+        if dictionary.shape[1] > 1:
+            pictures["coherence.png"] = coherence_histogram(dictionary)
+        if dictionary.shape[1] > 3:
+            pictures["atom_map.png"] = atom_map(dictionary, method=method)
+        return pictures
+
     def _pursue(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes of signals. The check for non-finite values synchronises, so that only the CPU has it."""
         check_finite = signals.device.type == "cpu"
@@ -366,33 +334,26 @@ class DictionaryBottleneck(Bottleneck):
             signals.detach(), dictionary, self.config.sparsity, self.config.tolerance, check_finite=check_finite
         )
 
-    def _quantize(self, indices: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-        """Coefficients `(N, S)` on the quantiser's grid; unused slots stay 0."""
-        bits = self.config.coefficient_bits
-        if bits is None:
-            return coefficients
-        scale = self.slot_scales[: indices.shape[1]]
-        cells = quantize_coefficients(coefficients, scale, bits)
-        return torch.where(indices >= 0, dequantize_coefficients(cells, scale, bits), coefficients)  # 0, or NaN, stays
-
-    @torch.no_grad()
-    def _track_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> None:
-        """Moves the running coefficient scale towards this batch's. The first step sets it."""
-        self.scale_steps += 1
-        momentum = (1 / self.scale_steps).clamp_min(1 / _SCALE_MEMORY)
-        self.coefficient_scale.lerp_(self._batch_scale(indices, coefficients), momentum)
-
-    def _batch_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-        """The coefficient scale `(S,)` of the batches of all ranks, which have one size; an unused slot keeps the running one."""
-        step = max(1, -(-indices.shape[0] * rank_and_world_size()[1] // _SCALE_SAMPLES))
-        indices, coefficients = all_gather(indices[::step]), all_gather(coefficients[::step])
-        now = coefficient_scale(coefficients, indices >= 0)
-        return torch.where(now > 0, now, self.coefficient_scale.float()).to(self.coefficient_scale)
-
     def _code(self, indices: torch.Tensor, coefficients: torch.Tensor, latents: torch.Tensor) -> SparseCode:
         height, width = latents.shape[-2:]
         shape = (latents.shape[0], *patch_grid(height, width, self.config.patch_size), self.config.sparsity)
         return SparseCode(indices.reshape(shape), coefficients.reshape(shape), self.config.num_atoms, (height, width))
+
+
+def dictionary_summary(dictionary: torch.Tensor) -> dict[str, Any]:
+    """Geometry of a dictionary `(features, K)`; see [`Coder.summary`]."""
+    features, atoms = dictionary.shape
+    norms = dictionary.norm(dim=0)
+    return {
+        "atoms": atoms,
+        "features": features,
+        "coherence": float(mutual_coherence(dictionary)),
+        "welch_bound": welch_bound(features, atoms),
+        "smallest_norm": float(norms.min()),
+        "largest_norm": float(norms.max()),
+        "near_duplicates": int(similar_atoms(dictionary, _SIMILAR).sum()),
+        "near_duplicates_from": _SIMILAR,
+    }
 
 
 @dataclass

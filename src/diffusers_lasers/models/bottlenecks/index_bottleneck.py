@@ -12,10 +12,12 @@ import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch.nn import functional as F
 
-from ...coding import CodeHeader, IndexCode, pack_levels, unpack_levels
+from ...coding import IndexCode
 from ...coding.checks import check_index
+from ...coding.container import CodeHeader
+from ...coding.payloads import pack_levels, unpack_levels
 from ...functional.images.patch_signals import patch_grid
-from .base import Bottleneck, BottleneckOutput
+from .bottleneck import Bottleneck, BottleneckOutput
 
 
 __all__ = ["IndexBottleneck"]
@@ -58,8 +60,7 @@ class IndexBottleneck(Bottleneck):
             `torch.Tensor` of shape `(B, L, H, W)`: Latents in float32.
 
         Raises:
-            ValueError: If it is no such code: other levels, more slots, other sites or, on the CPU, indices out of
-                range.
+            ValueError: If the code has other levels, more slots, other sites or, on the CPU, indices out of range.
         """
         self._check_code(code)
         with torch.autocast(code.device.type, enabled=False):

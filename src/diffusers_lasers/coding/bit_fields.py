@@ -1,7 +1,7 @@
 r"""Indices as bytes, at exactly their bits: index after index, the highest bit first, zeros up to the next whole byte.
 
-A slot of b bits takes b bits, so that a 32-8-8 code costs 48 bits a patch and not six int64. No header and no entropy coding: what is written is the
-nominal rate.
+A slot of b bits takes b bits, so that a 32-8-8 code costs 48 bits a patch and not six int64. No header and no entropy
+coding: what is written is the nominal rate.
 """
 
 from __future__ import annotations

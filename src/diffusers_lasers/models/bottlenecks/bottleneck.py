@@ -1,10 +1,11 @@
-"""What every bottleneck of an autoencoder can do: `encode` latents to a code, `decode` a code to latents, and both in `forward`."""
+"""What every bottleneck can do: `encode` latents to a code, `decode` a code to latents, and both in `forward`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -14,7 +15,7 @@ from ...coding import Code
 from ...functional.images.patch_signals import latents_to_signals, patch_grid, signals_to_latents
 from ...utils.config_checks import CHANNELS
 from ...utils.model_loading import LasersModelMixin
-from .packing import PackedCodes
+from .packed_codes import PackedCodes
 
 
 __all__ = ["Bottleneck", "BottleneckOutput"]
@@ -26,7 +27,8 @@ class BottleneckOutput(BaseOutput):
     Output of a bottleneck's `forward`.
 
     Args:
-        latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents after the bottleneck, through which gradients reach the encoder.
+        latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents after the bottleneck, through which gradients reach
+            the encoder.
         loss (`torch.Tensor`): Weighted sum of the two losses below, 0-dimensional, to add to the reconstruction loss.
         commitment_loss (`torch.Tensor`): mean (z_e − sg[ẑ_e])², unweighted and without gradient, to log
             (LASERS, 2024, third term of eqs 3 and 13).
@@ -44,17 +46,18 @@ class BottleneckOutput(BaseOutput):
 
 class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
     """
-    Base of the bottlenecks. A subclass defines `encode`, `decode`, `forward`, `levels` and how codes become bytes, `initialize` where it
-    learns from the first latents of a training, and `fit` where it can learn from fixed ones. Those whose codes are indices have all but
-    the quantiser from [`IndexBottleneck`].
+    Base of the bottlenecks. A subclass defines `encode`, `decode`, `forward`, `levels` and how codes become bytes,
+    `initialize` where it learns from the first latents of a training, and `fit` where it can learn from fixed ones.
+    Those whose codes are indices have all but the quantiser from [`IndexBottleneck`].
 
     Attributes:
         levels (`tuple[int, ...]`): Size of the alphabet of each slot; empty for a bottleneck without codes.
         patch_size (`int`): Side p of a site, in latent positions; a site has p²·`latent_channels` features.
         num_symbols (`int`): Atoms or codewords of each slot; 0 for a bottleneck without.
-        latent_shift (`torch.Tensor` of shape `(L,)`): What is subtracted from each channel before coding, and added afterwards; 0 until
-            [`set_latent_statistics`].
-        latent_scale (`torch.Tensor` of shape `(L,)`): What each channel is then divided by, and multiplied by afterwards; 1 until then.
+        latent_shift (`torch.Tensor` of shape `(L,)`): What is subtracted from each channel before coding, and added
+            afterwards; 0 until [`set_latent_statistics`].
+        latent_scale (`torch.Tensor` of shape `(L,)`): What each channel is then divided by, and multiplied by
+            afterwards; 1 until then.
     """
 
     _supports_group_offloading = False
@@ -109,7 +112,8 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
 
     def finite_signals(self, latents: torch.Tensor) -> torch.Tensor:
         """
-        The same for coding by indices, which must not be made from NaN. The check synchronises, so that only the CPU has it.
+        The same for coding by indices, which must not be made from NaN. The check synchronises, so that only the CPU
+        has it.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
@@ -143,13 +147,14 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
     @torch.no_grad()
     def set_latent_statistics(self, shift: torch.Tensor, scale: torch.Tensor | float = 1.0) -> None:
         """
-        Sets what is subtracted from and divided out of each channel before coding. Atoms pass through the origin: latents whose channels
-        have a mean other than 0 cost an atom for it at each site. Set it before `initialize` or `fit`.
+        Sets what is subtracted from and divided out of each channel before coding. Atoms pass through the origin:
+        latents whose channels have a mean other than 0 cost an atom for it at each site. Set it before `initialize` or
+        `fit`.
 
         Args:
             shift (`torch.Tensor` of shape `(L,)`): Mean of each channel.
-            scale (`torch.Tensor` of shape `(L,)` or `float`, defaults to 1.0): Unit of each channel; one for all keeps the mean squared error of the
-                latents what is minimised.
+            scale (`torch.Tensor` of shape `(L,)` or `float`, defaults to 1.0): Unit of each channel; one for all keeps
+                the mean squared error of the latents what is minimised.
 
         Raises:
             ValueError: If they have another shape, are not finite or a scale is not positive.
@@ -159,7 +164,8 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
         channels = self.latent_shift.shape
         if shift.shape != channels or scale.shape not in (channels, ()):
             raise ValueError(
-                f"`shift` and `scale` must have shape {tuple(channels)}, got {tuple(shift.shape)} and {tuple(scale.shape)}."
+                f"`shift` and `scale` must have shape {tuple(channels)}, got {tuple(shift.shape)} and "
+                f"{tuple(scale.shape)}."
             )
         if not torch.isfinite(shift).all() or not (torch.isfinite(scale) & (scale > 0)).all():
             raise ValueError("`shift` and `scale` must be finite, and `scale` positive, got others.")
@@ -174,6 +180,19 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
             generator (`torch.Generator`, *optional*): Source of randomness.
         """
+
+    def summary(self) -> dict[str, Any]:
+        """Rate and geometry of a site, and whether statistics of the latents are set; see [`Coder.summary`]."""
+        facts = {
+            "bits_per_site": self.bits_per_site,
+            "site": f"{self.patch_size} × {self.patch_size} latent positions",
+            "features": self.patch_size**2 * self.config.latent_channels,
+            "symbols": self.num_symbols,
+        }
+        if self.levels:
+            facts["slots"] = len(self.levels)
+        facts["latent_statistics"] = bool((self.latent_shift != 0).any() or (self.latent_scale != 1).any())
+        return {"bottleneck": facts}
 
 
 def check_positive(**arguments: int) -> None:
@@ -192,7 +211,8 @@ def sample_signals(
 
     Args:
         bottleneck ([`Bottleneck`]): What the sites are for.
-        latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is read twice.
+        latents (`torch.Tensor` of shape `(B, L, H, W)`, or an iterable of such tensors): Latents; an iterable is read
+            twice.
         max_signals (`int`): Sites to take.
         seed (`int`): Seed of the draw.
 
