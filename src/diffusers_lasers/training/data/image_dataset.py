@@ -86,15 +86,7 @@ def crop_pixels(
 
 
 def to_batch(crops: Sequence[np.ndarray]) -> torch.Tensor:
-    """
-    Windows as one tensor.
-
-    Args:
-        crops (`Sequence[numpy.ndarray]`): Windows `(H, W, 3)`, uint8, of one size.
-
-    Returns:
-        `torch.Tensor` of shape `(B, 3, H, W)`: Floats in [-1, 1].
-    """
+    """Windows `(resolution, resolution, 3)` of uint8 as one tensor `(B, 3, resolution, resolution)` in [-1, 1]."""
     pixels = torch.from_numpy(np.stack(crops))  # (B, H, W, 3)
     return pixels.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0).contiguous()
 

@@ -76,19 +76,9 @@ def check_data_flags(args: argparse.Namespace) -> None:
 
 def open_images(args: argparse.Namespace, split: str = "train") -> Sequence | None:
     """
-    The images that the flags name.
-
-    Args:
-        args (`argparse.Namespace`): With the flags of [`add_data_flags`].
-        split (`str`, defaults to `"train"`): `"train"` or `"validation"`.
-
-    Returns:
-        `Sequence[PIL.Image.Image]` or `None`: The images, decoded when they are asked for. Held out: those of
-        `--validation_data_dir` or `--validation_split`, or of the bundled photographs where these are trained on;
-        otherwise `None`.
-
-    Raises:
-        ValueError: If flags contradict each other, no image is found, or the column is missing.
+    The images `(Sequence[PIL.Image.Image])` that the flags name, decoded when they are asked for. Held out are those of
+    `--validation_data_dir` or `--validation_split`, or bundled photographs where these are trained on; otherwise
+    `None`. Raises a `ValueError` if flags contradict each other, no image is found, or the column is missing.
     """
     check_data_flags(args)
     hub = {"dataset_name": args.dataset_name, "dataset_config_name": args.dataset_config_name}
@@ -111,18 +101,9 @@ def check_held_out_images(
     images: Sequence | None, progress: bool = True, skip_unreadable: bool = False
 ) -> Sequence | None:
     """
-    Decodes every image once, so that one that cannot be read is found before the work and not after it.
-
-    Args:
-        images (`Sequence[PIL.Image.Image]`, *optional*): The images; `None` checks nothing.
-        progress (`bool`, defaults to `True`): Whether to show a bar.
-        skip_unreadable (`bool`, defaults to `False`): Leave out what cannot be decoded, with a warning.
-
-    Returns:
-        `Sequence[PIL.Image.Image]` or `None`: `images`, without those that were left out.
-
-    Raises:
-        UnreadableImageError: For the first that cannot be decoded, unless `skip_unreadable`; also then if none can.
+    Decodes every image once, so that one that cannot be read is found before the work. With `skip_unreadable` such
+    images are left out, with a warning; otherwise the first raises an `UnreadableImageError`, as do images of which
+    none can be read. Gives back the images that are left, `None` for `None`.
     """
     if images is None:
         return None

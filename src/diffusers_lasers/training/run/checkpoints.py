@@ -29,14 +29,8 @@ _PATTERN = re.compile(r"checkpoint-(\d+)(\.old)?")
 
 def list_checkpoints(folder: str | os.PathLike) -> list[Path]:
     """
-    The whole checkpoints of a run, oldest step first.
-
-    Args:
-        folder (`str` or `os.PathLike`): The output folder; it need not exist.
-
-    Returns:
-        `list[pathlib.Path]`: The folders `checkpoint-N`, sorted by N. Where a process was killed while it replaced
-            one, `checkpoint-N.old`.
+    The folders `checkpoint-N` of an output folder, which need not exist, in the order of N; `checkpoint-N.old` where a
+    process was killed while it replaced one.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -64,13 +58,8 @@ def _write_manifest(folder: Path) -> None:
 
 def verify_checkpoint(path: str | os.PathLike) -> str | None:
     """
-    Compares a checkpoint with its manifest; every file is read.
-
-    Args:
-        path (`str` or `os.PathLike`): The folder.
-
-    Returns:
-        `str` or `None`: One sentence that says what is wrong, or `None` where the checkpoint is whole.
+    Compares a checkpoint with its manifest; every file is read. What is wrong comes back as a sentence, `None` if
+    nothing is.
     """
     path = Path(path)
     try:
@@ -91,15 +80,8 @@ def verify_checkpoint(path: str | os.PathLike) -> str | None:
 
 def latest_checkpoint(folder: str | os.PathLike, report: Callable[[str], Any] = lambda sentence: None) -> Path | None:
     """
-    The whole checkpoint of the highest step; damaged ones are passed over.
-
-    Args:
-        folder (`str` or `os.PathLike`): The output folder; it need not exist.
-        report (`Callable[[str], Any]`, *optional*):
-            Receives one sentence for each checkpoint that is passed over, e.g. `logger.warning`.
-
-    Returns:
-        `pathlib.Path` or `None`: The folder `checkpoint-N`, or `None` where there is no whole checkpoint.
+    The whole checkpoint of the highest step, or `None`. `report` receives one sentence for each damaged one that is
+    passed over, e.g. `logger.warning`.
     """
     for path in reversed(list_checkpoints(folder)):
         wrong = verify_checkpoint(path)

@@ -47,14 +47,8 @@ _RESULTS = (
 
 def check_output_folder(folder: str | os.PathLike, overwrite: bool = False) -> None:
     """
-    Checks that a result can be written into a folder, for scripts that write it once and have no checkpoints. Nothing is made.
-
-    Args:
-        folder (`str` or `os.PathLike`): The output folder; it need not exist.
-        overwrite (`bool`, defaults to `False`): Whether it may hold something.
-
-    Raises:
-        ValueError: If it is a file, cannot be written to, or, without `overwrite`, is not empty.
+    Checks that a result can be written into a folder, for scripts that write it once and have no checkpoints; nothing
+    is made. Raises a `ValueError` if it is a file, cannot be written to, or, without `overwrite`, is not empty.
     """
     _check_place(Path(folder))
     if not overwrite and _contents(Path(folder)):

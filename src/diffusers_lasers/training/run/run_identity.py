@@ -45,14 +45,8 @@ def run_identity(args: argparse.Namespace, **more: Any) -> dict[str, Any]:
 
 def check_identity(place: Path, identity: dict[str, Any]) -> None:
     """
-    Checks that a folder holds the run that is known by an identity.
-
-    Args:
-        place (`pathlib.Path`): A checkpoint, or the output folder.
-        identity (`dict[str, Any]`): That of [`run_identity`].
-
-    Raises:
-        ValueError: If it holds another run, one of a version with other flags, or none that can be read.
+    Checks that a checkpoint or an output folder holds the run of an identity. Raises a `ValueError` if it holds another
+    run, one of a version with other flags, or none that can be read.
     """
     weights = "--pretrained_model_name_or_path starts a new run from its weights."
     try:

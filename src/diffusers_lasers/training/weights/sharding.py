@@ -38,29 +38,14 @@ __all__ = ["FullySharded"]
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """
-    A tensor with the parts of all ranks. All ranks have to call it.
-
-    Args:
-        tensor (`torch.Tensor`): Sharded or not.
-
-    Returns:
-        `torch.Tensor`: The whole tensor, of the same shape, without gradient; one that is not sharded is given back as
-        it is.
+    A tensor with the parts of all ranks, without gradient; one that is not sharded as it is. All ranks have to call it.
     """
     return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 @torch.no_grad()
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """
-    What this rank has of a tensor.
-
-    Args:
-        tensor (`torch.Tensor`): Sharded or not.
-
-    Returns:
-        `torch.Tensor`: The rows of this rank, possibly none, without gradient. It shares its memory with `tensor`.
-    """
+    """The rows that this rank has of a tensor, possibly none, without gradient; they share its memory."""
     return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
@@ -71,15 +56,8 @@ def _shard_like(value: torch.Tensor, tensor: DTensor) -> DTensor:
 @torch.no_grad()
 def write_full(tensor: torch.Tensor, value: torch.Tensor) -> None:
     """
-    Writes a whole tensor into one that may be sharded. All ranks have to call it; a sharded tensor gets the value of
-    rank 0.
-
-    Args:
-        tensor (`torch.Tensor`): Sharded or not; overwritten.
-        value (`torch.Tensor`): Not sharded, of the same shape.
-
-    Raises:
-        ValueError: If the shapes differ.
+    Writes a tensor that is not sharded into one of the same shape that may be. All ranks have to call it; a sharded
+    tensor gets the value of rank 0. Raises a `ValueError` if the shapes differ.
     """
     if tensor.shape != value.shape:
         raise ValueError(f"`value` must have shape {tuple(tensor.shape)}, got {tuple(value.shape)}.")
@@ -89,13 +67,8 @@ def write_full(tensor: torch.Tensor, value: torch.Tensor) -> None:
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """
-    The Euclidean norm of all gradients together. All ranks have to call it if a parameter is sharded.
-
-    Args:
-        parameters (`Iterable[nn.Parameter]`): Sharded or not; those without gradient do not count.
-
-    Returns:
-        `torch.Tensor`: The norm, 0-dim, equal on all ranks if the gradients of the parameters that are not sharded are.
+    The Euclidean norm of all gradients together, 0-dim, of parameters that may be sharded; then all ranks have to call
+    it.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([g for g in gradients if not isinstance(g, DTensor)])
