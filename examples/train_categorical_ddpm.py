@@ -193,7 +193,7 @@ def prepare(args: argparse.Namespace) -> DiffusionRun:
         args.parameterization,
         codewords,
         build_scheduler(args, codewords),
-        codec if isinstance(codec, ModelBasedVQCodec) else None,
+        codec if hasattr(codec, "decode_soft") else None,
         args.image_weight,
         args.code_loss,
         args.tau,

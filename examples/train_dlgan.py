@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import nn
 
-from diffusers_lasers import DictionaryBottleneck, DLRestorationPipeline, PerceptualSimilarity
+from diffusers_lasers import DLRestorationPipeline, PerceptualSimilarity
 from diffusers_lasers.models.autoencoders import AutoencoderDLOutput
 from diffusers_lasers.training.autoencoder import autoencoder_flags
 from diffusers_lasers.training.autoencoder.card import autoencoder_card, autoencoder_settings
@@ -185,7 +185,7 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
         networks["discriminator"] = discriminator
     bcd = None
     if args.dictionary_update == "bcd":
-        if not isinstance(model.bottleneck, DictionaryBottleneck):
+        if model.config.bottleneck_type != "dictionary":
             raise ValueError("--dictionary_update bcd needs a model with a dictionary.")
         bcd = BlockCoordinateUpdate(model.bottleneck, memory=args.bcd_memory or None)
     if args.gradient_checkpointing:

@@ -148,7 +148,7 @@ def test_nothing_outside_coding_asks_which_kind_a_code_is():
         assert floor not in ("metrics", "commands", "visualization") or not private.search(text), path
 
 
-def test_commands_metrics_and_pipelines_ask_no_model_which_one_it_is():
+def test_what_stands_above_models_asks_none_which_one_it_is():
     """A model describes itself, and has the verbs that its readers need; so they work for models to come."""
     root = Path(diffusers_lasers.__file__).parent
     models = r"(AutoencoderDL|ModelBasedVQCodec|ImageCoder|Coder|\w*Bottleneck)\b"
@@ -157,7 +157,7 @@ def test_commands_metrics_and_pipelines_ask_no_model_which_one_it_is():
         rf"hasattr\([^()]*\"(bottleneck|codebooks?|dictionary)"
     )
     assert asks.search("isinstance(model, (Other, DictionaryBottleneck))") and not asks.search("isinstance(x, Figure)")
-    for floor in ("metrics", "commands", "visualization", "pipelines"):
+    for floor in ("metrics", "commands", "visualization", "pipelines", "training"):
         for path in (root / floor).rglob("*.py"):
             assert not asks.search(path.read_text(encoding="utf-8")), path
 

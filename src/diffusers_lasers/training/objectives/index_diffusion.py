@@ -100,7 +100,7 @@ class IndexDiffusionObjective:
             )
         if kind == "categorical" and image_weight == 0 and code_loss == "none":
             raise ValueError("`image_weight` is 0 and `code_loss` 'none': there is nothing to minimise.")
-        if kind == "categorical" and image_weight > 0 and not isinstance(codec, ModelBasedVQCodec):
+        if kind == "categorical" and image_weight > 0 and not hasattr(codec, "decode_soft"):
             raise ValueError(
                 "`codec` must be a ModelBasedVQCodec for the image term (`image_weight` 0 leaves it out), got "
                 f"{type(codec).__name__}."

@@ -59,7 +59,7 @@ def config_names(kind: type) -> list[str]:
 
 
 def check_config(flag: str, config: Mapping[str, Any] | None, kind: type, of: str = "") -> None:
-    """Checks that a configuration names arguments of a class, or raises a `ValueError`; `of` is part of its sentence."""
+    """Raises a `ValueError` for a name that is no argument of a class; `of` is part of its sentence."""
     names = config_names(kind)
     unknown = [name for name in config or {} if name not in names]
     if unknown:
