@@ -11,6 +11,7 @@ equal network and equal rate. As in diffusers' `VQModel`, `encode` gives the lat
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,9 +22,11 @@ from diffusers.models.activations import ACT2CLS
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch.nn import functional as F
 
 from ...coding import Code
 from ...functional.images.patch_signals import patch_grid
+from ...learning.principal_axes import mean_and_covariance, principal_axes
 from ...utils import config_checks as checks
 from ...utils.model_loading import LasersModelMixin
 from ..bottlenecks import (
@@ -36,6 +39,7 @@ from ..bottlenecks import (
 )
 from ..image_coder import ImageCoder
 from .networks import build_networks
+from .residual import STEM, set_transform
 from .tiling import TiledNetworks
 
 
@@ -53,7 +57,10 @@ BOTTLENECKS = {
 # two differ in training is the training script's matter.
 PRESETS = {
     "paper": {"bottleneck_config": {"num_atoms": 512, "sparsity": 5, "patch_size": 1}},
-    "corrected": {"bottleneck_config": {"num_atoms": 512, "sparsity": 5, "patch_size": 1, "coefficient_bits": 8}},
+    "corrected": {
+        **{"backbone": "residual", "block_out_channels": (128,)},
+        "bottleneck_config": {"num_atoms": 512, "sparsity": 5, "patch_size": 1, "coefficient_bits": 8},
+    },
 }
 
 
@@ -99,17 +106,20 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
     An autoencoder whose latents are coded by a learned dictionary (DL-VAE of LASERS, 2024) or by a baseline bottleneck.
 
     Images are `(B, in_channels, H, W)` in [−1, 1], of any size: they are padded to a multiple of the downsampling
-    factor 2^(len(`block_out_channels`) − 1) by repeating their edge, and reconstructions are cropped back.
+    factor f by repeating their edge, and reconstructions are cropped back. With n widths, f is 2^(n − 1), and
+    4 · 2^(n − 1) for the backbone `"residual"`.
 
     Args:
         in_channels (`int`, defaults to 3): Channels of the images.
         out_channels (`int`, defaults to 3): Channels of the reconstructions.
-        backbone (`str`, defaults to `"light"`): Encoder and decoder: `"light"` (LASERS, section 5) or `"diffusers"`
-            (the blocks of `AutoencoderKL`, with group norm and attention).
+        backbone (`str`, defaults to `"light"`): Encoder and decoder: `"residual"` (a linear transform and a learned
+            residual, after DC-AE), `"light"` (LASERS, section 5) or `"diffusers"` (the blocks of `AutoencoderKL`, with
+            group norm and attention).
         block_out_channels (`tuple[int, ...]`, defaults to `(64, 128, 128)`): Widths from fine to coarse; each but the
-            last is halved after.
-        layers_per_block (`int`, defaults to 2): Residual blocks (of each resolution in `"diffusers"`).
-        residual_channels (`int`, defaults to 32): Channels inside a residual block of `"light"`.
+            last is halved after. In `"residual"` the first is that of a quarter of the sides, and each is 1, 2 or 4
+            times the one before.
+        layers_per_block (`int`, defaults to 2): Residual blocks; of each resolution, but for `"light"`.
+        residual_channels (`int`, defaults to 32): Channels inside a residual block of `"residual"` and `"light"`.
         latent_channels (`int`, defaults to 16): Channels L of the latents.
         bottleneck_type (`str`, defaults to `"dictionary"`): `"dictionary"`, `"vq"`, `"residual_vq"`, `"fsq"` or
             `"none"`.
@@ -130,6 +140,7 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
     _supports_group_offloading = False
     _no_split_modules = [
         "ResidualBlock",
+        "ResidualUnit",
         "ResnetBlock2D",
         *(bottleneck.__name__ for bottleneck in BOTTLENECKS.values()),
     ]
@@ -138,8 +149,8 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
     _config_fields = {
         "in_channels": checks.CHANNELS,
         "out_channels": checks.CHANNELS,
-        "backbone": checks.Word("light", "diffusers"),
-        "block_out_channels": checks.Sequence(checks.CHANNELS, least=2, most=12),
+        "backbone": checks.Word("diffusers", "light", "residual"),
+        "block_out_channels": checks.Sequence(checks.CHANNELS, least=1, most=12),
         "layers_per_block": checks.Integer(0, 128),
         "residual_channels": checks.CHANNELS,
         "latent_channels": checks.CHANNELS,
@@ -190,8 +201,9 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
     @classmethod
     def from_preset(cls, name: str, **overrides) -> AutoencoderDL:
         """
-        A new model with the settings of LASERS: `"paper"` as its text has them (512 atoms, 5 a site, float32
-        coefficients), or `"corrected"` with coefficients of 8 bits: 198 and 85 bits a site.
+        A new model with the bottleneck of LASERS, 512 atoms of which 5 code a site: `"paper"` with its light networks
+        and float32 coefficients, `"corrected"` with residual networks and coefficients of 8 bits. They cost 198 and 85
+        bits a site.
 
         Args:
             name (`str`): `"paper"` or `"corrected"`.
@@ -206,7 +218,10 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
         """
         if name not in PRESETS:
             raise ValueError(f"`name` must be one of {sorted(PRESETS)}, got {name!r}.")
-        arguments = {**PRESETS[name], **overrides}
+        preset = dict(PRESETS[name])
+        if overrides.get("backbone", preset.get("backbone")) != preset.get("backbone"):
+            preset.pop("block_out_channels", None)  # widths are those of a backbone
+        arguments = {**preset, **overrides}
         if overrides.get("bottleneck_type", "dictionary") == "dictionary":
             arguments["bottleneck_config"] = {
                 **PRESETS[name]["bottleneck_config"],
@@ -216,10 +231,42 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
             arguments["bottleneck_config"] = overrides.get("bottleneck_config")
         return cls(**arguments)
 
+    @torch.no_grad()
+    def initialize(
+        self, images: torch.Tensor | Iterable[torch.Tensor], generator: torch.Generator | None = None
+    ) -> None:
+        """
+        Starts from images in closed form; call it once, before training, on all ranks. With the backbone `"residual"`
+        the linear transform of the networks becomes the principal components of image patches, and the latents get mean
+        0 and variance 1. Then the bottleneck starts from latents of the images, 16 sites a symbol.
+
+        Args:
+            images (`torch.Tensor` of shape `(B, in_channels, H, W)`, or an iterable of such tensors): Images in
+                [−1, 1], this rank's share; an iterable is read twice.
+            generator (`torch.Generator`, *optional*): Source of randomness of the bottleneck.
+
+        Raises:
+            ValueError: If there is no image, or one is not finite.
+        """
+        images = [images] if torch.is_tensor(images) else images
+        if self.config.backbone == "residual":
+            factor, device = self.downsampling_factor, self.device
+            patches = (F.pixel_unshuffle(self._padded(batch.to(device)), factor) for batch in images)
+            mean, covariance = mean_and_covariance(batch.permute(0, 2, 3, 1).flatten(0, 2) for batch in patches)
+            set_transform(self.encoder, self.decoder, mean, *principal_axes(covariance))
+        latents, sites = [], 0
+        for batch in images:
+            latents.append(self.encode(batch.to(self.device, self.dtype)).latents)
+            sites += latents[-1][:, 0].numel()
+            if sites >= 16 * max(self.bottleneck.num_symbols, 1) * self.bottleneck.patch_size**2:
+                break
+        self.bottleneck.initialize(torch.cat(latents), generator=generator)
+
     @property
     def downsampling_factor(self) -> int:
         """Image pixels a latent position, along each side."""
-        return 2 ** (len(self.config.block_out_channels) - 1)
+        stem = STEM if self.config.backbone == "residual" else 1
+        return stem * 2 ** (len(self.config.block_out_channels) - 1)
 
     @property
     def last_layer(self) -> torch.nn.Parameter:

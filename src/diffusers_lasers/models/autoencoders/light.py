@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
         return hidden + self.conv2(F.relu(self.conv1(F.relu(hidden))))
 
 
-class _Checkpointed(nn.Module):
+class Checkpointed(nn.Module):
     """Runs its blocks one after the other, recomputing each in the backward pass where gradient checkpointing is on."""
 
     gradient_checkpointing = False
@@ -44,7 +44,7 @@ class _Checkpointed(nn.Module):
         return block(hidden)
 
 
-class LightEncoder(_Checkpointed):
+class LightEncoder(Checkpointed):
     """
     Halves an image once for each of `block_out_channels` but the last, which is the width of the blocks at the final
     resolution.
@@ -84,7 +84,7 @@ class LightEncoder(_Checkpointed):
         return self.conv_out(F.relu(sample))
 
 
-class LightDecoder(_Checkpointed):
+class LightDecoder(Checkpointed):
     """
     The mirror of [`LightEncoder`].
 

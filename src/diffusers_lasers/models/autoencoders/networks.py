@@ -1,4 +1,4 @@
-"""Encoder and decoder of [`AutoencoderDL`] by its configuration: the light ones of LASERS, or those of diffusers."""
+"""Encoder and decoder of [`AutoencoderDL`] by its configuration: residual ones, the light ones of LASERS, or diffusers'."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from ...utils import config_checks as checks
 from .light import LightDecoder, LightEncoder
+from .residual import ResidualDecoder, ResidualEncoder
 
 
 def build_networks(config: Any) -> tuple[nn.Module, nn.Module]:
@@ -33,8 +34,22 @@ def build_networks(config: Any) -> tuple[nn.Module, nn.Module]:
         2 * 10 * layers * channels[-1] * config.residual_channels,
         **{name: config[name] for name in (*deciding, "layers_per_block", "residual_channels")},
     )
+    if config.backbone != "residual" and len(channels) < 2:
+        raise ValueError(
+            f"`block_out_channels` must have at least 2 widths for the backbone {config.backbone!r}, got {channels}."
+        )
+    shape = (channels, layers, config.residual_channels)
+    if config.backbone == "residual":
+        for fine, coarse in zip(channels[:-1], channels[1:]):
+            if coarse % 4 or coarse not in (fine, 2 * fine, 4 * fine):
+                raise ValueError(
+                    "`block_out_channels` must be multiples of 4, each 1, 2 or 4 times the one before, got "
+                    f"{tuple(channels)}."
+                )
+        return ResidualEncoder(config.in_channels, latents, *shape), ResidualDecoder(
+            latents, config.out_channels, *shape
+        )
     if config.backbone == "light":
-        shape = (channels, layers, config.residual_channels)
         return LightEncoder(config.in_channels, latents, *shape), LightDecoder(latents, config.out_channels, *shape)
     checks.check_groups(config.norm_num_groups, channels)
     if layers < 1:

@@ -2,7 +2,7 @@ r"""Large images and batches in parts: networks are applied to overlapping tiles
 
 Each tile's output is weighted by a trapezoid that is 0 within `margin` of an inner edge of the tile, where the map saw
 padding instead of the neighbour, and rises linearly from there. Where the map's receptive field stays within `margin`
-(the light networks) the merged result equals the untiled one; elsewhere (group norm, attention) the ramps hide the
+(the light and the residual networks) the merged result equals the untiled one; elsewhere (group norm, attention) the ramps hide the
 seams.
 """
 
@@ -102,12 +102,14 @@ class TiledNetworks:
             return torch.cat([function(part) for part in sample.split(1)])
         return function(sample)
 
-    def _encode(self, sample: torch.Tensor) -> torch.Tensor:
-        factor = self.downsampling_factor
+    def _padded(self, sample: torch.Tensor) -> torch.Tensor:
+        """Images whose sides are multiples of the downsampling factor, by repeating the last row and column."""
         height, width = sample.shape[-2:]
-        pad = (0, -width % factor, 0, -height % factor)
-        if any(pad):
-            sample = F.pad(sample, pad, mode="replicate")
+        pad = (0, -width % self.downsampling_factor, 0, -height % self.downsampling_factor)
+        return F.pad(sample, pad, mode="replicate") if any(pad) else sample
+
+    def _encode(self, sample: torch.Tensor) -> torch.Tensor:
+        factor, sample = self.downsampling_factor, self._padded(sample)
         if self.use_tiling and max(sample.shape[-2:]) > self.tile_sample_min_size:
             return self._tiled(self.encoder, sample, factor, (1, factor))
         return self.encoder(sample)
@@ -121,8 +123,10 @@ class TiledNetworks:
     def _tiled(self, network: Callable, sample: torch.Tensor, positions: int, scale: tuple[int, int]) -> torch.Tensor:
         """Runs a network in tiles; `positions` input positions make one latent position."""
         tile = self.tile_sample_min_size // self.downsampling_factor
-        # Reach of the light networks in latent positions: residual blocks, the 3×3 convolution, the strided ones.
-        margin = self.config.layers_per_block + 4
+        # Reach of the convolutional networks in latent positions, at most: at each resolution of residual blocks these
+        # and a 3 × 3 convolution, and the first and last ones.
+        levels = len(self.config.block_out_channels) if self.config.backbone == "residual" else 1
+        margin = levels * (self.config.layers_per_block + 1) + 3
         overlap = max(int(tile * self.tile_overlap_factor), 2 * margin + 1)
         if overlap >= tile:
             raise ValueError(

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 import torch
 from diffusers.configuration_utils import register_to_config
 
+from ...learning.principal_axes import principal_axes
 from ...utils import config_checks as checks
 from .bottleneck import sample_signals
 from .index_bottleneck import IndexBottleneck
@@ -115,9 +116,7 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
         if self.config.transform == "klt":
             # float64 on the CPU: a few seconds at most, and the same axes on all devices
             covariance = (centred.t() @ centred).double().cpu() / len(centred)
-            axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)
-            sign = torch.sign(axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)))
-            basis = (axes * sign).float().to(signals.device)
+            basis = principal_axes(covariance)[1].to(basis)
         turned = centred @ basis
         cells = 2**self.config.bits
         if self.config.step is not None:
