@@ -33,7 +33,6 @@ from diffusers_lasers.training.autoencoder.networks_from_flags import (
     autoencoder_optimizer,
     build_discriminator,
     build_model,
-    initialize_bottleneck,
 )
 from diffusers_lasers.training.autoencoder.reconstruction_figures import (
     clipped_psnr,
@@ -65,17 +64,20 @@ PRESETS = {
     "paper": {
         **{"max_grad_norm": 0.0, "revive_every": 0, "data_initialization": False, "tangent_projection": False},
         **{"bcd_memory": 0, "adversarial_weight": 1.0},
+        **{"learning_rate": 1e-4, "lr_scheduler": "constant", "lr_warmup_steps": 0},
         **{"discriminator_adam_beta1": 0.9, "discriminator_adam_beta2": 0.999},
     },
     "corrected": {
         **{"max_grad_norm": 1.0, "revive_every": 100, "data_initialization": True, "tangent_projection": True},
         **{"bcd_memory": 500, "adversarial_weight": 0.75},
+        **{"learning_rate": 1e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 100},
         **{"discriminator_adam_beta1": 0.5, "discriminator_adam_beta2": 0.9},
     },
 }
 DISCRIMINATOR_NORM = {"paper": "batch", "corrected": "group"}
 # Shares of the steps: before the discriminator learns, and until its loss counts in full.
 DISCRIMINATOR_STEPS = {"paper": (10 / 11, 0.0), "corrected": (0.5, 0.1)}
+INITIAL_PIXELS = 2**22  # of the images that the networks and the bottleneck start from
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -95,7 +97,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     autoencoder_flags.add_adversarial_flags(parser.add_argument_group("discriminator"))
 
     group = parser.add_argument_group("training")
-    run_flags.add_optimizer_flags(group, max_grad_norm=None)
+    preset = ("max_grad_norm", "learning_rate", "lr_scheduler", "lr_warmup_steps")
+    run_flags.add_optimizer_flags(group, **dict.fromkeys(preset))
     run_flags.add_average_flags(group)
     add = group.add_argument
     add("--gradient_accumulation_steps", type=int, default=1)
@@ -190,20 +193,24 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
         bcd = BlockCoordinateUpdate(model.bottleneck, memory=args.bcd_memory or None)
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    sharded = {}
-    for name, network in networks.items():
+    for network in networks.values():
         network.to(accelerator.device).train()
         if args.channels_last:
             network.to(memory_format=torch.channels_last)
-        if fsdp is not None:  # whole: the bottleneck, which the upkeep writes to, and the layer at which λ is taken
-            keep = [*model.bottleneck.parameters(), model.last_layer] if network is model else []
-            sharded[name] = FullySharded(network, keep, fsdp)
 
     perceptual = None
     if args.perceptual != "none":
         perceptual = PerceptualSimilarity.from_weights(args.perceptual, args.perceptual_weights)
     criterion = ReconstructionLoss(args.eta, perceptual).to(accelerator.device)
     images = TrainingImages(args, accelerator)
+    if folder.checkpoint is None and args.data_initialization and not args.pretrained_model_name_or_path:
+        first = images.first_batches(-(-INITIAL_PIXELS // (args.train_batch_size * args.resolution**2)))
+        model.initialize([degrade(batch)[0] for batch in first], torch.Generator().manual_seed(args.seed))
+    sharded = {}
+    for name, network in networks.items() if fsdp is not None else ():
+        # whole: the bottleneck, which the upkeep writes to, and the layer at which λ is taken
+        keep = [*model.bottleneck.parameters(), model.last_layer] if network is model else []
+        sharded[name] = FullySharded(network, keep, fsdp)
     steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(images.dataset) / batch_size)
     adversarial = delayed = None
     if discriminator is not None:
@@ -229,9 +236,6 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
     if sharded:
         save_optimizer_unsharded(optimizer)
     schedule = optimizers.learning_rate_schedule(optimizer, args, steps, delayed, args.discriminator_start or 0)
-    if folder.checkpoint is None and args.data_initialization and not args.pretrained_model_name_or_path:
-        generator = torch.Generator().manual_seed(args.seed)
-        initialize_bottleneck(model, images.first_batches(8), degrade, generator)
     if args.task == "inpainting" and args.mask == "random":
         set_seed(args.seed, device_specific=True)  # each rank hides rectangles of its own
     average = ModelAverage(model, args.ema_decay) if args.use_ema else None

@@ -52,14 +52,15 @@ def name(request):
     return request.param
 
 
-@pytest.mark.parametrize("backbone", ["light", "diffusers"])
+@pytest.mark.parametrize("backbone", ["light", "residual", "diffusers"])
 @pytest.mark.parametrize("size", [(32, 32), (33, 30), (1, 1)])
 def test_reconstructs_any_size(name, backbone, size):
     model, x = build(name, backbone=backbone), images(2, *size) if size != (1, 1) else torch.zeros(1, 3, 1, 1)
     with torch.no_grad():
         output = model(x)
     assert output.sample.shape == x.shape
-    assert output.latents.shape[-2:] == (-(-size[0] // 4), -(-size[1] // 4))
+    factor = model.downsampling_factor
+    assert output.latents.shape[-2:] == (-(-size[0] // factor), -(-size[1] // factor))
     assert torch.isfinite(output.sample).all()
 
 
@@ -147,7 +148,7 @@ def test_an_overlap_that_cannot_be_exact_is_refused():
         model.encode(images(1, 128, 128))
 
 
-@pytest.mark.parametrize("backbone", ["light", "diffusers"])
+@pytest.mark.parametrize("backbone", ["light", "residual", "diffusers"])
 def test_gradient_checkpointing_gives_the_same_gradients(backbone):
     x, gradients = images(), []
     for checkpointed in (False, True):
@@ -280,9 +281,9 @@ def test_presets():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backbone": "resnet"}, "`backbone` must be 'light' or 'diffusers', got 'resnet'"),
+        ({"backbone": "resnet"}, "`backbone` must be one of 'diffusers', 'light', 'residual', got 'resnet'"),
         ({"bottleneck_type": "lfq"}, "`bottleneck_type` must be one of"),
-        ({"block_out_channels": (8,)}, r"`block_out_channels` must be 2 or more integers from 1 .* got \(8,\)"),
+        ({"block_out_channels": (8,)}, r"`block_out_channels` must have at least 2 widths .* got \(8,\)"),
         ({"bottleneck_config": {"atoms": 3}}, "`bottleneck_config` must hold arguments of DictionaryBottleneck"),
         ({"bottleneck_config": {"num_atoms": 0}}, "`num_atoms` must be an integer from 1 to .* got 0"),
     ],

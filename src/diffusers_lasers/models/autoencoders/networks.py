@@ -1,4 +1,4 @@
-"""Encoder and decoder of [`AutoencoderDL`] by its configuration: residual ones, the light ones of LASERS, or diffusers'."""
+"""Encoder and decoder of [`AutoencoderDL`] by its configuration: residual, light (LASERS) or diffusers'."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@ r"""Large images and batches in parts: networks are applied to overlapping tiles
 
 Each tile's output is weighted by a trapezoid that is 0 within `margin` of an inner edge of the tile, where the map saw
 padding instead of the neighbour, and rises linearly from there. Where the map's receptive field stays within `margin`
-(the light and the residual networks) the merged result equals the untiled one; elsewhere (group norm, attention) the ramps hide the
-seams.
+(the light and the residual networks) the merged result equals the untiled one; elsewhere (group norm, attention) the
+ramps hide the seams.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The networks that the flags of an autoencoder describe, their first dictionary, and the optimiser of both."""
+"""The networks that the flags of an autoencoder describe, and the optimiser of both."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable
 
 import torch
 
@@ -86,21 +85,3 @@ def autoencoder_optimizer(
         own = {"lr": rate(args.discriminator_learning_rate), "betas": betas}
         groups.append({"params": list(discriminator.parameters()), **own})
     return adam_optimizer(groups, args, rate(), full_precision=dictionary)
-
-
-@torch.no_grad()
-def initialize_bottleneck(
-    model: AutoencoderDL,
-    batches: Iterable[torch.Tensor],
-    degrade: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]],
-    generator: torch.Generator | None = None,
-) -> None:
-    """Initialises a bottleneck with the latents of images, 16 sites a symbol."""
-    latents, sites = [], 0
-    wanted = 16 * max(model.bottleneck.num_symbols, 1) * model.bottleneck.patch_size**2
-    for pixel_values in batches:
-        latents.append(model.encode(degrade(pixel_values.to(model.device))[0]).latents)
-        sites += latents[-1].shape[0] * latents[-1].shape[-2] * latents[-1].shape[-1]
-        if sites >= wanted:
-            break
-    model.bottleneck.initialize(torch.cat(latents), generator=generator)

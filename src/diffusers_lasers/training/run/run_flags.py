@@ -30,7 +30,7 @@ def add_optimizer_flags(parser: argparse.ArgumentParser | Any, **defaults: Any) 
     flags = {
         "train_batch_size": {"type": int, "default": 16, "help": "Images a process and micro-batch."},
         "max_train_steps": {"type": int, "help": "Optimiser steps."},
-        "learning_rate": {"type": float, "default": 1e-4},
+        "learning_rate": {"type": float, "default": 1e-4, "help": "Of train_dlgan.py: 1e-3 (paper: 1e-4)."},
         "scale_lr": {"action": "store_true", "help": "Multiply learning rates by the images of a step."},
         "lr_scheduler": {"choices": LEARNING_RATE_SCHEDULES, "default": "constant"},
         "lr_warmup_steps": {"type": int, "default": 0},
