@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+STAMP := $(VENV)/.dev
 check_dirs := src tests examples benchmarks utils setup.py
 
 help:
@@ -24,20 +24,25 @@ help:
 # pip compiles what it installs: where Python may write no bytecode of its own, each process would compile torch and diffusers anew.
 env: $(STAMP)
 
-$(STAMP): setup.py requirements/constraints.txt $(wildcard src/diffusers_lasers/csrc/*)
+$(VENV)/.%: setup.py requirements/constraints.txt $(wildcard src/diffusers_lasers/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint requirements/constraints.txt --editable ".[$*]"
 	touch $@
 
-# The demo: the same photos, encoder, decoder, steps and seed; only the bottleneck differs.
+# The demo: the same photographs, networks, steps and seed; only the bottleneck differs. Then all of them code the
+# photographs that were held out, beside JPEG at the same bytes.
 DEMO_OUT ?= outputs/demo
-DEMO_ARGS ?= --resolution 64 --max_train_steps 600 --learning_rate 1e-3 --seed 0 --checkpointing_steps 0 --report_to none
+DEMO_ARGS ?= --resolution 64 --max_train_steps 600 --seed 0 --checkpointing_steps 0 --report_to none
+DEMO_CODES := dictionary residual_vq vq
 launch := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-demo: $(STAMP)
-	$(launch) examples/train_dlgan.py --bottleneck dictionary --output_dir $(DEMO_OUT)/dl --overwrite_output_dir $(DEMO_ARGS)
-	$(launch) examples/train_dlgan.py --bottleneck vq --output_dir $(DEMO_OUT)/vq --overwrite_output_dir $(DEMO_ARGS)
-	$(BIN)/python examples/evaluate_autoencoder.py $(DEMO_OUT)/dl $(DEMO_OUT)/vq --resolution 64 --output_dir $(DEMO_OUT)
+demo: $(VENV)/.demo
+	for code in $(DEMO_CODES); do \
+		$(launch) examples/train_dlgan.py --bottleneck $$code --output_dir $(DEMO_OUT)/$$code --overwrite_output_dir \
+			$(DEMO_ARGS) || exit 1; \
+	done
+	$(BIN)/python examples/benchmark_codec.py $(DEMO_CODES:%=$(DEMO_OUT)/%) --formats jpeg --metrics psnr ssim \
+		--output_dir $(DEMO_OUT)
 
 # Two workers, each with its share of the cores, whole files to each: the fixtures of a file are made once.
 TEST_WORKERS ?= 2
