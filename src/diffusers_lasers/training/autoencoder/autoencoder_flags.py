@@ -11,8 +11,9 @@ from typing import Any
 
 from ...models.autoencoders.autoencoder_dl import BOTTLENECKS
 from ...models.patch_discriminator import PatchDiscriminator
+from ...utils.command_line import check_at_least
 from ..run.config_flags import add_config_flag, add_replaced_flags, check_config
-from ..run.run_flags import LEARNING_RATE_SCHEDULES, check_at_least, check_share
+from ..run.run_flags import LEARNING_RATE_SCHEDULES, check_share
 
 
 REPLACED = {
