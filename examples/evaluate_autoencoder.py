@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from diffusers_lasers.commands.encode import bits_argument
 from diffusers_lasers.commands.env import environment
 from diffusers_lasers.commands.image_metrics import (
     add_fid_flags,
@@ -64,10 +65,6 @@ IMAGE_METRICS = ["psnr", "ssim", "lpips", "flip", "rfid"]
 TIMED_CALLS = 5
 
 
-def coefficient_bits(text):
-    return None if text == "float" else int(text)
-
-
 def parse_args(input_args=None):
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
@@ -87,7 +84,7 @@ def parse_args(input_args=None):
     add(
         "--coefficient_bits",
         nargs="*",
-        type=coefficient_bits,
+        type=bits_argument,
         default=[],
         metavar="BITS",
         help="Also evaluate dictionary models with so many bits a coefficient, e.g. `8 6 4`, or `float`.",

@@ -142,7 +142,7 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
     """Data, models, losses and what steps them. What can be wrong fails here, before anything is written."""
     fsdp = launch.launched_fsdp()
     if fsdp is not None:
-        launch.hide_fsdp_from_accelerate()
+        os.environ["ACCELERATE_USE_FSDP"] = "false"  # for the Accelerator: this script shards by itself
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,

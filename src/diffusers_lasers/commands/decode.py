@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..utils.command_line import check_at_least
 from ..utils.files import image_format, save_image
 from .batch import about, check_targets, for_each
 from .image_io import cost_lines, output_paths, picture_levels, psnr_metric, read_image
@@ -36,7 +37,6 @@ class DecodeCommand:
             help="make images of code files",
             description=__doc__,
             epilog=EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parser.add_argument("codes", nargs="+", metavar="CODE_FILE", help="files that `encode` wrote")
         parser.add_argument(
@@ -61,8 +61,7 @@ class DecodeCommand:
 
     def run(self) -> None:
         args = self.args
-        if args.max_pixels is not None and args.max_pixels < 1:
-            raise ValueError(f"--max_pixels must be at least 1, got {args.max_pixels}.")
+        check_at_least(args, 1, "max_pixels")
         paths = output_paths(args.codes, args.target, SUFFIX)
         check_targets(paths)
         check_writable(paths[0])

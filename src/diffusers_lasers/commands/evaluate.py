@@ -45,7 +45,6 @@ class EvaluateCommand:
             help="print quality and bits of models on images",
             description=__doc__,
             epilog=EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parser.add_argument(
             "models", nargs="+", metavar="MODEL", help="folders or repositories of AutoencoderDL or ModelBasedVQCodec"

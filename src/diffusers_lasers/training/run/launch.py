@@ -59,11 +59,6 @@ def check_fsdp_flags(args: argparse.Namespace, mixed_precision: str) -> None:
         raise ValueError("--use_8bit_adam cannot be given together with FSDP, whose shards its moments do not follow.")
 
 
-def hide_fsdp_from_accelerate() -> None:
-    """Changes the environment so that an `Accelerator` made after it is data-parallel: the script shards by itself."""
-    os.environ["ACCELERATE_USE_FSDP"] = "false"
-
-
 @contextmanager
 def one_sentence(
     script: str, args: argparse.Namespace, *kinds: type[Exception], training: bool = False
