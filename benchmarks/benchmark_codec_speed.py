@@ -23,12 +23,11 @@ import numpy as np
 import torch
 
 from diffusers_lasers import ModelBasedVQCodec
-from diffusers_lasers.commands.scripts import check_at_least
-from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.commands.timing import peak_memory_gib
 from diffusers_lasers.functional import latents_to_signals, rgb_to_ycbcr
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import write_json
+from diffusers_lasers.utils.tables import figure_table
 
 
 # Key in codec_speed.json, heading, format.
@@ -149,8 +148,8 @@ def main() -> None:
     add("--threads", type=int, default=2, help="Threads of torch and of faiss.")
     add("--large", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="Also time an image of this size.")
     add("--output_dir", type=Path, help="Folder that gets codec_speed.json.")
+    parser.check(check_at_least, 1, "side", "rounds", "threads")
     args = parser.parse_args()
-    check_at_least(parser, args, 1, "side", "rounds", "threads")
     torch.set_num_threads(args.threads)
     faiss.omp_set_num_threads(args.threads)
     if args.codecs:

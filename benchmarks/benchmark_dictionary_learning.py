@@ -34,11 +34,10 @@ from sparse_coding_machine import PAUSE, fix_threads, machine
 from sparse_coding_report import number, table
 from tqdm import tqdm
 
-from diffusers_lasers.commands.scripts import check_at_least
 from diffusers_lasers.functional import omp, synthesize
 from diffusers_lasers.functional.dictionary import dictionary_from_signals
 from diffusers_lasers.training import load_image_dataset
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import write_json, write_text
 from diffusers_lasers.utils.import_utils import requires
 from diffusers_lasers.visualization import save_figure
@@ -70,9 +69,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=2, help="Threads of every learner. Default: 2.")
     add("--seed", type=int, default=0)
+    parser.check(check_at_least, 1, "patch_size", "patches", "held_out", "atoms", "sparsity", "batch_size")
+    parser.check(check_at_least, 1, "points", "rounds", "threads")
     args = parser.parse_args()
-    check_at_least(parser, args, 1, "patch_size", "patches", "held_out", "atoms", "sparsity", "batch_size")
-    check_at_least(parser, args, 1, "points", "rounds", "threads")
     if args.sparsity > args.atoms or not args.passes > 0:
         parser.error("--sparsity must be at most --atoms, and --passes above 0.")
     if args.variants:

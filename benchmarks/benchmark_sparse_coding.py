@@ -1,4 +1,4 @@
-r"""Times sparse coding beside its peers: speed, memory, exactness, growth, and lower bounds of the machine.
+r"""Times sparse coding beside other libraries: speed, memory, exactness, growth, and lower bounds of the machine.
 
     python benchmarks/benchmark_sparse_coding.py --output_dir outputs/sparse_coding
     python benchmarks/benchmark_sparse_coding.py --cases --signals latents.safetensors --sparsity 5 --skip growth
@@ -52,9 +52,8 @@ from sparse_coding_report import draw, markdown
 from sparse_coding_synthesis import time_synthesis
 from tqdm import tqdm
 
-from diffusers_lasers.commands.scripts import check_at_least
 from diffusers_lasers.functional import set_backend
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import write_json, write_text
 
 
@@ -197,8 +196,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--skip", nargs="*", choices=PARTS, default=[], help="Parts to leave out.")
     add("--memory_request", help=argparse.SUPPRESS)
+    parser.check(check_at_least, 1, "rounds", "threads")
     args = parser.parse_args()
-    check_at_least(parser, args, 1, "rounds", "threads")
     if not 0 < args.scale <= 1:
         parser.error(f"--scale must be above 0 and at most 1, got {args.scale}")
     return args

@@ -1,4 +1,4 @@
-"""Times sparse coding on a GPU beside the batched peers there, and beside SPAMS and our kernel on the CPU.
+"""Times sparse coding on a GPU beside other libraries there, and beside SPAMS and our kernel on the CPU.
 
     python benchmarks/benchmark_sparse_coding_gpu.py --output_dir outputs/sparse_coding_gpu [--cases A B C D]
 
@@ -25,13 +25,12 @@ from sparse_coding_peers import CODERS, SPAMS, Coder, greedy_reference, judge, o
 from sparse_coding_report import number, share, sizes
 from tqdm import tqdm
 
-from diffusers_lasers.commands.scripts import check_at_least
-from diffusers_lasers.commands.tables import markdown_table
 from diffusers_lasers.commands.timing import median_seconds
 from diffusers_lasers.functional import ols, omp
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import write_json, write_text
 from diffusers_lasers.utils.import_utils import requires
+from diffusers_lasers.utils.tables import markdown_table
 
 
 ON_DEVICE = ("omp, torch", "ols, torch", "omp-gpu naive", "omp-gpu v0", "Batch-OMP, Algorithm 1")
@@ -151,8 +150,8 @@ def main() -> int:
     parser.add_argument(
         "--threads", type=int, default=os.cpu_count(), help="Threads of the rows on the CPU. Default: all."
     )
+    parser.check(check_at_least, 1, "rounds", "threads")
     args = parser.parse_args()
-    check_at_least(parser, args, 1, "rounds", "threads")
     if not torch.cuda.is_available():
         parser.error("this benchmark needs a CUDA device; benchmark_sparse_coding.py measures the CPU.")
     torch.set_num_threads(args.threads)

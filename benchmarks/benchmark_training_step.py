@@ -22,12 +22,11 @@ import torch
 import torch.nn.functional as F
 
 from diffusers_lasers import AutoencoderDL
-from diffusers_lasers.commands.scripts import check_at_least
-from diffusers_lasers.commands.tables import figure_table
 from diffusers_lasers.functional import set_backend
 from diffusers_lasers.training import BlockCoordinateUpdate, DictionaryUpkeep
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import write_json
+from diffusers_lasers.utils.tables import figure_table
 
 
 # name -> bottleneck, its arguments beside the number of atoms, backend
@@ -109,8 +108,8 @@ def main() -> None:
     add("--device", default="cpu", help="cpu or cuda.")
     add("--profile", action="store_true", help="Print where a step with OMP spends its time.")
     add("--output_dir", type=Path, help="Folder that gets training_step.json.")
+    parser.check(check_at_least, 1, "batch_size", "resolution", "rounds", "threads")
     args = parser.parse_args()
-    check_at_least(parser, args, 1, "batch_size", "resolution", "rounds", "threads")
     on_cpu = torch.device(args.device).type == "cpu"
     usable = [name for name in VARIANTS if on_cpu or VARIANTS[name][2] != "fused"]
     args.variants = ["vq", *(name for name in args.variants or usable if name != "vq")]

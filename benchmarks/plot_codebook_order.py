@@ -15,11 +15,11 @@ import torch
 
 from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.commands.image_io import read_image
-from diffusers_lasers.commands.tables import markdown_table
 from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.functional.quantisers import ORDERS, score_order
 from diffusers_lasers.utils.command_line import CommandParser
 from diffusers_lasers.utils.files import save_image
+from diffusers_lasers.utils.tables import markdown_table
 from diffusers_lasers.visualization import image_grid
 
 

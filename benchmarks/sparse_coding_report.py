@@ -6,9 +6,9 @@ from pathlib import Path
 
 from sparse_coding_peers import CODERS, SPAMS
 
-from diffusers_lasers.commands.tables import MISSING, markdown_table
 from diffusers_lasers.functional import support_bits
 from diffusers_lasers.utils.import_utils import requires
+from diffusers_lasers.utils.tables import MISSING, markdown_table
 from diffusers_lasers.visualization import save_figure
 
 

@@ -14,13 +14,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from app_cache import CachedResults
 
 from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec
 from diffusers_lasers.commands.scripts import names_of
 from diffusers_lasers.training import TrainingLog
+from diffusers_lasers.utils.command_line import one_line
 
 
 DEMO = ("dl", "vq")  # folders of `make demo`
@@ -60,7 +63,7 @@ def load_if_complete(path: Path, load: Callable, report: Callable[[str], None]):
     try:
         return load(str(path))
     except Exception as error:  # whatever a damaged file makes the loaders raise
-        report(f"{path} is damaged and is left out: {' '.join(str(error).split()) or type(error).__name__}")
+        report(f"{path} is damaged and is left out: {one_line(error)}")
         return None
 
 
@@ -105,7 +108,7 @@ def run(line: list[str], follow: Callable[[], None]) -> None:
         process.wait()
         atexit.unregister(process.kill)
     if process.returncode:
-        raise RuntimeError(f"{Path(line[1]).name} ended with code {process.returncode}; the terminal has its words.")
+        raise RuntimeError(f"{Path(line[1]).name} ended with code {process.returncode}; see the terminal.")
 
 
 def train(folder: Path, progress: Callable[[float], None]) -> None:
@@ -183,31 +186,25 @@ class Library:
     def _prepare(self) -> None:
         if not self.cached.codecs:  # seconds; the other takes minutes
             self._begin("Fitting a patch codec to scikit-image's photographs")
-            self._make("codec", fit, load_codec, self._keep_codec)
+            if codec := self._make("codec", fit, load_codec):
+                self.cached.codecs[codec.notation] = codec
         if not self.cached.models:
             self._begin("Training a small autoencoder on scikit-image's photographs")
-            self._make("dl", lambda folder: train(folder, self._follow), load_model, self._keep_model)
+            if model := self._make("dl", lambda folder: train(folder, partial(setattr, self, "progress")), load_model):
+                self.cached.models["autoencoder"] = model
         self.stage = ""
 
-    def _make(self, name: str, make: Callable[[Path], None], load: Callable, keep: Callable) -> None:
+    def _make(self, name: str, make: Callable[[Path], None], load: Callable) -> Any:
         path = self.cache_dir / name
         try:
             make_folder(path, make)
-            keep(load(str(path)))
+            made = load(str(path))
             self.report(f"Kept for the next start: {path}")
+            return made
         except Exception as error:  # of a thread: the page says it
-            self.failures.append(f"{self.stage} failed: {' '.join(str(error).split()) or type(error).__name__}")
+            self.failures.append(f"{self.stage} failed: {one_line(error)}")
             self.report(self.failures[-1])
 
     def _begin(self, stage: str) -> None:
         self.stage, self.progress, self.since = stage, None, time.monotonic()
         self.report(f"{stage}.")
-
-    def _follow(self, share: float) -> None:
-        self.progress = share
-
-    def _keep_model(self, model: AutoencoderDL) -> None:
-        self.cached.models["autoencoder"] = model
-
-    def _keep_codec(self, codec: ModelBasedVQCodec) -> None:
-        self.cached.codecs[codec.notation] = codec

@@ -33,16 +33,16 @@ from diffusers_lasers.commands.image_io import to_tensor
 from diffusers_lasers.commands.image_metrics import add_lpips_flags, image_metrics, update_metrics
 from diffusers_lasers.commands.loading import load_model
 from diffusers_lasers.commands.picture_formats import FORMATS, available_formats, best_file, encode_picture
-from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, run_script
-from diffusers_lasers.commands.tables import figure_table
+from diffusers_lasers.commands.scripts import add_device_flag, run_script
 from diffusers_lasers.commands.timing import median_seconds
 from diffusers_lasers.metrics import CodeRate
 from diffusers_lasers.training import load_image_dataset
 from diffusers_lasers.training.data.image_flags import check_held_out_images
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import save_image, write_json, write_text
+from diffusers_lasers.utils.tables import figure_table
 from diffusers_lasers.visualization import image_grid, rate_distortion, save_figure
 from diffusers_lasers.visualization.image_grids import to_image
 
@@ -78,9 +78,8 @@ def parse_args(input_args=None):
     add("--grid_crop", type=int, default=192, help="Side of the crops in grid.png; 0: no grid.")
     add("--output_dir", default="codec_benchmark")
     add_device_flag(parser)
-    args = parser.parse_args(input_args)
-    check_at_least(parser, args, 1, "repeats", "max_images")
-    return args
+    parser.check(check_at_least, 1, "repeats", "max_images")
+    return parser.parse_args(input_args)
 
 
 def wrapped_psnr(first, second):

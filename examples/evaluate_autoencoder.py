@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from diffusers_lasers.commands.encode import bits_argument
 from diffusers_lasers.commands.env import environment
 from diffusers_lasers.commands.image_metrics import (
     add_fid_flags,
@@ -28,8 +29,7 @@ from diffusers_lasers.commands.image_metrics import (
 )
 from diffusers_lasers.commands.latent_figures import LatentFigures
 from diffusers_lasers.commands.loading import load_model, read_config
-from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, image_batches, names_of, run_script
-from diffusers_lasers.commands.tables import figure_table
+from diffusers_lasers.commands.scripts import add_device_flag, image_batches, names_of, run_script
 from diffusers_lasers.commands.timing import median_seconds
 from diffusers_lasers.functional.dictionary import mutual_coherence
 from diffusers_lasers.functional.images.psnr import image_psnr
@@ -38,8 +38,9 @@ from diffusers_lasers.training import Degradation, ImageDataset, load_image_data
 from diffusers_lasers.training.data.image_flags import check_held_out_images
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import save_image, write_json, write_text
+from diffusers_lasers.utils.tables import figure_table
 from diffusers_lasers.visualization import image_grid
 
 
@@ -64,10 +65,6 @@ IMAGE_METRICS = ["psnr", "ssim", "lpips", "flip", "rfid"]
 TIMED_CALLS = 5
 
 
-def coefficient_bits(text):
-    return None if text == "float" else int(text)
-
-
 def parse_args(input_args=None):
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
@@ -87,7 +84,7 @@ def parse_args(input_args=None):
     add(
         "--coefficient_bits",
         nargs="*",
-        type=coefficient_bits,
+        type=bits_argument,
         default=[],
         metavar="BITS",
         help="Also evaluate dictionary models with so many bits a coefficient, e.g. `8 6 4`, or `float`.",
@@ -97,8 +94,8 @@ def parse_args(input_args=None):
     add("--grid_images", type=int, default=8, help="Columns of the picture grid; 0: no grid.")
     add("--output_dir", default="evaluation")
     add_device_flag(parser)
+    parser.check(check_at_least, 1, "batch_size", "resolution", "resize", "crops_per_image", "max_images")
     args = parser.parse_args(input_args)
-    check_at_least(parser, args, 1, "batch_size", "resolution", "resize", "crops_per_image", "max_images")
     if any(bits is not None and not 1 <= bits <= 16 for bits in args.coefficient_bits):
         parser.error(f"--coefficient_bits must be from 1 to 16 or `float`, got {args.coefficient_bits}")
     return args

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluates samples of pipelines against real images by KID and FID, with the protocol, beside two other figures.
+"""Evaluates samples of pipelines by KID and FID against real images, beside two reference distances.
 
     python examples/evaluate_generation.py cats-categorical cats-continuous --data cats/train --held_out cats/test \\
         --features inception.pt --num_images 400 --temperatures 0 0.1 1 2 --output_dir outputs/generation
@@ -23,15 +23,15 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from tqdm.auto import tqdm
 
 from diffusers_lasers import ModelBasedLatentDiffusionPipeline
-from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, image_batches, run_script
-from diffusers_lasers.commands.tables import figure_table
+from diffusers_lasers.commands.scripts import add_device_flag, image_batches, run_script
 from diffusers_lasers.metrics.fid import FeatureNetwork
 from diffusers_lasers.training import ImageDataset, load_image_dataset
 from diffusers_lasers.training.data.code_cache import model_fingerprint
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import save_image, write_json, write_text
+from diffusers_lasers.utils.tables import figure_table
 from diffusers_lasers.visualization import image_grid
 
 
@@ -55,14 +55,14 @@ def parse_args(input_args=None):
     add("--image_column", default="image")
     add("--resolution", type=int, help="Side of the square images. Default: that of the first pipeline.")
     add("--features", required=True, help="TorchScript feature network.")
-    add("--feature_resize", type=int, default=299, help="Images are resized to this side for it; 0: they are not.")
+    add("--feature_resize", type=int, default=299, help="Side to which its images are resized; 0: not resized.")
     add(
         "--feature_range",
         nargs=2,
         type=float,
         default=(-1.0, 127 / 128),
         metavar=("LOW", "HIGH"),
-        help="Its values of black and white. Default: (v - 128) / 128 of the byte v, as Inception takes them.",
+        help="Network inputs for black and white. Default: (v - 128) / 128 of a byte v, as for Inception.",
     )
     add("--num_images", type=int, default=400, help="Samples of each pipeline.")
     add("--num_inference_steps", type=int, default=50)
@@ -72,8 +72,8 @@ def parse_args(input_args=None):
     add("--seed", type=int, default=0)
     add("--output_dir", default="generation")
     add_device_flag(parser)
+    parser.check(check_at_least, 1, "num_images", "num_inference_steps", "batch_size", "kid_subset_size")
     args = parser.parse_args(input_args)
-    check_at_least(parser, args, 1, "num_images", "num_inference_steps", "batch_size", "kid_subset_size")
     if args.num_images < args.kid_subset_size:
         parser.error(f"--num_images must be at least --kid_subset_size, {args.kid_subset_size}, got {args.num_images}")
     return args

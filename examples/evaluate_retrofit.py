@@ -33,8 +33,7 @@ from diffusers_lasers.commands.bottleneck_configurations import build, family, l
 from diffusers_lasers.commands.env import environment
 from diffusers_lasers.commands.image_metrics import add_fid_flags, add_lpips_flags, computed, image_metrics
 from diffusers_lasers.commands.latent_figures import LatentFigures
-from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, run_script
-from diffusers_lasers.commands.tables import figure_table
+from diffusers_lasers.commands.scripts import add_device_flag, run_script
 from diffusers_lasers.commands.taef2 import load_taef2
 from diffusers_lasers.metrics import PSNR, flip_map
 from diffusers_lasers.models.autoencoders import decode_latents
@@ -43,9 +42,10 @@ from diffusers_lasers.training.data.image_flags import check_held_out_images
 from diffusers_lasers.training.dictionaries.retrofit import collect_latents, fit_to_latents
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import save_image, write_json, write_text
 from diffusers_lasers.utils.import_utils import requires
+from diffusers_lasers.utils.tables import figure_table
 from diffusers_lasers.visualization import image_grid, rate_distortion, save_figure
 from diffusers_lasers.visualization.figures import new_figure
 
@@ -120,12 +120,12 @@ def parse_args(input_args=None):
     add("--seed", type=int, default=0)
     add_device_flag(parser)
     add("--output_dir", default="retrofit")
+    parser.check(check_at_least, 1, "resolution", "batch_size", "passes", "fsq_steps", "iterations", "max_signals")
+    parser.check(check_at_least, 1, "crops_per_image", "max_train_samples", "max_validation_samples")
+    parser.check(check_at_least, 0, "image_metrics")
     args = parser.parse_args(input_args)
     if bool(args.autoencoder) == bool(args.taef2):
         parser.error("give --autoencoder or --taef2")
-    counts = ("resolution", "batch_size", "passes", "fsq_steps", "iterations", "max_signals", "crops_per_image")
-    check_at_least(parser, args, 1, *counts, "max_train_samples", "max_validation_samples")
-    check_at_least(parser, args, 0, "image_metrics")
     try:
         args.parsed = [parse_configuration(text) for text in dict.fromkeys(GRIDS[args.grid] + args.configurations)]
     except ValueError as error:

@@ -19,17 +19,18 @@ import torch
 
 from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.commands.image_io import to_tensor
-from diffusers_lasers.commands.scripts import check_at_least, run_record, run_script
-from diffusers_lasers.commands.tables import markdown_table
+from diffusers_lasers.commands.scripts import run_script
 from diffusers_lasers.commands.timing import peak_memory_gib
 from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.training.data.image_flags import add_data_flags, check_held_out_images, open_images
+from diffusers_lasers.training.run.cards import run_record
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_flags import add_hub_flags
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import save_image, write_json
 from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
+from diffusers_lasers.utils.tables import markdown_table
 from diffusers_lasers.visualization import image_grid
 
 
@@ -51,10 +52,9 @@ def parse_args(input_args=None):
     add("--threads", type=int, help="Threads of faiss. Default: all.")
     add("--output_dir", default="codec")
     add_hub_flags(parser)
-    args = parser.parse_args(input_args)
-    check_at_least(parser, args, 1, "stride", "max_patches", "iterations", "threads")
-    check_at_least(parser, args, 1, "max_train_samples", "max_validation_samples")
-    return args
+    parser.check(check_at_least, 1, "stride", "max_patches", "iterations", "threads")
+    parser.check(check_at_least, 1, "max_train_samples", "max_validation_samples")
+    return parser.parse_args(input_args)
 
 
 def judge(codec, images):
@@ -133,6 +133,7 @@ def main(args):
     seconds, peak = time.perf_counter() - start, peak_memory_gib()
     settings = run_record(
         args,
+        validation=None,
         notation=codec.notation,
         images=len(train),
         bits_per_pixel=sum(codec.config.bits) / args.patch_size**2,

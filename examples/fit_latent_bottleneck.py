@@ -26,19 +26,20 @@ from diffusers_lasers import (
     VectorQuantizerBottleneck,
 )
 from diffusers_lasers.commands.latent_figures import LatentFigures
-from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, run_record, run_script
-from diffusers_lasers.commands.tables import figure_table
+from diffusers_lasers.commands.scripts import add_device_flag, run_script
 from diffusers_lasers.metrics import PSNR
 from diffusers_lasers.models.autoencoders import decode_latents
 from diffusers_lasers.training import ImageDataset, fit_bottleneck
 from diffusers_lasers.training.data.image_flags import add_data_flags, check_held_out_images, open_images
 from diffusers_lasers.training.dictionaries.retrofit import collect_latents
+from diffusers_lasers.training.run.cards import run_record
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_flags import add_hub_flags
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import write_json
 from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
+from diffusers_lasers.utils.tables import figure_table
 
 
 # Key in settings.json, heading, format.
@@ -70,7 +71,7 @@ def parse_args(input_args=None):
     add("--sparsity", type=int, default=2, help="Atoms a site of the dictionary.")
     add("--patch_size", type=int, default=1, help="Side of a site, in latent positions.")
     add("--coefficient_bits", type=int, default=6, help="Bits of a coefficient of the dictionary; 0: floats.")
-    add("--coefficient_scaling", default="depth", choices=["depth", "shared"], help="Scales of their quantiser.")
+    add("--coefficient_scaling", default="depth", choices=["depth", "shared"], help="A scale a depth, or one for all.")
     add("--pursuit", default="omp", choices=["omp", "ols", "iht", "fista"])
     add("--depth", type=int, default=4, help="Stages of residual VQ.")
     add("--beam_size", type=int, default=8, help="Partial codes that coding by residual VQ keeps.")
@@ -85,10 +86,9 @@ def parse_args(input_args=None):
     add_device_flag(parser)
     add("--output_dir", default="latent-bottleneck")
     add_hub_flags(parser)
-    args = parser.parse_args(input_args)
-    check_at_least(parser, args, 1, "resolution", "batch_size", "passes", "crops_per_image")
-    check_at_least(parser, args, 1, "max_train_samples", "max_validation_samples")
-    return args
+    parser.check(check_at_least, 1, "resolution", "batch_size", "passes", "crops_per_image")
+    parser.check(check_at_least, 1, "max_train_samples", "max_validation_samples")
+    return parser.parse_args(input_args)
 
 
 def build_bottleneck(args, channels):
@@ -190,6 +190,7 @@ def main(args):
     fit_bottleneck(autoencoder, train, bottleneck, args.batch_size, args.normalize, **fit_arguments)
     settings = run_record(
         args,
+        validation=None,
         autoencoder=f"{type(autoencoder).__name__} of {args.autoencoder}",
         images=len(train),
         seconds=time.perf_counter() - start,

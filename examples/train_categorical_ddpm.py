@@ -1,19 +1,18 @@
 #!/usr/bin/env python
 """Trains diffusion on the indices of a codec, and saves a pipeline that makes images.
 
-    accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/ --output_dir
-    cats-categorical accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/
-    --parameterization continuous
+    accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/ --output_dir cats
+    accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/ \\
+        --parameterization continuous --output_dir cats-continuous
 
 CODEC is a folder of a fitted `ModelBasedVQCodec` (`examples/fit_codec.py`), or of an `AutoencoderDL` with VQ or
 residual VQ. The images are coded once, before the training, and the codes kept in OUTPUT_DIR/codes (or --codes_dir,
 which several runs can share, also when they start at once). --parameterization: `categorical` is the paper's reverse
 process (eq 24), `continuous` its first one (eq 4), `uniform` and `absorbing` are the D3PM baselines on the same codes.
 
-OUTPUT_DIR gets the pipeline (`ModelBasedLatentDiffusionPipeline.from_pretrained` loads it), a model card,
-    settings.json,
+OUTPUT_DIR gets the pipeline (`ModelBasedLatentDiffusionPipeline.from_pretrained` loads it), a card, settings.json,
 training_log.jsonl, pictures of samples in validation/, and checkpoint-N/ to resume from. The pipeline is saved before
-it is judged.
+it is evaluated.
 """
 
 import argparse
@@ -48,16 +47,13 @@ from diffusers_lasers.training.run.recorder import Recorder
 from diffusers_lasers.training.run.run_folder import open_run_folder
 from diffusers_lasers.training.run.training_run import TrainingRun
 from diffusers_lasers.training.weights.averaging import ModelAverage
-from diffusers_lasers.utils.command_line import CommandParser
-from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
-from diffusers_lasers.utils.image_decoding import UnreadableImageError
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
+from diffusers_lasers.utils.hub import create_repository, write_model_card
 from diffusers_lasers.visualization import image_grid
 
 
-NETWORK = {  # what the denoiser is for each process
-    **{"categorical": "categorical", "continuous": "continuous"},
-    **{"uniform": "discrete", "absorbing": "discrete"},
-}
+# What the denoiser is for each process.
+NETWORK = {"categorical": "categorical", "continuous": "continuous", "uniform": "discrete", "absorbing": "discrete"}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,10 +71,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--block_out_channels", type=int, nargs="+", help="Channels of its stages, instead of the preset's.")
     add("--layers_per_block", type=int)
     add("--dropout", type=float, default=0.0)
+    switch = argparse.BooleanOptionalAction
     add(
         "--self_conditioning",
-        action=argparse.BooleanOptionalAction,
-        help="The last estimate is an input. Default: as the preset; only the paper's has it.",
+        action=switch,
+        help="The last estimate is an input. Default: the preset's (paper: yes).",
     )
     add("--gradient_checkpointing", action="store_true")
 
@@ -103,18 +100,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num_inference_steps", type=int, default=50, help="Sampling steps of these pictures.")
     add("--temperature", type=float, default=1.0, help="γ of eq 25 in these pictures and the saved scheduler.")
     run_flags.add_hub_flags(parser)
-    args = parser.parse_args(argv)
-    try:
-        check_args(args)
-    except ValueError as error:
-        parser.error(str(error))
-    return args
+    parser.check(check_args)
+    return parser.parse_args(argv)
 
 
 def check_args(args: argparse.Namespace) -> None:
     """Raises a `ValueError` for the first thing that is wrong with the arguments."""
     run_flags.check_training_flags(args)
-    run_flags.check_at_least(args, 0, "temperature")
+    check_at_least(args, 0, "temperature")
     if NETWORK[args.parameterization] == "discrete" and args.num_train_timesteps != 1000:
         raise ValueError("--num_train_timesteps must be 1000 for uniform and absorbing.")
     if args.num_inference_steps > args.num_train_timesteps:
@@ -321,7 +314,7 @@ def write_card(run: DiffusionRun, settings: dict, figures: dict[str, float], pic
 
 def finish(run: DiffusionRun, recorder: Recorder) -> None:
     """Saves the pipeline, judges it, and uploads it where that is wanted."""
-    args, main_process = run.args, run.accelerator.is_main_process
+    main_process = run.accelerator.is_main_process
     if main_process:
         pipeline = make_pipeline(run)
         with run.saved_weights():
@@ -331,37 +324,24 @@ def finish(run: DiffusionRun, recorder: Recorder) -> None:
     if main_process:
         with recorder.judgement.of("the card"):
             write_card(run, recorder.settings, figures, picture)
-        if args.push_to_hub:
-            stays = ["checkpoint-*", "logs/*", "codes/*", "run.json"]
-            with recorder.judgement.of("the upload"):
-                push_folder(run.folder.path, args.hub_model_id, args.hub_token, "End of training", stays)
+    recorder.upload(run.folder.path, "logs/*", "codes/*")
 
 
-def main(args: argparse.Namespace) -> None:
-    with launch.one_sentence(__file__, args):
-        run = prepare(args)
-    try:
-        with launch.one_sentence(__file__, args):
-            run.folder.claim()
-            about = {
-                "codes": len(run.codes),
-                "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-                "bits_per_pixel": run.codec.bits_per_pixel(args.resolution, args.resolution),
-                "unet": dict(run.model.config),
-            }
-            settings = cards.run_settings(run.accelerator, args, run.batch_size, **about)
-            recorder = Recorder(run, args, settings, shown=("loss", "accuracy"))
-        with launch.one_sentence(__file__, args, OSError, UnreadableImageError, training=True):
-            train(run, recorder)
-            finish(run, recorder)
-        recorder.end()
-    finally:
-        run.folder.release()
+def record(run: DiffusionRun) -> Recorder:
+    """What is written while it trains."""
+    about = {
+        "codes": len(run.codes),
+        "parameters": run.model.num_parameters(),
+        "bits_per_pixel": run.codec.bits_per_pixel(run.args.resolution, run.args.resolution),
+        "unet": dict(run.model.config),
+    }
+    settings = cards.run_settings(run.accelerator, run.args, run.batch_size, **about)
+    return Recorder(run, run.args, settings, shown=("loss", "accuracy"))
 
 
 def cli(argv: list[str] | None = None) -> None:
     """Runs with a command line."""
-    main(parse_args(argv))
+    launch.carry_out(__file__, parse_args(argv), prepare, record, train, finish)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-r"""Trains an autoencoder with a structured bottleneck: DL-VAE and DL-GAN (LASERS, 2024), VQ-VAE, VQ-GAN and their
-peers.
+r"""Trains an autoencoder with a structured bottleneck: DL-VAE and DL-GAN (LASERS, 2024), VQ-VAE, VQ-GAN, others.
 
     accelerate launch examples/train_dlgan.py --output_dir dl --max_train_steps 2000
     accelerate launch examples/train_dlgan.py --train_data_dir photos/ --resolution 256 --bottleneck vq \
@@ -27,35 +26,20 @@ from torch import nn
 
 from diffusers_lasers import DLRestorationPipeline, PerceptualSimilarity
 from diffusers_lasers.models.autoencoders import AutoencoderDLOutput
-from diffusers_lasers.training.autoencoder import autoencoder_flags
-from diffusers_lasers.training.autoencoder.card import autoencoder_card, autoencoder_settings
-from diffusers_lasers.training.autoencoder.networks_from_flags import (
-    autoencoder_optimizer,
-    build_discriminator,
-    build_model,
-)
-from diffusers_lasers.training.autoencoder.reconstruction_figures import (
-    clipped_psnr,
-    held_out_figures,
-    reconstruction_picture,
-)
+from diffusers_lasers.training import Degradation, DictionaryUpkeep, FullySharded, ModelAverage, ReconstructionLoss
+from diffusers_lasers.training.autoencoder import autoencoder_flags, card, networks_from_flags, reconstruction_figures
 from diffusers_lasers.training.data import image_flags
-from diffusers_lasers.training.data.degraded_inputs import Degradation
 from diffusers_lasers.training.data.training_images import TrainingImages
 from diffusers_lasers.training.dictionaries.block_coordinate import BlockCoordinateUpdate
-from diffusers_lasers.training.dictionaries.maintenance import DictionaryUpkeep
 from diffusers_lasers.training.objectives.adversarial import AdversarialObjective, LeCamRegularizer
-from diffusers_lasers.training.objectives.reconstruction import ReconstructionLoss
 from diffusers_lasers.training.run import launch, optimizers, run_flags
 from diffusers_lasers.training.run.recorder import Recorder
 from diffusers_lasers.training.run.run_folder import open_run_folder
 from diffusers_lasers.training.run.training_run import TrainingRun
-from diffusers_lasers.training.weights.averaging import ModelAverage
 from diffusers_lasers.training.weights.clipping import clip_gradients
-from diffusers_lasers.training.weights.sharding import FullySharded, save_optimizer_unsharded
-from diffusers_lasers.utils.command_line import CommandParser
-from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
-from diffusers_lasers.utils.image_decoding import UnreadableImageError
+from diffusers_lasers.training.weights.sharding import save_optimizer_unsharded
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
+from diffusers_lasers.utils.hub import create_repository
 
 
 # How the presets train. LASERS says nothing of clipping, revival, initialisation, the sphere's tangent or averages; its
@@ -102,11 +86,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     run_flags.add_average_flags(group)
     add = group.add_argument
     add("--gradient_accumulation_steps", type=int, default=1)
-    add("--num_train_epochs", type=int, default=100, help="Without --max_train_steps.")
+    add("--num_train_epochs", type=int, default=100, help="Epochs, if --max_train_steps is not given.")
     add("--dictionary_learning_rate", type=float, help="Default: the learning rate.")
-    add("--revive_every", type=int, help="Steps of a window of atom usage; 0: never. Default: 100 (paper: 0).")
+    add("--revive_every", type=int, help="Steps between replacing unused atoms. Default: 100 (paper: 0, never).")
     add("--revive_fraction", type=float, default=0.05, help="Largest share of the atoms revived at once.")
-    add("--dictionary_update", choices=["gradient", "bcd"], default="gradient", help="bcd: eqs 23–28.")
+    add("--dictionary_update", choices=["gradient", "bcd"], default="gradient", help="bcd: by eqs 23–28.")
     add("--bcd_memory", type=int, help="Steps that bcd remembers; 0: all, as in the paper. Default: 500.")
     add("--gradient_checkpointing", action="store_true", help="Recompute activations; less memory, more time.")
     add("--allow_tf32", action="store_true", help="TF32 on GPUs that have it; sparse coding included.")
@@ -116,18 +100,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = {"output_dir": "dlgan-model", "report_to": "tensorboard", "tracker_project_name": "train_dlgan"}
     run_flags.add_run_flags(group, **names, checkpointing_steps=500)
     add = group.add_argument
-    add("--logging_dir", default="logs", help="Of the trackers, below --output_dir.")
+    add("--logging_dir", default="logs", help="Trackers' folder, below --output_dir.")
     add("--validation_steps", type=int, default=500, help="0 validates only at the end.")
     add("--num_validation_images", type=int, default=8, help="Images in the pictures.")
     add("--license", help="Licence of the weights, in the Hub's words, for the card. Default: none stated.")
     run_flags.add_hub_flags(group)
-    args = parser.parse_args(argv)
-    set_defaults(args)
-    try:
-        check_args(args)
-    except ValueError as error:
-        parser.error(str(error))
-    return args
+    parser.check(set_defaults)
+    parser.check(check_args)
+    return parser.parse_args(argv)
 
 
 def set_defaults(args: argparse.Namespace) -> None:
@@ -142,7 +122,7 @@ def set_defaults(args: argparse.Namespace) -> None:
 def check_args(args: argparse.Namespace) -> None:
     """Raises a `ValueError` for the first thing that is wrong with the arguments."""
     run_flags.check_training_flags(args)
-    run_flags.check_at_least(args, 0, "revive_every", "bcd_memory", "dictionary_learning_rate")
+    check_at_least(args, 0, "revive_every", "bcd_memory", "dictionary_learning_rate")
     image_flags.check_data_flags(args)
     autoencoder_flags.check_autoencoder_flags(args)
     if args.dictionary_update == "bcd" and args.bottleneck not in (None, "dictionary"):
@@ -166,7 +146,7 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
     """Data, models, losses and what steps them. What can be wrong fails here, before anything is written."""
     fsdp = launch.launched_fsdp()
     if fsdp is not None:
-        launch.hide_fsdp_from_accelerate()
+        os.environ["ACCELERATE_USE_FSDP"] = "false"  # for the Accelerator: this script shards by itself
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
@@ -182,10 +162,9 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
     batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
     folder = open_run_folder(accelerator, args, total_batch_size=batch_size)
 
-    model, discriminator = build_model(args), build_discriminator(args, DISCRIMINATOR_NORM[args.preset or "corrected"])
-    networks = {"autoencoder": model}
-    if discriminator is not None:
-        networks["discriminator"] = discriminator
+    model = networks_from_flags.build_model(args)
+    discriminator = networks_from_flags.build_discriminator(args, DISCRIMINATOR_NORM[args.preset or "corrected"])
+    networks = {"autoencoder": model, **({} if discriminator is None else {"discriminator": discriminator})}
     bcd = None
     if args.dictionary_update == "bcd":
         if model.config.bottleneck_type != "dictionary":
@@ -198,9 +177,8 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
         if args.channels_last:
             network.to(memory_format=torch.channels_last)
 
-    perceptual = None
-    if args.perceptual != "none":
-        perceptual = PerceptualSimilarity.from_weights(args.perceptual, args.perceptual_weights)
+    named = (args.perceptual, args.perceptual_weights)
+    perceptual = None if args.perceptual == "none" else PerceptualSimilarity.from_weights(*named)
     criterion = ReconstructionLoss(args.eta, perceptual).to(accelerator.device)
     images = TrainingImages(args, accelerator)
     if folder.checkpoint is None and args.data_initialization and not args.pretrained_model_name_or_path:
@@ -214,10 +192,10 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
     steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(images.dataset) / batch_size)
     adversarial = delayed = None
     if discriminator is not None:
-        start, warmup = (int(share * steps) for share in DISCRIMINATOR_STEPS[args.preset or "corrected"])
-        args.discriminator_start = start if args.discriminator_start is None else args.discriminator_start
-        if args.discriminator_warmup_steps is None:
-            args.discriminator_warmup_steps = warmup
+        names = ("discriminator_start", "discriminator_warmup_steps")
+        for name, share in zip(names, DISCRIMINATOR_STEPS[args.preset or "corrected"]):
+            if getattr(args, name) is None:
+                setattr(args, name, int(share * steps))
         adversarial = AdversarialObjective(
             discriminator,
             args.adversarial_loss,
@@ -232,19 +210,11 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
         own = (args.discriminator_lr_scheduler, args.discriminator_lr_warmup_steps)
         delayed = optimizers.learning_rate_factor(*own, max(1, steps - args.discriminator_start))
 
-    optimizer = autoencoder_optimizer(model, discriminator, args, accelerator.num_processes)
-    if sharded:
-        save_optimizer_unsharded(optimizer)
+    optimizer = networks_from_flags.autoencoder_optimizer(model, discriminator, args, accelerator.num_processes)
     schedule = optimizers.learning_rate_schedule(optimizer, args, steps, delayed, args.discriminator_start or 0)
     if args.task == "inpainting" and args.mask == "random":
         set_seed(args.seed, device_specific=True)  # each rank hides rectangles of its own
     average = ModelAverage(model, args.ema_decay) if args.use_ema else None
-
-    def reset_average(atoms: torch.Tensor) -> None:
-        """Revived atoms begin anew in the averaged model too."""
-        if average is not None:
-            average.reset_columns("bottleneck.dictionary", atoms, model)
-
     upkeep = DictionaryUpkeep(
         model.bottleneck,
         optimizer,
@@ -253,9 +223,11 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
         tangent_projection=args.tangent_projection,
         seed=args.seed,
         block_coordinate=bcd,
-        on_revival=reset_average,
+        # revived atoms begin anew in the averaged model too
+        on_revival=average and (lambda atoms: average.reset_columns("bottleneck.dictionary", atoms, model)),
     )
     if sharded:  # autocast, and no wrapper
+        save_optimizer_unsharded(optimizer)
         wrapped = [accelerator.prepare_model(network, evaluation_mode=True) for network in networks.values()]
         optimizer = accelerator.prepare(optimizer)
     else:
@@ -268,7 +240,14 @@ def prepare(args: argparse.Namespace) -> DLGANRun:
         **{"adversarial": adversarial, "upkeep": upkeep, "wrapped": wrapped},
     )
     run.resume()
+    if args.push_to_hub and accelerator.is_main_process:
+        create_repository(args.output_dir, args.hub_model_id, args.hub_token)
     return run
+
+
+def record(run: DLGANRun) -> Recorder:
+    """What is written while it trains."""
+    return Recorder(run, run.args, card.autoencoder_settings(run, run.args, run.images))
 
 
 def training_loss(
@@ -315,7 +294,7 @@ def train(run: DLGANRun, recorder: Recorder) -> None:
                 run.upkeep.before_step()
             run.optimizer.step()
             run.optimizer.zero_grad(set_to_none=True)
-        parts["psnr"] = clipped_psnr(output.sample.detach(), pixel_values).mean()
+        parts["psnr"] = reconstruction_figures.clipped_psnr(output.sample.detach(), pixel_values).mean()
         totals = {"unreadable_images": batch["unreadable"]} if "unreadable" in batch else {}
         recorder.add(parts, len(pixel_values), output.code, totals)
         if not accelerator.sync_gradients:
@@ -338,22 +317,15 @@ def judge(run: DLGANRun, recorder: Recorder) -> tuple[dict[str, float], str]:
         with recorder.judgement.of(f"the figures of the held-out images after step {step}"):
             if held_out is not None:
                 shared = (accelerator, held_out, args.train_batch_size, run.degrade, run.criterion.perceptual)
-                found = held_out_figures(model, *shared)
+                found = reconstruction_figures.held_out_figures(model, *shared)
                 recorder.write({name: round(value, 4) for name, value in found.items()})
                 figures = {**found, "validation_images": len(held_out)}
         with recorder.judgement.of(f"the picture after step {step}"):
             if accelerator.is_main_process:
                 images = run.images.some(args.num_validation_images)
-                picture = recorder.save_picture(reconstruction_picture(model, accelerator, images, run.degrade))
+                shown = reconstruction_figures.reconstruction_picture(model, accelerator, images, run.degrade)
+                picture = recorder.save_picture(shown)
     return figures, picture
-
-
-def write_card(run: DLGANRun, recorder: Recorder, figures: dict[str, float], picture: str) -> None:
-    """The card of what is saved, with what is known of it."""
-    if run.accelerator.is_main_process:
-        about = (recorder.settings, figures, picture, recorder.judgement.failures)
-        sections = autoencoder_card(run, run.args, *about)
-        write_model_card(run.folder.path, "AutoencoderDL", license=run.args.license, sections=sections)
 
 
 def finish(run: DLGANRun, recorder: Recorder) -> None:
@@ -368,31 +340,15 @@ def finish(run: DLGANRun, recorder: Recorder) -> None:
         discriminator = run.unsharded("discriminator")
         if main_process:
             discriminator.save_pretrained(folder / "discriminator")
-    write_card(run, recorder, {}, "")
+    card.write_card(run, recorder, {}, "")
     figures, picture = judge(run, recorder)
     with recorder.judgement.of("the card"):
-        write_card(run, recorder, figures, picture)
-    if args.push_to_hub and main_process:
-        stays = ["checkpoint-*", "run.json", f"{args.logging_dir}/*"]
-        with recorder.judgement.of("the upload"):
-            push_folder(folder, args.hub_model_id, args.hub_token, "End of training", stays)
+        card.write_card(run, recorder, figures, picture)
+    recorder.upload(folder, f"{args.logging_dir}/*")
 
 
 def main(args: argparse.Namespace) -> None:
-    with launch.one_sentence(__file__, args):
-        run = prepare(args)
-        if args.push_to_hub and run.accelerator.is_main_process:
-            create_repository(args.output_dir, args.hub_model_id, args.hub_token)
-    try:
-        with launch.one_sentence(__file__, args):
-            run.folder.claim()
-            recorder = Recorder(run, args, autoencoder_settings(run, args, run.images))
-        with launch.one_sentence(__file__, args, OSError, UnreadableImageError, training=True):
-            train(run, recorder)
-            finish(run, recorder)
-        recorder.end()
-    finally:
-        run.folder.release()
+    launch.carry_out(__file__, args, prepare, record, train, finish)
 
 
 if __name__ == "__main__":

@@ -37,8 +37,7 @@ from diffusers_lasers.training.run.run_folder import open_run_folder
 from diffusers_lasers.training.run.training_run import TrainingRun
 from diffusers_lasers.utils.command_line import CommandParser
 from diffusers_lasers.utils.files import write_json
-from diffusers_lasers.utils.hub import create_repository, push_folder, write_model_card
-from diffusers_lasers.utils.image_decoding import UnreadableImageError
+from diffusers_lasers.utils.hub import create_repository, write_model_card
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,12 +58,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     run_flags.add_run_flags(parser, output_dir="refiner", tracker_project_name="refiner")
     run_flags.add_hub_flags(parser)
-    args = parser.parse_args(argv)
-    try:
-        check_args(args)
-    except ValueError as error:
-        parser.error(str(error))
-    return args
+    parser.check(check_args)
+    return parser.parse_args(argv)
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -215,7 +210,7 @@ def write_about(run: RefinerRun, settings: dict, figures: dict[str, float]) -> s
 
 def finish(run: RefinerRun, recorder: Recorder) -> None:
     """Saves the refiner, judges it, and uploads it where that is wanted."""
-    args, folder = run.args, run.folder.path
+    folder = run.folder.path
     with recorder.validation() as refiner:
         if not run.accelerator.is_main_process:
             return
@@ -228,35 +223,19 @@ def finish(run: RefinerRun, recorder: Recorder) -> None:
             with recorder.judgement.of("the held-out images"):
                 said = write_about(run, recorder.settings, validate(run))
     print(said)
-    if args.push_to_hub:
-        saved = folder / "refiner" if run.pipeline is None else folder
-        name = args.hub_model_id or folder.resolve().name
-        stays = ["checkpoint-*", "logs/*", "run.json"]
-        with recorder.judgement.of("the upload"):
-            push_folder(saved, name, args.hub_token, "End of training", stays)
+    recorder.upload(folder / "refiner" if run.pipeline is None else folder, "logs/*")
 
 
-def main(args: argparse.Namespace) -> None:
-    with launch.one_sentence(__file__, args):
-        run = prepare(args)
-    try:
-        with launch.one_sentence(__file__, args):
-            run.folder.claim()
-            rate = run.codec.bits_per_pixel(args.resolution, args.resolution)
-            about = {"images": len(run.images), "bits_per_pixel": rate}
-            settings = cards.run_settings(run.accelerator, args, run.batch_size, **about)
-            recorder = Recorder(run, args, settings)
-        with launch.one_sentence(__file__, args, OSError, UnreadableImageError, training=True):
-            train(run, recorder)
-            finish(run, recorder)
-        recorder.end()
-    finally:
-        run.folder.release()
+def record(run: RefinerRun) -> Recorder:
+    """What is written while it trains."""
+    rate = run.codec.bits_per_pixel(run.args.resolution, run.args.resolution)
+    about = {"images": len(run.images), "bits_per_pixel": rate}
+    return Recorder(run, run.args, cards.run_settings(run.accelerator, run.args, run.batch_size, **about))
 
 
 def cli(argv: list[str] | None = None) -> None:
     """Runs with a command line."""
-    main(parse_args(argv))
+    launch.carry_out(__file__, parse_args(argv), prepare, record, train, finish)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ import torch
 from diffusers_lasers import AutoencoderDL, SparseCode
 from diffusers_lasers.commands.latent_figures import LatentFigures
 from diffusers_lasers.commands.loading import load_model
-from diffusers_lasers.commands.scripts import add_device_flag, check_at_least, image_batches, run_script
+from diffusers_lasers.commands.scripts import add_device_flag, image_batches, run_script
 from diffusers_lasers.metrics import PSNR
 from diffusers_lasers.training import ImageDataset, TrainingLog, load_image_dataset
 from diffusers_lasers.training.data.image_flags import check_held_out_images
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_folder import check_output_folder
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import save_image, write_json
 from diffusers_lasers.visualization import (
     atom_map,
@@ -54,9 +54,8 @@ def parse_args(input_args=None):
     add("--no_pictures", action="store_true", help="Only results.json.")
     add("--output_dir", type=Path, default=Path("pictures"))
     add_device_flag(parser)
-    args = parser.parse_args(input_args)
-    check_at_least(parser, args, 1, "resolution", "resize", "max_images", "batch_size")
-    return args
+    parser.check(check_at_least, 1, "resolution", "resize", "max_images", "batch_size")
+    return parser.parse_args(input_args)
 
 
 def softmax_perplexity(code: SparseCode) -> torch.Tensor:

@@ -36,10 +36,10 @@ import yaml
 from PIL import Image
 from tqdm.auto import tqdm
 
-from diffusers_lasers.commands.scripts import check_at_least, commit_of
-from diffusers_lasers.commands.tables import MISSING, markdown_table
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.commands.scripts import commit_of
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import save_image, write_json, write_text
+from diffusers_lasers.utils.tables import MISSING, markdown_table
 
 
 HERE = Path(__file__).resolve().parent
@@ -59,8 +59,8 @@ def parse_args(input_args=None):
     add("--dry_run", action="store_true", help="Print the commands, and run nothing.")
     add("--page_only", action="store_true", help="Run nothing; write the page from the runs that are there.")
     add("--no_data_pictures", action="store_true", help="Leave out pictures that show images of the data sets.")
+    parser.check(check_at_least, 1, "jobs")
     args = parser.parse_args(input_args)
-    check_at_least(parser, args, 1, "jobs")
     known = {path.stem for path in (HERE / "configs").glob("*.yaml")}
     if unknown := [name for name in args.only or () if name not in known]:
         parser.error(f"--only must be among {', '.join(sorted(known))}, got {unknown[0]!r}")

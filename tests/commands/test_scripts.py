@@ -16,12 +16,12 @@ from diffusers_lasers.commands import (
     image_metrics,
     picture_formats,
     scripts,
-    tables,
     timing,
 )
 from diffusers_lasers.commands.latent_figures import LatentFigures
 from diffusers_lasers.models.bottlenecks import IdentityBottleneck
-from diffusers_lasers.utils.command_line import CommandParser
+from diffusers_lasers.utils import tables
+from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 
 
 @pytest.mark.parametrize("error", [ValueError, OSError, ImportError])
@@ -45,10 +45,13 @@ def test_what_main_returns_is_returned_and_other_errors_keep_their_traceback():
 
 def test_small_numbers_are_refused(capsys):
     parser = CommandParser()
-    args = argparse.Namespace(steps=0, seed=None, rounds=1)
-    scripts.check_at_least(parser, args, 0, "steps", "seed", "rounds")
+    for name, default in (("steps", 0), ("seed", None), ("rounds", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.check(check_at_least, 0, "steps", "seed", "rounds")
+    assert parser.parse_args([]).steps == 0
+    parser.check(check_at_least, 1, "seed", "rounds", "steps")
     with pytest.raises(SystemExit):
-        scripts.check_at_least(parser, args, 1, "seed", "rounds", "steps")
+        parser.parse_args([])
     assert "--steps must be at least 1, got 0" in capsys.readouterr().err
 
 

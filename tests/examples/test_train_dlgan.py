@@ -255,7 +255,7 @@ def test_a_held_out_image_that_breaks_during_the_run_costs_no_model(run, script,
 
 def test_a_validation_that_fails_on_the_way_changes_nothing_but_the_exit_code(run, script, tmp_path, monkeypatch):
     flags = {"steps": 3, "checkpointing_steps": 1, "validation_steps": 1, "use_ema": None}
-    whole, validate, calls = load_file(run(**flags) / WEIGHTS), script.held_out_figures, []
+    whole, validate, calls = load_file(run(**flags) / WEIGHTS), script.reconstruction_figures.held_out_figures, []
 
     def fail_twice(*arguments):
         calls.append(1)
@@ -263,7 +263,7 @@ def test_a_validation_that_fails_on_the_way_changes_nothing_but_the_exit_code(ru
             raise RuntimeError("no room on the device")
         return validate(*arguments)
 
-    monkeypatch.setattr(script, "held_out_figures", fail_twice)
+    monkeypatch.setattr(script.reconstruction_figures, "held_out_figures", fail_twice)
     stopped(run, **flags)
     weights, card = load_file(tmp_path / "out" / WEIGHTS), (tmp_path / "out" / "README.md").read_text()
     assert all(torch.equal(whole[name], weights[name]) for name in whole)  # it is back in training mode
@@ -274,17 +274,17 @@ def test_a_validation_that_fails_on_the_way_changes_nothing_but_the_exit_code(ru
 
 def test_the_checkpoint_comes_before_the_validation_and_resumes_bitwise(run, script, tmp_path, monkeypatch):
     flags = {"steps": 4, "checkpointing_steps": 2, "validation_steps": 2}
-    whole, validate = load_file(run(**flags) / WEIGHTS), script.held_out_figures
+    whole, validate = load_file(run(**flags) / WEIGHTS), script.reconstruction_figures.held_out_figures
 
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "held_out_figures", interrupt)
+    monkeypatch.setattr(script.reconstruction_figures, "held_out_figures", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(**flags)
     assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-2"]
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.endswith(".tmp")]
-    monkeypatch.setattr(script, "held_out_figures", validate)
+    monkeypatch.setattr(script.reconstruction_figures, "held_out_figures", validate)
     resumed = load_file(run(**flags, resume_from_checkpoint="latest") / WEIGHTS)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -434,7 +434,7 @@ def test_assignments_are_json_or_text_and_the_last_one_counts(script, words):
     args = script.parse_args([*line, "--bottleneck_config", "num_atoms=16", "tolerance=0.5"])
     assert args.bottleneck_config == {"num_atoms": 16, "pursuit": "ols", "coefficient_bits": None, "tolerance": 0.5}
     args = script.parse_args(words(bottleneck="fsq", bottleneck_config={"levels": [8, 8, 5]}))
-    assert list(script.build_model(args).bottleneck.config.levels) == [8, 8, 5]
+    assert list(script.networks_from_flags.build_model(args).bottleneck.config.levels) == [8, 8, 5]
 
 
 @pytest.mark.parametrize("name", REPLACED)
@@ -470,7 +470,7 @@ def test_the_page_has_the_defaults_of_the_bottlenecks(script):
     for line in table.strip().splitlines():
         name, kind, *cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")][:4]
         for preset, cell in zip(("paper", "corrected"), cells):
-            config = script.build_model(
+            config = script.networks_from_flags.build_model(
                 script.parse_args(["--preset", preset, "--bottleneck", kind])
             ).bottleneck.config
             value = config[name][0] if name == "levels" else config[name]

@@ -24,11 +24,6 @@ def test_failures_are_reported_with_their_reason_and_end_in_exit_code_1(caplog, 
     assert f"no space. The results are in {tmp_path}." in caplog.text
 
 
-def test_one_of_several_processes_does_not_let_the_others_wait(tmp_path):
-    with pytest.raises(SystemExit), Judgement(tmp_path, num_processes=2).of("the held-out images"):
-        raise ValueError("x")
-
-
 def test_an_interruption_is_no_failed_figure(tmp_path):
     with pytest.raises(KeyboardInterrupt), Judgement(tmp_path).of("the held-out images"):
         raise KeyboardInterrupt

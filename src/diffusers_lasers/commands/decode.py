@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..utils.command_line import check_at_least
 from ..utils.files import image_format, save_image
 from .batch import about, check_targets, for_each
 from .image_io import cost_lines, output_paths, picture_levels, psnr_metric, read_image
@@ -36,7 +37,6 @@ class DecodeCommand:
             help="make images of code files",
             description=__doc__,
             epilog=EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parser.add_argument("codes", nargs="+", metavar="CODE_FILE", help="files that `encode` wrote")
         parser.add_argument(
@@ -61,8 +61,7 @@ class DecodeCommand:
 
     def run(self) -> None:
         args = self.args
-        if args.max_pixels is not None and args.max_pixels < 1:
-            raise ValueError(f"--max_pixels must be at least 1, got {args.max_pixels}.")
+        check_at_least(args, 1, "max_pixels")
         paths = output_paths(args.codes, args.target, SUFFIX)
         check_targets(paths)
         check_writable(paths[0])
@@ -110,7 +109,7 @@ class DecodeCommand:
             data = file.read(most + 1)
         if len(data) > most:
             raise ValueError(
-                f"{source} must have at most {most} bytes for --max_pixels {limit}: give more where you trust it."
+                f"{source} must have at most {most} bytes for --max_pixels {limit}: raise it for a file you trust."
             )
         return data
 
@@ -130,7 +129,7 @@ class DecodeCommand:
         pixels = math.prod(header.latent_size) * model.downsampling_factor**2
         if pixels > limit:
             raise ValueError(
-                f"it names an image of {pixels} pixels, more than --max_pixels {limit}: give more where you trust it."
+                f"it names an image of {pixels} pixels, more than --max_pixels {limit}: raise it for a file you trust."
             )
         with torch.no_grad():
             code = model.unpack(data, wanted)

@@ -43,7 +43,6 @@ class EncodeCommand:
             help="write the code of images to files",
             description=__doc__,
             epilog=EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
         parser.add_argument(

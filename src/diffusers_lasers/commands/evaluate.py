@@ -32,6 +32,7 @@ COLUMNS = [
     ("bits_per_pixel", "bpp nominal", "{:.4f}"),
     ("entropy_bits_per_pixel", "bpp entropy", "{:.4f}"),
 ]
+METRICS = ("psnr", "ssim", "flip")
 
 
 class EvaluateCommand:
@@ -44,7 +45,6 @@ class EvaluateCommand:
             help="print quality and bits of models on images",
             description=__doc__,
             epilog=EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parser.add_argument(
             "models", nargs="+", metavar="MODEL", help="folders or repositories of AutoencoderDL or ModelBasedVQCodec"
@@ -64,6 +64,7 @@ class EvaluateCommand:
     def run(self) -> None:
         from ..utils.image_sources import load_image_dataset
         from .env import environment
+        from .image_metrics import image_metrics
 
         args = self.args
         if args.json is not None:
@@ -71,7 +72,7 @@ class EvaluateCommand:
                 raise ValueError(f"There is no folder {Path(args.json).parent} to write {Path(args.json).name} to.")
             check_targets([Path(args.json)])
         device = get_device(args.device)
-        metrics, missing = image_metrics(device)
+        metrics, missing = image_metrics(list(METRICS), argparse.Namespace(device=device))
         source = load_image_dataset(train_data_dir=args.data, split="validation", max_samples=args.max_images)
         rows, protocols, unreadable = [], {}, {}
 
@@ -125,19 +126,6 @@ class EvaluateCommand:
             write_json(args.json, results)
 
 
-def image_metrics(device: torch.device) -> tuple[dict[str, Any], dict[str, str]]:
-    """The metrics that can be computed here, and why each other one cannot."""
-    from ..metrics import FLIP, PSNR, SSIM
-
-    metrics, missing = {}, {}
-    for key, make in (("psnr", PSNR), ("ssim", SSIM), ("flip", FLIP)):
-        try:
-            metrics[key] = make().to(device)
-        except ImportError as error:
-            missing[make.__name__] = str(error)
-    return metrics, missing
-
-
 def evaluate(
     name: str, model: Any, source: Any, metrics: dict[str, Any], missing: dict[str, str], device: torch.device
 ) -> tuple[dict[str, Any], dict[str, Any], dict[int, Exception]]:
@@ -164,6 +152,7 @@ def evaluate(
     from tqdm.auto import tqdm
 
     from ..utils.image_sources import UnreadableImageError
+    from .image_metrics import computed, update_metrics
 
     for metric in metrics.values():
         metric.reset()
@@ -176,16 +165,11 @@ def evaluate(
             continue
         with torch.no_grad():
             sample = coder(pixels).float().clamp(-1, 1)
-        for key, metric in list(metrics.items()):
-            try:
-                metric.update(sample, pixels)
-            except ValueError as error:  # too small an image, or a diverged model
-                missing[f"{type(metric).__name__} of {name}"] = str(error)
-                del metrics[key]
+        update_metrics(metrics, sample, pixels, missing, of=name)
     if len(unreadable) == len(source):
         raise unreadable[0]
     row = {"model": name, "class": type(model).__name__}
-    row |= {key: float(metrics[key].compute()) if key in metrics else None for key in ("psnr", "ssim", "flip")}
+    row |= computed(metrics, list(METRICS))
     return row | coder.rates(), {key: metric.protocol() for key, metric in metrics.items()}, unreadable
 
 

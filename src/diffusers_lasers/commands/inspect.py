@@ -30,7 +30,6 @@ class InspectCommand:
             help="print what a saved model is",
             description=__doc__,
             epilog=EXAMPLE,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add_model_arguments(parser, positional=True)
         parser.add_argument(
@@ -62,7 +61,13 @@ class InspectCommand:
             bases = ("Bottleneck", "IndexBottleneck")
             kinds = tuple(name for name in bottlenecks.__all__ if name.endswith("Bottleneck") and name not in bases)
             model = load_model(*place, get_device(args.device), CODERS + kinds + OTHERS)
-            facts = model_facts(model, config) | {"files": file_sizes(folder)}
+            facts = {
+                "class": type(model).__name__,
+                "config": {name: value for name, value in config.items() if not name.startswith("_")},
+                "parameters": sizes(model),
+                **(model.summary() if hasattr(model, "summary") else {}),
+                "files": file_sizes(folder),
+            }
             if args.save is not None:
                 facts["pictures"] = save_pictures(model, Path(args.save), args.map)
         if args.json:
@@ -74,16 +79,6 @@ class InspectCommand:
 def file_sizes(folder: Path) -> dict[str, int]:
     """Bytes of the files of a folder, without its subfolders."""
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
-
-
-def model_facts(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """Class, configuration and size of a model, and what it says of itself."""
-    return {
-        "class": type(model).__name__,
-        "config": {name: value for name, value in config.items() if not name.startswith("_")},
-        "parameters": sizes(model),
-        **(model.summary() if hasattr(model, "summary") else {}),
-    }
 
 
 def sizes(model: nn.Module) -> dict[str, Any]:

@@ -1,20 +1,16 @@
-"""What the scripts of `examples/` share: how they end on an error, checks of numbers, records of a run, names of models
-and batches of images."""
+"""What the scripts of `examples/` share: their ends on errors, devices, commits, names of models, batches of images."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import os
-import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.command_line import hide_token, recorded_arguments
-from .env import package_version
+from ..utils.command_line import error_exit
 from .loading import get_device
 
 
@@ -38,16 +34,7 @@ def run_script(
     try:
         return main(args)
     except (ValueError, ImportError, OSError) as error:
-        sentence = f"{Path(file).name}: error: {error}"
-        raise SystemExit(hide_token([sentence], getattr(args, "hub_token", None))[0]) from error
-
-
-def check_at_least(parser: argparse.ArgumentParser, args: argparse.Namespace, least: int, *names: str) -> None:
-    """Ends the program with a sentence if one of the named arguments is below `least`; `None` is allowed."""
-    for name in names:
-        value = getattr(args, name)
-        if value is not None and value < least:
-            parser.error(f"--{name} must be at least {least}, got {value}")
+        raise error_exit(file, args, str(error)) from error
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:
@@ -63,22 +50,6 @@ def add_device_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", type=usable, default=str(default), help="cpu, cuda or cuda:1. Default: cuda if any."
     )
-
-
-def run_record(args: argparse.Namespace, **facts: Any) -> dict[str, Any]:
-    """
-    What settings.json says of a fit: command and arguments without the token, data, facts and versions. `args` has the
-    flags of [`training.add_data_flags`] and [`training.add_hub_flags`]. `validation` is `None` until held-out images
-    are judged.
-    """
-    return {
-        "command": "python " + shlex.join(hide_token(sys.argv, args.hub_token)),
-        "arguments": recorded_arguments(args),
-        "data": args.dataset_name or args.train_data_dir or "photographs bundled with scikit-image",
-        **facts,
-        "validation": None,
-        "versions": {name: package_version(name) for name in ("diffusers_lasers", "torch")},
-    }
 
 
 def commit_of(folder: str | os.PathLike, *places: str) -> str | None:

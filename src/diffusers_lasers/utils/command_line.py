@@ -1,4 +1,5 @@
-"""The parser of all command lines of this package, and records of their arguments without secrets.
+"""The parser of all command lines of this package, how a script ends on an error, and records of arguments without
+secrets.
 
 The parser refuses abbreviated options. Code that looks for an option by its name would miss an abbreviation such as
 `--hub_tok`. A token is hidden wherever its value occurs.
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -31,10 +34,26 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+        self._checks: list[tuple[Callable, tuple]] = []
+
+    def check(self, check: Callable[..., Any], *more: Any) -> None:
+        """
+        Has `parse_args` call a check after it.
+
+        Args:
+            check (`Callable`): Takes the parsed arguments and `more`. Its `ValueError` is an error like argparse's.
+            *more: Further arguments of `check`.
+        """
+        self._checks.append((check, more))
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
-        """Like argparse's, but hides the token in `sys.argv`."""
+        """Like argparse's, but checks the arguments and hides the token in `sys.argv`."""
         parsed = super().parse_args(args, namespace)
+        try:
+            for check, more in self._checks:
+                check(parsed, *more)
+        except ValueError as error:
+            self.error(str(error))
         if args is None:
             sys.argv[:] = hide_token(sys.argv, getattr(parsed, "hub_token", None))
         return parsed
@@ -42,6 +61,19 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Like argparse's, but hides the values of unknown options."""
         super().error(without_values(message))
+
+
+def check_at_least(args: argparse.Namespace, least: float, *names: str) -> None:
+    """Raises a `ValueError` if one of the named arguments is below `least`; missing ones and `None` are allowed."""
+    for name in names:
+        value = getattr(args, name, None)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}.")
+
+
+def error_exit(script: str, args: argparse.Namespace, sentence: str) -> SystemExit:
+    """What ends a script with a sentence, which begins with the script's name and shows no token, and exit code 1."""
+    return SystemExit(f"{Path(script).name}: error: {hide_token([sentence], getattr(args, 'hub_token', None))[0]}")
 
 
 def without_values(message: str) -> str:

@@ -1,4 +1,4 @@
-"""What is written of a trained autoencoder: its settings, and a card with its figures and their bits."""
+"""What is written about a trained autoencoder: its settings, and a card with its metrics and their bits."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from ...utils.hub import write_model_card
+from ...utils.tables import markdown_table
 from ..data.training_images import TrainingImages
-from ..run.cards import figures_table, run_settings, training_section
+from ..run.cards import run_settings, training_section
+from ..run.recorder import Recorder
 from ..run.training_run import TrainingRun
 
 
@@ -30,15 +33,21 @@ def autoencoder_settings(run: TrainingRun, args: argparse.Namespace, images: Tra
     )
 
 
-def autoencoder_card(
+def write_card(run: TrainingRun, recorder: Recorder, figures: dict[str, float], picture: str) -> None:
+    """The card of an autoencoder whose script has the flag `--license`, with what is known of it; for all processes."""
+    if run.accelerator.is_main_process:
+        sections = _sections(run, recorder.args, recorder.settings, figures, picture, recorder.judgement.failures)
+        write_model_card(run.folder.path, "AutoencoderDL", license=recorder.args.license, sections=sections)
+
+
+def _sections(
     run: TrainingRun,
     args: argparse.Namespace,
     settings: dict[str, Any],
     figures: dict[str, float],
     picture: str,
-    failures: Sequence[str] = (),
+    failures: Sequence[str],
 ) -> dict[str, str]:
-    """The sections of an autoencoder's card."""
     bits = f"{settings['bits_per_pixel']:.4g}"
     images = "a stream" if settings["images"] is None else f"{settings['images']} images"
     lines = [
@@ -71,7 +80,7 @@ def autoencoder_card(
             rows.append((title, form.format(figures[name])))
     if figures:
         held_out = f"On {figures['validation_images']} held-out crops of {args.resolution} pixels."
-        sections["Evaluation"] = f"{held_out}\n\n{figures_table(rows)}"
+        sections["Evaluation"] = f"{held_out}\n\n{markdown_table(['figure', 'value'], rows)}"
     if failures:
         sections["Missing"] = "\n".join(f"- {failure}" for failure in failures)
     if picture:

@@ -53,14 +53,12 @@ def add_replaced_flags(parser: argparse.ArgumentParser | Any, replaced: Mapping[
         parser.add_argument(f"--{name}", nargs="*", action=_Replaced, metavar=instead, **hidden)
 
 
-def config_names(kind: type) -> list[str]:
-    """What a configuration may hold: the arguments of a class but for `latent_channels`, which is the model's."""
-    return [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "latent_channels")]
-
-
 def check_config(flag: str, config: Mapping[str, Any] | None, kind: type, of: str = "") -> None:
-    """Raises a `ValueError` for a name that is no argument of a class; `of` is part of its sentence."""
-    names = config_names(kind)
+    """
+    Raises a `ValueError` for a name that is no argument of a class, or that is `latent_channels`, which is the model's;
+    `of` is part of its sentence.
+    """
+    names = [name for name in inspect.signature(kind.__init__).parameters if name not in ("self", "latent_channels")]
     unknown = [name for name in config or {} if name not in names]
     if unknown:
         raise ValueError(f"{flag}{of} takes {', '.join(names) or 'no names'}, got {unknown[0]}.")

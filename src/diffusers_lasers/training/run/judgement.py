@@ -1,5 +1,4 @@
-"""Judging what is already saved: a figure that cannot be computed is reported, and never costs the model that it would
-judge."""
+"""Evaluation of what is already saved: a metric that fails is reported, and the saved model is kept."""
 
 from __future__ import annotations
 
@@ -20,20 +19,12 @@ class Judgement:
 
     Args:
         folder (`str` or `os.PathLike`): Where the model is; the report names it.
-        num_processes (`int`, defaults to 1): Processes that judge together. If there are several, one that fails ends
-            at once, since the others would wait for its share.
         saved (`str`, defaults to `"What is saved is"`): How the report begins to say where everything else is.
         secret (`str`, *optional*): A token that no reason may show.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        num_processes: int = 1,
-        saved: str = "What is saved is",
-        secret: str | None = None,
-    ):
-        self.folder, self.num_processes, self.saved, self.secret = folder, num_processes, saved, secret
+    def __init__(self, folder: str | Path, saved: str = "What is saved is", secret: str | None = None):
+        self.folder, self.saved, self.secret = folder, saved, secret
         self.failures: list[str] = []
 
     @contextmanager
@@ -50,8 +41,6 @@ class Judgement:
             reason = hide_token([one_line(error).rstrip(".")], self.secret)[0]
             self.failures.append(f"{what}: {reason}")
             _logger.warning(f"Not everything was done: {what}: {reason}. {self.saved} in {self.folder}.")
-            if self.num_processes > 1:
-                raise SystemExit(1) from error
 
     def end(self) -> None:
         """

@@ -1,4 +1,4 @@
-"""How the processes of a script were launched, and how a script ends that cannot go on.
+"""How the processes of a script were launched, and how a script ends on an error.
 
 accelerate's own FSDP takes one model, and does not exist on a CPU. A script that shards by itself reads what the launch
 asks for, and tells accelerate that its processes are merely data-parallel.
@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 from accelerate.utils import parse_flag_from_env
 
-from ...utils.command_line import hide_token, one_line
+from ...utils.command_line import error_exit, one_line
 from ...utils.image_decoding import UnreadableImageError
 from .checkpoints import latest_checkpoint
 
@@ -59,11 +59,6 @@ def check_fsdp_flags(args: argparse.Namespace, mixed_precision: str) -> None:
         raise ValueError("--use_8bit_adam cannot be given together with FSDP, whose shards its moments do not follow.")
 
 
-def hide_fsdp_from_accelerate() -> None:
-    """Changes the environment so that an `Accelerator` made after it is data-parallel: the script shards by itself."""
-    os.environ["ACCELERATE_USE_FSDP"] = "false"
-
-
 @contextmanager
 def one_sentence(
     script: str, args: argparse.Namespace, *kinds: type[Exception], training: bool = False
@@ -83,4 +78,37 @@ def one_sentence(
             last = latest_checkpoint(args.output_dir)
             end = f"; the last whole checkpoint is {last}." if last else "; there is no checkpoint."
             sentence = sentence.rstrip(".") + end
-        raise SystemExit(f"{Path(script).name}: error: {hide_token([sentence], args.hub_token)[0]}") from None
+        raise error_exit(script, args, sentence) from None
+
+
+def carry_out(
+    script: str,
+    args: argparse.Namespace,
+    prepare: Callable[[argparse.Namespace], Any],
+    record: Callable[[Any], Any],
+    train: Callable[[Any, Any], None],
+    finish: Callable[[Any, Any], None],
+) -> None:
+    """
+    A training from its arguments to its end. What can be wrong is one sentence, and the output folder is given free.
+
+    Args:
+        script (`str`): The script's file.
+        args (`argparse.Namespace`): Its arguments.
+        prepare (`Callable`): Arguments → [`TrainingRun`]; it writes nothing.
+        record (`Callable`): The run, whose output folder is taken by then → [`Recorder`].
+        train (`Callable`): Takes run and recorder, and all steps.
+        finish (`Callable`): Takes run and recorder; saves the result and judges it.
+    """
+    with one_sentence(script, args):
+        run = prepare(args)
+    try:
+        with one_sentence(script, args):
+            run.folder.claim()
+            recorder = record(run)
+        with one_sentence(script, args, OSError, UnreadableImageError, training=True):
+            train(run, recorder)
+            finish(run, recorder)
+        recorder.end()
+    finally:
+        run.folder.release()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 from ...coding import Code
 from ...utils.distributed import wait_after_collectives
 from ...utils.files import save_image, write_json
+from ...utils.hub import push_folder
 from .judgement import Judgement
 from .records import TrainingLog, Window
 from .training_run import TrainingRun
@@ -130,6 +132,14 @@ class Recorder:
         for tracker in self.run.accelerator.trackers:
             _log_picture(tracker, picture, self.run.state.step)
         return name
+
+    def upload(self, folder: Path, *left_out: str) -> None:
+        """Uploads a folder where `--push_to_hub` asks for it, without checkpoints and what else is named; for all."""
+        if self.args.push_to_hub and self.run.accelerator.is_main_process:
+            name = self.args.hub_model_id or self.run.folder.path.resolve().name
+            with self.judgement.of("the upload"):
+                left_out = ["checkpoint-*", "run.json", *left_out]
+                push_folder(folder, name, self.args.hub_token, "End of training", left_out)
 
     def end(self) -> None:
         """Ends the run on all processes, after its result is saved; with exit code 1 if something was not judged."""

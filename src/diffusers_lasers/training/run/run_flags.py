@@ -11,6 +11,8 @@ from typing import Any
 
 from accelerate.tracking import get_available_trackers
 
+from ...utils.command_line import check_at_least
+
 
 LEARNING_RATE_SCHEDULES = "linear cosine cosine_with_restarts polynomial constant constant_with_warmup".split()
 
@@ -76,14 +78,6 @@ def add_hub_flags(parser: argparse.ArgumentParser | Any) -> None:
     add("--push_to_hub", action="store_true", help="Upload the result; the repository is made before the work begins.")
     add("--hub_model_id", help="Default: the name of --output_dir.")
     add("--hub_token", help="Default: the one that is logged in. It is in no file that is written.")
-
-
-def check_at_least(args: argparse.Namespace, least: float, *names: str) -> None:
-    """Checks that arguments which are given are large enough."""
-    for name in names:
-        value = getattr(args, name, None)
-        if value is not None and value < least:
-            raise ValueError(f"--{name} must be at least {least}, got {value}.")
 
 
 def check_share(args: argparse.Namespace, *names: str) -> None:
