@@ -26,9 +26,9 @@ from diffusers_lasers.training import TrainingLog
 from diffusers_lasers.utils.command_line import one_line
 
 
-DEMO = ("dl", "vq")  # folders of `make demo`
+DEMO = ("dictionary", "residual_vq", "vq")  # folders of `make demo`
 TRAINING = {
-    **{"bottleneck": "dictionary", "resolution": 64, "max_train_steps": 600, "learning_rate": 1e-3, "seed": 0},
+    **{"bottleneck": "dictionary", "resolution": 64, "max_train_steps": 600, "seed": 0},
     **{"log_steps": 10, "checkpointing_steps": 0, "validation_steps": 0, "report_to": "none", "mixed_precision": "no"},
 }  # `make demo`'s, with more lines in the log
 FITTING = {"notation": "OPQ-{32-8-8}", "max_patches": 2**16, "iterations": 25}

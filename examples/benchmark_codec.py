@@ -72,6 +72,7 @@ def parse_args(input_args=None):
     add("--max_images", type=int, help="Take only the first so many images.")
     add("--formats", nargs="*", choices=list(FORMATS), default=list(FORMATS), help="File formats to compare with.")
     add("--wrapped_uint8", action="store_true", help="Also compute the PSNR in wrapped uint8 arithmetic.")
+    add("--metrics", nargs="+", choices=["psnr", "ssim", "lpips"], default=["psnr", "ssim", "lpips"])
     add("--per_image", action="store_true", help="Also write one table for each image, as in the paper.")
     add_lpips_flags(parser)
     add("--repeats", type=int, default=3, help="Timed calls of each coding and decoding; the median counts.")
@@ -100,7 +101,7 @@ class Judge:
     """Computes the metrics of one reconstruction at a time."""
 
     def __init__(self, args):
-        self.metrics, self.missing = image_metrics(["psnr", "ssim", "lpips"], args)
+        self.metrics, self.missing = image_metrics(args.metrics, args)
         self.wrapped = args.wrapped_uint8
 
     def __call__(self, sample, pixels):
@@ -109,7 +110,7 @@ class Judge:
             metric.reset()
         update_metrics(metrics, sample, pixels, self.missing)
         figures = {name: float(metric.compute()) for name, metric in metrics.items()}
-        if min(pixels.shape[-2:]) >= 7:
+        if "ssim" in metrics and min(pixels.shape[-2:]) >= 7:
             figures["uniform_ssim"] = uniform_ssim(sample, pixels)
         if self.wrapped:
             figures["wrapped_psnr"] = wrapped_psnr(*(np.asarray(to_image(image[0])) for image in (sample, pixels)))

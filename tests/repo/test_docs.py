@@ -163,6 +163,6 @@ def test_the_scripts_understand_the_commands(page, monkeypatch, tmp_path):
 def test_examples_run(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     AutoencoderDL(block_out_channels=(8, 8, 16), bottleneck_config={"num_atoms": 64}).save_pretrained(
-        "outputs/demo/dl"
+        "outputs/demo/dictionary"
     )
     exec(compile(block, "example", "exec"), {})
