@@ -67,6 +67,19 @@ def fresh():
     return run_fresh
 
 
+def run_help(script: str) -> None:
+    """Starts a script of the repository in a new interpreter: with all its imports it says how it is called."""
+    variables = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SOURCE.parent / script), "--help"]
+    process = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0 and Path(script).name in process.stdout, process.stderr
+
+
+@pytest.fixture(scope="session")
+def starts():
+    return run_help
+
+
 def call_in_fork(function: Callable[[], object], folder: Path, **environment: str) -> object:
     """What `function()` returns in a forked child inside `folder`, through JSON; what it raises is shown here."""
     sys.stdout.flush(), sys.stderr.flush()
