@@ -116,7 +116,7 @@ kernels = Extension(
 setup(
     name="diffusers_lasers",
     version=version,
-    description="Structured latent codes for diffusers: sparse dictionary codes and their peers, "
+    description="Structured latent codes for diffusers: dictionary codes and the codes to compare them with, "
     "with the bits they cost",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

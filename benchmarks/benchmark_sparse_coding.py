@@ -1,4 +1,4 @@
-r"""Times sparse coding beside its peers: speed, memory, exactness, growth, and lower bounds of the machine.
+r"""Times sparse coding beside other libraries: speed, memory, exactness, growth, and lower bounds of the machine.
 
     python benchmarks/benchmark_sparse_coding.py --output_dir outputs/sparse_coding
     python benchmarks/benchmark_sparse_coding.py --cases --signals latents.safetensors --sparsity 5 --skip growth

@@ -1,4 +1,4 @@
-"""Times sparse coding on a GPU beside the batched peers there, and beside SPAMS and our kernel on the CPU.
+"""Times sparse coding on a GPU beside other libraries there, and beside SPAMS and our kernel on the CPU.
 
     python benchmarks/benchmark_sparse_coding_gpu.py --output_dir outputs/sparse_coding_gpu [--cases A B C D]
 

@@ -1,4 +1,4 @@
-"""The style of examples/app.py's page, and figures and sentences as HTML."""
+"""The style of examples/app.py's page, and its tables and sentences as HTML."""
 
 import html
 import math

@@ -105,7 +105,7 @@ def run(line: list[str], follow: Callable[[], None]) -> None:
         process.wait()
         atexit.unregister(process.kill)
     if process.returncode:
-        raise RuntimeError(f"{Path(line[1]).name} ended with code {process.returncode}; the terminal has its words.")
+        raise RuntimeError(f"{Path(line[1]).name} ended with code {process.returncode}; see the terminal.")
 
 
 def train(folder: Path, progress: Callable[[float], None]) -> None:

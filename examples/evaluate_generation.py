@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluates samples of pipelines against real images by KID and FID, with the protocol, beside two other figures.
+"""Evaluates samples of pipelines by KID and FID against real images, beside two reference distances.
 
     python examples/evaluate_generation.py cats-categorical cats-continuous --data cats/train --held_out cats/test \\
         --features inception.pt --num_images 400 --temperatures 0 0.1 1 2 --output_dir outputs/generation
@@ -55,14 +55,14 @@ def parse_args(input_args=None):
     add("--image_column", default="image")
     add("--resolution", type=int, help="Side of the square images. Default: that of the first pipeline.")
     add("--features", required=True, help="TorchScript feature network.")
-    add("--feature_resize", type=int, default=299, help="Images are resized to this side for it; 0: they are not.")
+    add("--feature_resize", type=int, default=299, help="Side to which its images are resized; 0: not resized.")
     add(
         "--feature_range",
         nargs=2,
         type=float,
         default=(-1.0, 127 / 128),
         metavar=("LOW", "HIGH"),
-        help="Its values of black and white. Default: (v - 128) / 128 of the byte v, as Inception takes them.",
+        help="Network inputs for black and white. Default: (v - 128) / 128 of a byte v, as for Inception.",
     )
     add("--num_images", type=int, default=400, help="Samples of each pipeline.")
     add("--num_inference_steps", type=int, default=50)

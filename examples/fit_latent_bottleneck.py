@@ -70,7 +70,7 @@ def parse_args(input_args=None):
     add("--sparsity", type=int, default=2, help="Atoms a site of the dictionary.")
     add("--patch_size", type=int, default=1, help="Side of a site, in latent positions.")
     add("--coefficient_bits", type=int, default=6, help="Bits of a coefficient of the dictionary; 0: floats.")
-    add("--coefficient_scaling", default="depth", choices=["depth", "shared"], help="Scales of their quantiser.")
+    add("--coefficient_scaling", default="depth", choices=["depth", "shared"], help="A scale a depth, or one for all.")
     add("--pursuit", default="omp", choices=["omp", "ols", "iht", "fista"])
     add("--depth", type=int, default=4, help="Stages of residual VQ.")
     add("--beam_size", type=int, default=8, help="Partial codes that coding by residual VQ keeps.")

@@ -1,19 +1,18 @@
 #!/usr/bin/env python
 """Trains diffusion on the indices of a codec, and saves a pipeline that makes images.
 
-    accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/ --output_dir
-    cats-categorical accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/
-    --parameterization continuous
+    accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/ --output_dir cats
+    accelerate launch examples/train_categorical_ddpm.py --codec opq --train_data_dir cats/ \\
+        --parameterization continuous --output_dir cats-continuous
 
 CODEC is a folder of a fitted `ModelBasedVQCodec` (`examples/fit_codec.py`), or of an `AutoencoderDL` with VQ or
 residual VQ. The images are coded once, before the training, and the codes kept in OUTPUT_DIR/codes (or --codes_dir,
 which several runs can share, also when they start at once). --parameterization: `categorical` is the paper's reverse
 process (eq 24), `continuous` its first one (eq 4), `uniform` and `absorbing` are the D3PM baselines on the same codes.
 
-OUTPUT_DIR gets the pipeline (`ModelBasedLatentDiffusionPipeline.from_pretrained` loads it), a model card,
-    settings.json,
+OUTPUT_DIR gets the pipeline (`ModelBasedLatentDiffusionPipeline.from_pretrained` loads it), a card, settings.json,
 training_log.jsonl, pictures of samples in validation/, and checkpoint-N/ to resume from. The pipeline is saved before
-it is judged.
+it is evaluated.
 """
 
 import argparse

@@ -99,11 +99,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     run_flags.add_average_flags(group)
     add = group.add_argument
     add("--gradient_accumulation_steps", type=int, default=1)
-    add("--num_train_epochs", type=int, default=100, help="Without --max_train_steps.")
+    add("--num_train_epochs", type=int, default=100, help="Epochs, if --max_train_steps is not given.")
     add("--dictionary_learning_rate", type=float, help="Default: the learning rate.")
-    add("--revive_every", type=int, help="Steps of a window of atom usage; 0: never. Default: 100 (paper: 0).")
+    add("--revive_every", type=int, help="Steps between replacing unused atoms. Default: 100 (paper: 0, never).")
     add("--revive_fraction", type=float, default=0.05, help="Largest share of the atoms revived at once.")
-    add("--dictionary_update", choices=["gradient", "bcd"], default="gradient", help="bcd: eqs 23–28.")
+    add("--dictionary_update", choices=["gradient", "bcd"], default="gradient", help="bcd: by eqs 23–28.")
     add("--bcd_memory", type=int, help="Steps that bcd remembers; 0: all, as in the paper. Default: 500.")
     add("--gradient_checkpointing", action="store_true", help="Recompute activations; less memory, more time.")
     add("--allow_tf32", action="store_true", help="TF32 on GPUs that have it; sparse coding included.")
@@ -113,7 +113,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     names = {"output_dir": "dlgan-model", "report_to": "tensorboard", "tracker_project_name": "train_dlgan"}
     run_flags.add_run_flags(group, **names, checkpointing_steps=500)
     add = group.add_argument
-    add("--logging_dir", default="logs", help="Of the trackers, below --output_dir.")
+    add("--logging_dir", default="logs", help="Trackers' folder, below --output_dir.")
     add("--validation_steps", type=int, default=500, help="0 validates only at the end.")
     add("--num_validation_images", type=int, default=8, help="Images in the pictures.")
     add("--license", help="Licence of the weights, in the Hub's words, for the card. Default: none stated.")

@@ -1,4 +1,4 @@
-"""Structured latent codes for diffusers: sparse dictionary codes and their peers, each with the bits that it costs."""
+"""Structured latent codes for diffusers: sparse dictionary codes and the baselines beside them, each with its bits."""
 
 __version__ = "0.1.0.dev0"
 

@@ -1,4 +1,4 @@
-r"""What makes codes, and the verbs that it has.
+r"""The interface of whatever makes codes: autoencoders, bottlenecks and patch codecs.
 
 An autoencoder, its bottleneck and a patch codec turn their input into a code and back, write it as bytes and say what
 it costs. A code of n sites whose slots have alphabets of \(A_1, …, A_S\) symbols costs \(n \sum_s \log_2 A_s\) bits; a

@@ -1,5 +1,4 @@
-r"""Supports as numbers: the enumeration that makes naming a support cost what [`support_bits`] counts, and not a field
-for each atom.
+r"""Supports as numbers, so that a stored support costs the bits that [`support_bits`] counts.
 
 Supports of at most S of K atoms are numbered by their size first. A set of s atoms \(c_1 < … < c_s\) has the number of
 the combinatorial number system,

@@ -1,5 +1,4 @@
-"""What the subcommands share about errors: what counts as one of the user, how it is said, and that one file of many
-does not stop the others.
+"""Errors of the subcommands: which are the user's, how they are printed, and why one bad file does not stop the rest.
 
 A file that fails is one line on stderr; the rest are done, and the exit code is 2. File names need not be printable:
 what a terminal cannot show is written as `\\xe9` or `\\udcff`.

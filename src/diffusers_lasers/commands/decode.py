@@ -110,7 +110,7 @@ class DecodeCommand:
             data = file.read(most + 1)
         if len(data) > most:
             raise ValueError(
-                f"{source} must have at most {most} bytes for --max_pixels {limit}: give more where you trust it."
+                f"{source} must have at most {most} bytes for --max_pixels {limit}: raise it for a file you trust."
             )
         return data
 
@@ -130,7 +130,7 @@ class DecodeCommand:
         pixels = math.prod(header.latent_size) * model.downsampling_factor**2
         if pixels > limit:
             raise ValueError(
-                f"it names an image of {pixels} pixels, more than --max_pixels {limit}: give more where you trust it."
+                f"it names an image of {pixels} pixels, more than --max_pixels {limit}: raise it for a file you trust."
             )
         with torch.no_grad():
             code = model.unpack(data, wanted)

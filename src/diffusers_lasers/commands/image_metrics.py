@@ -32,14 +32,14 @@ def add_fid_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say which feature network FID has, and what it takes."""
     add = parser.add_argument
     add("--fid_features", help="TorchScript feature network for FID, or `inception` (needs torch-fidelity).")
-    add("--fid_resize", type=int, default=299, help="Images are resized to this side for it; 0: they are not.")
+    add("--fid_resize", type=int, default=299, help="Side to which images are resized for FID; 0: not resized.")
     add(
         "--fid_range",
         nargs=2,
         type=float,
         default=(-1.0, 127 / 128),
         metavar=("LOW", "HIGH"),
-        help="Its values of black and white. Default: (v - 128) / 128 of the byte v, as Inception takes them.",
+        help="Network inputs for black and white. Default: (v - 128) / 128 of a byte v, as for Inception.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What codes images: the geometry of its sites, the rate of an image, and indices channels first `(B, c̄, h, w)`.
+"""The base of models that code images: their sites, the rate of an image, and indices channels first `(B, c̄, h, w)`.
 
 Diffusion on codebook indices needs the last of these, of a patch codec as of an autoencoder with a vector quantiser.
 """

@@ -1,4 +1,4 @@
-"""Training: what a loop of one's own needs, in rooms by idea; `examples/train_*.py` show it at work."""
+"""Training: the parts of a training loop, in packages by idea. `examples/train_*.py` use them."""
 
 from ..utils.image_sources import bundled_photos, load_image_dataset
 from .data.degraded_inputs import Degradation

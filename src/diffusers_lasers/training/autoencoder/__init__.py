@@ -1,3 +1,3 @@
-"""What a training of an autoencoder has beside its loop: flags, networks and what steps them, figures, and a card."""
+"""Training of autoencoders, all but the loop: flags, networks, optimiser, metrics in training, and the card."""
 
 __all__ = []  # what is public of this room, `training` offers

@@ -1,5 +1,4 @@
-"""The flags of a DL-GAN (LASERS, 2024) and its peers: the task, the model, the reconstruction loss, the adversarial
-terms.
+"""The flags of a DL-GAN (LASERS, 2024) and its baselines: task, model, reconstruction loss, adversarial terms.
 
 Which arguments a bottleneck has, its class says: a new bottleneck needs no new flag.
 """
@@ -51,13 +50,13 @@ def add_task_flags(parser: argparse.ArgumentParser | Any) -> None:
     add("--task", choices=["reconstruction", "super_resolution", "inpainting"], default="reconstruction")
     add("--scale", type=int, default=4, help="Factor of super-resolution.")
     add("--mask", choices=["center", "random"], default="center", help="What inpainting hides.")
-    add("--mask_fraction", type=float, default=0.25, help="Sides of the central mask as a share of the image's.")
+    add("--mask_fraction", type=float, default=0.25, help="Side of the central mask, as a share of the image's.")
 
 
 def add_reconstruction_flags(parser: argparse.ArgumentParser | Any) -> None:
     """Adds the flags of [`ReconstructionLoss`]."""
     add = parser.add_argument
-    add("--eta", type=float, help="Weight of MSE in eq 6. Default: 0.5 with a perceptual network, else 1.")
+    add("--eta", type=float, help="Weight of MSE, 1 - ETA of LPIPS. Default: 0.5 with --perceptual, else 1.")
     add("--perceptual", choices=["squeeze", "alex", "vgg", "none"], default="none", help="Network of LPIPS.")
     add("--perceptual_weights", help="Folder with its weights. Default: torchvision's, which are downloaded.")
 
@@ -65,11 +64,11 @@ def add_reconstruction_flags(parser: argparse.ArgumentParser | Any) -> None:
 def add_adversarial_flags(parser: argparse.ArgumentParser | Any) -> None:
     """Adds the flags of [`AdversarialObjective`] and of the discriminator, its learning rate included."""
     add = parser.add_argument
-    add("--adversarial_loss", choices=["hinge", "vanilla", "none"], default="none", help="DL-GAN, VQ-GAN: hinge.")
-    add("--adversarial_weight", type=float, help="Beside the adaptive weight. Default: 0.75 (paper: 1).")
-    add("--no_adaptive_weight", action="store_true", help="1 in the place of the adaptive weight of eq 16.")
+    add("--adversarial_loss", choices=["hinge", "vanilla", "none"], default="none", help="Adds a discriminator.")
+    add("--adversarial_weight", type=float, help="Factor on the adaptive weight. Default: 0.75 (paper: 1).")
+    add("--no_adaptive_weight", action="store_true", help="Use 1 instead of the adaptive weight of eq 16.")
     add("--discriminator_start", type=int, help="Steps before it learns. Default: half of them (paper: 10/11).")
-    add("--discriminator_warmup_steps", type=int, help="Until its loss counts in full. Default: a tenth (paper: 0).")
+    add("--discriminator_warmup_steps", type=int, help="Steps until it counts in full. Default: a tenth (paper: 0).")
     add("--discriminator_learning_rate", type=float, help="Default: the learning rate.")
     add("--discriminator_lr_scheduler", choices=LEARNING_RATE_SCHEDULES, default="constant", help="From its start on.")
     add("--discriminator_lr_warmup_steps", type=int, default=0)
@@ -80,7 +79,7 @@ def add_adversarial_flags(parser: argparse.ArgumentParser | Any) -> None:
         "discriminator_config",
         "Arguments of PatchDiscriminator: base_channels=64 num_layers=3 norm_type=group (paper: norm_type=batch).",
     )
-    add("--discriminator_config_name_or_path", help="A config of PatchDiscriminator, instead of that.")
+    add("--discriminator_config_name_or_path", help="A config of PatchDiscriminator, instead of the flag above.")
     add("--lecam_weight", type=float, default=0.0, help="Weight of LeCam regularisation; 0: none.")
 
 

@@ -1,4 +1,4 @@
-"""What is written of a trained autoencoder: its settings, and a card with its figures and their bits."""
+"""What is written about a trained autoencoder: its settings, and a card with its metrics and their bits."""
 
 from __future__ import annotations
 

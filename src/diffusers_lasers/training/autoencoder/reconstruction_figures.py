@@ -1,4 +1,4 @@
-"""How well an autoencoder in training reconstructs: figures over held-out images, and a picture."""
+"""How well an autoencoder in training reconstructs: metrics over held-out images, and a picture."""
 
 from __future__ import annotations
 

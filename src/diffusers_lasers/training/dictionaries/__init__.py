@@ -1,3 +1,3 @@
-"""Dictionaries beside their gradient: unit atoms, revival, block coordinate steps, and a fit to frozen latents."""
+"""What a dictionary needs besides its gradient: unit atoms, revival, block coordinate steps, fits to latents."""
 
 __all__ = []  # what is public of this room, `training` offers

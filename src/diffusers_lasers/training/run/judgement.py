@@ -1,5 +1,4 @@
-"""Judging what is already saved: a figure that cannot be computed is reported, and never costs the model that it would
-judge."""
+"""Evaluation of what is already saved: a metric that fails is reported, and the saved model is kept."""
 
 from __future__ import annotations
 

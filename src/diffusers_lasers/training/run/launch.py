@@ -1,4 +1,4 @@
-"""How the processes of a script were launched, and how a script ends that cannot go on.
+"""How the processes of a script were launched, and how a script ends on an error.
 
 accelerate's own FSDP takes one model, and does not exist on a CPU. A script that shards by itself reads what the launch
 asks for, and tells accelerate that its processes are merely data-parallel.

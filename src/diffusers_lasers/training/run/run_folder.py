@@ -1,5 +1,4 @@
-"""The output folder of a run: whose it is, that one run at a time writes into it, and the checkpoints from which that
-run goes on.
+"""The output folder of a run: which run it belongs to, a lock for one run at a time, and checkpoints to resume from.
 
 A run is known by its *identity*: the arguments that decide what is trained. They stand in `run.json`, in the folder
 and in each checkpoint, and a checkpoint of other arguments is refused. What this package keeps of a run's state is

@@ -1,4 +1,4 @@
-"""What a run is known by: the arguments that decide what is trained. A checkpoint of other arguments is refused."""
+"""The identity of a run: the arguments that decide what is trained. A checkpoint of other arguments is refused."""
 
 from __future__ import annotations
 

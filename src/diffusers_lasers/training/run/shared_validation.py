@@ -1,4 +1,4 @@
-"""Figures over held-out items that the processes share; where one of them fails, all do, so that none waits for it."""
+"""Metrics over held-out items that the processes share. If one process fails, all do, so that none waits for it."""
 
 from __future__ import annotations
 

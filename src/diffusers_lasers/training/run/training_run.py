@@ -1,4 +1,4 @@
-"""The state of a training: its networks, what steps them, and what a checkpoint has to restore.
+"""The state of a training: its networks, optimiser and schedule, and what a checkpoint has to restore.
 
 A checkpoint holds each network once, as a model folder that `from_pretrained` loads, and the same files with and
 without sharding.
