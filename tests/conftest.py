@@ -108,8 +108,8 @@ def apart():
     return run_apart
 
 
-# Stops a child before and after each of its system calls and kills it at the N-th stop, for every N (or every
-# `stride`-th) until it ends by itself.
+# Stops a child before and after each of its system calls and kills it where its folder has become another one for the
+# N-th time, for every N until it ends by itself. Kills at boundaries with the same folder leave the same.
 KILLED_EVERYWHERE = """
 import ctypes, os, shutil, signal, sys
 from pathlib import Path
@@ -123,10 +123,14 @@ def child(folder):
     write(folder)
     os._exit(0)
 
+def look(folder):
+    paths = [os.path.join(top, name) for top, *names in os.walk(folder) for name in sum(names, [])]
+    return {{path: (os.stat(path).st_mode, os.path.isfile(path) and Path(path).read_bytes()) for path in paths}}
+
 {write}
 
-kills = 0
-while True:
+kills, ended = 0, False
+while not ended:
     folder = Path("run")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -135,36 +139,40 @@ while True:
     if pid == 0:
         child(folder)
     os.waitpid(pid, 0)
-    ended = False
-    for _ in range(kills + 1):
+    last, states, boundaries = None, 0, 0
+    while states <= kills:
         libc.ptrace(SYSCALL, pid, 0, 0)
         _, status = os.waitpid(pid, 0)
         if os.WIFEXITED(status):
             assert os.WEXITSTATUS(status) == 0
             ended = True
             break
+        boundaries += 1
+        found = look(folder)
+        states += found != last
+        last = found
     if not ended:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     check(folder, ended)
-    if ended:
-        break
-    kills += {stride}
-result["kills"] = kills // {stride}
+    kills += 1
+result["boundaries"], result["kills"] = boundaries, kills - 1
 """
 
 
-def kill_everywhere(imports: str, write: str, folder: Path, stride: int = 1) -> int:
-    """Kills `write(folder)` at every `stride`-th boundary of its system calls, each time on what `prepare(folder)`
-    made; `check(folder, ended)` looks.
+def kill_everywhere(imports: str, write: str, folder: Path) -> int:
+    """Kills `write(folder)` at the boundaries of its system calls, each time on what `prepare(folder)` made;
+    `check(folder, ended)` looks.
 
-    `write` is the source of the three functions. The number of kills comes back.
+    `write` is the source of the three functions. The number of boundaries comes back.
     """
     if sys.platform != "linux":
         pytest.skip("ptrace of Linux")
     names = {"result": {}}
-    script = compile(KILLED_EVERYWHERE.format(imports=imports, write=write, stride=stride), "killed", "exec")
-    return call_in_fork(lambda: exec(script, names) or names["result"]["kills"], folder)
+    script = compile(KILLED_EVERYWHERE.format(imports=imports, write=write), "killed", "exec")
+    found = call_in_fork(lambda: exec(script, names) or names["result"], folder)
+    assert found["kills"] > 2  # as it was, and at least two states on the way to what the writer leaves
+    return found["boundaries"]
 
 
 @pytest.fixture(scope="session")

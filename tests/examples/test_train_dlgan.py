@@ -519,7 +519,8 @@ def test_training_starts_from_trained_weights(run, tmp_path, place):
 
 def test_learning_rates_are_scaled_by_the_images_of_a_step(run):
     flags = {"learning_rate": 1e-4, "adversarial_loss": "hinge", "discriminator_config": {"base_channels": 8}}
-    folder = run(steps=1, scale_lr=None, gradient_accumulation_steps=2, discriminator_learning_rate=2e-4, **flags)
+    flags |= {"gradient_accumulation_steps": 2, "discriminator_learning_rate": 2e-4, "lr_scheduler": "constant"}
+    folder = run(steps=1, scale_lr=None, lr_warmup_steps=0, **flags)
     line = TrainingLog.read(folder / "training_log.jsonl")[0]
     assert line["lr"] == pytest.approx(8e-4) and line["discriminator_lr"] == pytest.approx(16e-4)
 

@@ -372,7 +372,7 @@ def test_progress_is_the_only_thing_that_needs_tqdm(monkeypatch):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"num_atoms": 0}, "`num_atoms` .* at least 1, got 0"),
+        ({"num_atoms": 0}, "`num_atoms` .* from 1 to 2147483647, got 0"),
         ({"num_atoms": 2.0}, "`num_atoms` .* got 2.0"),
         ({"sparsity": True}, "`sparsity` .* got True"),
         ({"sparsity": 25}, r"`sparsity` must be at most `num_atoms` \(24\), got 25"),
@@ -388,7 +388,7 @@ def test_progress_is_the_only_thing_that_needs_tqdm(monkeypatch):
         ({"init": torch.full((8, 24), math.inf)}, "`init` must be finite"),
         ({"forgetting": -0.5}, "`forgetting` .* got -0.5"),
         ({"revive_every": -1}, "`revive_every` .* got -1"),
-        ({"revive_fraction": 1.5}, r"`revive_fraction` must lie in \[0, 1\], got 1.5"),
+        ({"revive_fraction": 1.5}, r"`revive_fraction` must be a finite number in \[0, 1\], got 1.5"),
         ({"seed": -1}, "`seed` .* got -1"),
         ({"dtype": torch.float16}, "`dtype` .* got torch.float16"),
     ],

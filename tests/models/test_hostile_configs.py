@@ -214,8 +214,7 @@ def test_a_configuration_file_that_holds_no_object_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize("value", [0, 2**31, True, 1.0])
 def test_a_number_out_of_range_is_refused_with_the_range(value):
-    from diffusers_lasers.models.bottlenecks.bottleneck import check_positive
-
-    check_positive(steps=1, batch_size=2**31 - 1)
-    with pytest.raises(ValueError, match=r"`steps` must be an integer from 1 to 2³¹ − 1, got"):
-        check_positive(steps=value)
+    bottleneck, latents = FSQBottleneck(4, (3,) * 4), torch.zeros(1, 4, 2, 2)
+    bottleneck.fit(latents, steps=1, batch_size=2**31 - 1)  # nothing to learn
+    with pytest.raises(ValueError, match=r"`steps` must be an integer from 1 to 2147483647, got"):
+        bottleneck.fit(latents, steps=value)

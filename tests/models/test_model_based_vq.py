@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffusers_lasers import (
     AutoencoderDL,
+    FSQBottleneck,
     IndexCode,
     ModelBasedLatentDiffusionPipeline,
     ModelBasedVQCodec,
@@ -158,7 +159,8 @@ def test_any_size(codec, size):
     assert codec.decode(output.codes, output.image_size).sample.shape == images.shape
 
 
-def test_save_and_load_without_faiss(codecs, tmp_path):
+def test_codec_and_fsq_load_without_the_packages_that_fit_or_check_them(codecs, tmp_path):
+    FSQBottleneck(4, (5, 4, 7)).save_pretrained(tmp_path / "fsq")
     codec = codecs["OPQ-{16-4-4}"]
     codec.save_pretrained(tmp_path / "codec")
     torch.save(
@@ -167,13 +169,15 @@ def test_save_and_load_without_faiss(codecs, tmp_path):
     )
     script = f"""
 import sys, torch
-sys.modules["faiss"] = None
-from diffusers_lasers import ModelBasedVQCodec
+sys.modules["faiss"] = sys.modules["vector_quantize_pytorch"] = None
+from diffusers_lasers import FSQBottleneck, ModelBasedVQCodec
 codec, saved = ModelBasedVQCodec.from_pretrained({str(tmp_path / "codec")!r}), torch.load({str(tmp_path / "x.pt")!r})
 assert torch.equal(codec.encode(saved["images"]).codes, saved["codes"])
 torch.testing.assert_close(codec(saved["images"]).sample, saved["sample"], rtol=0, atol=1e-6)
 half = ModelBasedVQCodec.from_pretrained({str(tmp_path / "codec")!r}, torch_dtype=torch.bfloat16)
 assert half(saved["images"].bfloat16()).sample.dtype == torch.bfloat16
+fsq = FSQBottleneck.from_pretrained({str(tmp_path / "fsq")!r})
+assert fsq.encode(torch.zeros(1, 4, 2, 2)).levels == (5, 4, 7)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -182,4 +182,4 @@ def check(folder, ended):
 def test_a_kill_at_any_system_call_leaves_a_whole_cache_or_none(killed_everywhere, tmp_path):
     imports = "import numpy as np\nfrom diffusers_lasers.training.data.code_cache import cached_codes"
     # what is left of a killed writer is cleared by the next one; where it was killed just after the rename, nothing is
-    assert killed_everywhere(imports, KILLED, tmp_path, 4) > 5
+    assert killed_everywhere(imports, KILLED, tmp_path) > 10

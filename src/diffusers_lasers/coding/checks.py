@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..functional.operands import may_look
 from .code import Code
 from .codes import IndexCode, SparseCode
 
@@ -52,7 +53,7 @@ def check_values(code: Code, grid: tuple[int, int]) -> None:
             f"`code` must have {grid[0]} × {grid[1]} sites for latents of {code.latent_size}, got {code.grid}."
         )
     indices, low = code.indices, code._lowest
-    if indices.device.type != "cpu" or torch.compiler.is_compiling() or not indices.numel():
+    if not may_look(indices):
         return
     if bool(((indices < low) | (indices >= torch.tensor(code.levels))).any()):
         raise ValueError(

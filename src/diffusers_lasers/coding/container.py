@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from ..utils.config_checks import Integer, Optional, Sequence, Word, check_fields
+
 
 __all__ = ["MAX_SITES", "CodeHeader", "check_sites", "fingerprint", "pack_container", "unpack_container"]
 
@@ -33,6 +35,15 @@ MAX_SITES = 2**24  # an image of 16384 × 16384 pixels where a site has 4 × 4 o
 _MAGIC, _VERSIONS = b"DLBC", (1, 2)
 _OLD_CODEC = b"MBVQ1"
 _KINDS = ("sparse", "index", "patch")
+_SIZE = Sequence(Integer(1, 2**32 - 1), least=2, most=2)
+_ALLOWED = {
+    "kind": Word(*_KINDS),
+    **dict.fromkeys(("fingerprint", "batch"), Integer(0, 2**32 - 1)),
+    "latent_size": _SIZE,
+    "image_size": Optional(_SIZE),
+    "slots": Integer(1, 2**16 - 1),
+    "coefficient_bits": Optional(Integer(1, 16)),
+}
 _FIELDS = struct.Struct("<4sBB6IHB")
 _CHECKSUM = struct.Struct("<I")
 
@@ -65,29 +76,9 @@ class CodeHeader:
     coefficient_bits: int | None = None
 
     def __post_init__(self):
-        if self.kind not in _KINDS:
-            raise ValueError(f"`kind` must be one of {_KINDS}, got {self.kind!r}.")
-        _check_range("fingerprint", self.fingerprint, 0, 2**32 - 1)
-        _check_range("batch", self.batch, 0, 2**32 - 1)
-        for name, size in (("latent_size", self.latent_size), ("image_size", self.image_size)):
-            if size is None and name == "image_size":
-                continue
-            if not isinstance(size, tuple) or len(size) != 2:
-                raise ValueError(f"`{name}` must be height and width, got {size!r}.")
-            for side in size:
-                _check_range(name, side, 1, 2**32 - 1)
-        _check_range("slots", self.slots, 1, 2**16 - 1)
-        if self.coefficient_bits is not None:
-            if self.kind != "sparse":
-                raise ValueError(
-                    f"`coefficient_bits` must be None for kind {self.kind!r}, got {self.coefficient_bits!r}."
-                )
-            _check_range("coefficient_bits", self.coefficient_bits, 1, 16)
-
-
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"`{name}` must be an integer from {low} to {high}, got {value!r}.")
+        check_fields(_ALLOWED, vars(self))
+        if self.coefficient_bits is not None and self.kind != "sparse":
+            raise ValueError(f"`coefficient_bits` must be None for kind {self.kind!r}, got {self.coefficient_bits!r}.")
 
 
 def check_sites(batch: int, grid: tuple[int, int], max_sites: int = MAX_SITES, name: str = "max_sites") -> None:
@@ -105,7 +96,7 @@ def check_sites(batch: int, grid: tuple[int, int], max_sites: int = MAX_SITES, n
     Raises:
         ValueError: If there are more, or the limit is no positive integer.
     """
-    _check_range(name, max_sites, 1, 2**63 - 1)
+    check_fields({name: Integer(1, 2**63 - 1)}, {name: max_sites})
     found = max(batch, 1) * grid[0] * grid[1]
     if found > max_sites:
         raise ValueError(

@@ -116,6 +116,11 @@ def check_slots(indices: torch.Tensor, slots: int, dtype: torch.dtype | None = N
         )
 
 
+def may_look(values: torch.Tensor) -> bool:
+    """Whether a check may read values: where nothing has to wait for them, and no compiled graph would break."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling() and values.numel() > 0
+
+
 def check_indices(name: str, indices: torch.Tensor, count: int, least: int = 0, of: str = "atoms") -> None:
     """
     Raises an error if indices are not integers or, on the CPU and outside `torch.compile`, out of range.
@@ -136,7 +141,7 @@ def check_indices(name: str, indices: torch.Tensor, count: int, least: int = 0, 
         )
     if indices.layout != torch.strided:
         raise ValueError(f"`{name}` must be a dense tensor, got layout {indices.layout}.")
-    if indices.device.type != "cpu" or torch.compiler.is_compiling() or not indices.numel():
+    if not may_look(indices):
         return
     low, high = (int(end) for end in indices.aminmax())
     if high >= count:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 
 from ..functional.pursuit.by_name import PURSUITS
-from ..utils.config_checks import described
+from ..utils.config_checks import Integer, Number, Optional, Word, check_fields, described
 
 
 _USES_OF_A_WINDOW = 64  # how often an atom of average use is used within a window
 _SHORTEST_WINDOW = 10  # steps
+_ALLOWED = {
+    **dict.fromkeys(("num_atoms", "sparsity", "batch_size"), Integer()),
+    "pursuit": Word(*PURSUITS),
+    "tolerance": Optional(Number(0.0, math.inf)),
+    "forgetting": Number(low=0.0),
+    "revive_every": Optional(Integer(low=0)),
+    "revive_fraction": Number(0.0, 1.0),
+    "seed": Integer(0, 2**63 - 1),
+}
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -39,26 +47,11 @@ class LearnerConfig:
     dtype: str
 
     def __post_init__(self):
-        for name, least in (("num_atoms", 1), ("sparsity", 1), ("batch_size", 1), ("revive_every", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if name == "revive_every" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}.")
-            if name != "seed" and value >= 2**31:
-                raise ValueError(f"`{name}` must be below 2³¹, got {value}.")
+        check_fields(_ALLOWED, vars(self))
         if self.sparsity > self.num_atoms:
             raise ValueError(f"`sparsity` must be at most `num_atoms` ({self.num_atoms}), got {self.sparsity}.")
-        if not isinstance(self.pursuit, str) or self.pursuit not in PURSUITS:
-            raise ValueError(f"`pursuit` must be one of {', '.join(map(repr, PURSUITS))}, got {self.pursuit!r}.")
-        if self.tolerance is not None and not (_is_number(self.tolerance) and self.tolerance >= 0):
-            raise ValueError(f"`tolerance` must be a non-negative residual norm or None, got {self.tolerance!r}.")
         if not isinstance(self.init, str) or self.init not in ("signals", "random", "given"):
             raise ValueError(f"`init` must be 'signals', 'random' or a tensor, got {self.init!r}.")
-        if not _is_number(self.forgetting) or not 0.0 <= self.forgetting < math.inf:
-            raise ValueError(f"`forgetting` must be a finite exponent of at least 0, got {self.forgetting!r}.")
-        if not _is_number(self.revive_fraction) or not 0.0 <= self.revive_fraction <= 1.0:
-            raise ValueError(f"`revive_fraction` must lie in [0, 1], got {self.revive_fraction!r}.")
         if self.dtype not in ("float32", "float64"):
             raise ValueError(f"`dtype` must be torch.float32 or torch.float64, got torch.{self.dtype}.")
 
@@ -77,10 +70,6 @@ class LearnerConfig:
             return self.revive_every
         uses = self.sparsity * self.batch_size * ranks / self.num_atoms  # of an average atom in one step
         return max(_SHORTEST_WINDOW, math.ceil(_USES_OF_A_WINDOW / uses))
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_init(init: torch.Tensor, atoms: int) -> None:

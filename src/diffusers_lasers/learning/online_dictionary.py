@@ -28,7 +28,6 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -39,6 +38,7 @@ from ..functional.dictionary.online_learning import block_coordinate_update
 from ..functional.operands import as_tensor
 from ..functional.pursuit.by_name import PURSUITS
 from ..functional.pursuit.synthesis import synthesize
+from ..utils.config_checks import Integer, Number, Optional, check_fields
 from ..utils.distributed import broadcast, rank_and_world_size
 from ..utils.import_utils import requires
 from ..utils.seeding import seeded_generator
@@ -57,6 +57,7 @@ _INITIALISATION, _REVIVAL = 1, 2  # purposes of draws; see `minibatches._ORDER`
 _LEADING_SIGNALS = 10  # number of signals for each atom, from which the first dictionary is made
 _JITTER = 0.05  # noise on a revived atom, relative to its norm
 _BLOCK = 65536  # signals encoded at a time
+_FIT = {"passes": Integer(), "steps": Optional(Integer()), "change_tolerance": Number(low=0.0)}
 
 
 class OnlineDictionaryLearner:
@@ -209,11 +210,7 @@ class OnlineDictionaryLearner:
             ValueError: If the signals are not finite floating-point matrices of one length, if there are none, if
                 `passes` or `steps` is below 1, or if `change_tolerance` is not a finite number of at least 0.
         """
-        for name, value in (("passes", passes), ("steps", 1 if steps is None else steps)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
-        if not isinstance(change_tolerance, Real) or not 0 <= change_tolerance < math.inf:
-            raise ValueError(f"`change_tolerance` must be a finite number of at least 0, got {change_tolerance!r}.")
+        check_fields(_FIT, {"passes": passes, "steps": steps, "change_tolerance": change_tolerance})
         if isinstance(signals, np.ndarray):
             signals = as_signals(signals)
         if not resume:

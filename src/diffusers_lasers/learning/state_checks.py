@@ -11,11 +11,17 @@ from typing import Any
 
 import torch
 
-from ..utils.config_checks import described, shown
+from ..utils.config_checks import Integer, Number, Optional, Sequence, described, shown
 from .learner_config import LearnerConfig, check_init
 
 
-_LARGEST_COUNT = 2**62
+_COUNT = Integer(0, 2**62 - 1)
+_NUMBERS = {
+    "step": _COUNT,
+    "position": Sequence(_COUNT, least=3, most=3),
+    "change": Optional(Number(0.0, math.inf, below=True)),
+}
+_SCALE = Number(0.0, math.inf, above=True, below=True)
 
 
 def check_state(state: dict[str, Any]) -> LearnerConfig:
@@ -37,18 +43,16 @@ def check_state(state: dict[str, Any]) -> LearnerConfig:
         _refuse("init", state.get("init"), "a tensor if the `init` of `config` is 'given', and none otherwise")
     if given:
         check_init(state["init"], config.num_atoms)
-    for name, value in (("step", state.get("step")), *zip(("position",) * 3, _three(state.get("position")))):
-        if not _is_integer(value) or not 0 <= value < _LARGEST_COUNT:
-            _refuse(name, value, "an integer of at least 0" if name == "step" else "three integers of at least 0")
-    _number(state, "change", optional=True)
+    for name, field in _NUMBERS.items():
+        if not field.fits(state.get(name)):
+            _refuse(name, state.get(name), field.words)
     tensors = ("code_statistics", "signal_statistics", "counts", "revived")
     if "dictionary" not in state:
         if state["step"] or any(name in state for name in (*tensors, "scale")):
             _refuse("dictionary", None, "after the first step")
         return config
-    _number(state, "scale")
-    if not state["scale"] > 0:
-        _refuse("scale", state["scale"], "above 0")
+    if not _SCALE.fits(state.get("scale")):
+        _refuse("scale", state.get("scale"), _SCALE.words)
     atoms, dtype = config.num_atoms, getattr(torch, config.dtype)
     dictionary = state["dictionary"]
     if not isinstance(dictionary, torch.Tensor) or dictionary.ndim != 2 or dictionary.shape[0] < 1:
@@ -74,24 +78,6 @@ def _config(entries: Any) -> LearnerConfig:
     if not isinstance(entries, dict) or sorted(entries) != sorted(names):
         _refuse("config", entries, f"a dictionary of {', '.join(names)}")
     return LearnerConfig(**entries)
-
-
-def _three(position: Any) -> list:
-    if not isinstance(position, (list, tuple)) or len(position) != 3:
-        _refuse("position", position, "three integers")
-    return list(position)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _number(state: dict[str, Any], name: str, optional: bool = False) -> None:
-    value = state.get(name)
-    if optional and value is None:
-        return
-    if not (_is_integer(value) or isinstance(value, float)) or not 0 <= value < math.inf:
-        _refuse(name, value, "a finite number of at least 0")
 
 
 def _refuse(name: str, value: Any, allowed: str) -> None:

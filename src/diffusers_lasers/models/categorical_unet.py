@@ -32,6 +32,8 @@ __all__ = ["CategoricalUNet2DModel", "CategoricalUNet2DOutput"]
 #: Blocks of `UNet2DModel` that must stay on one device.
 UNET_BLOCKS = ["AttnDownBlock2D", "AttnUpBlock2D", "DownBlock2D", "UNetMidBlock2D", "UpBlock2D"]
 PARAMETERIZATIONS = ("categorical", "continuous", "discrete")
+
+
 #: The paper's about 50 million parameters: four stages, attention only in the middle, self-conditioning.
 _PRESETS = {
     "small": {"block_out_channels": (64, 128), "layers_per_block": 1},
@@ -43,6 +45,15 @@ _PRESETS = {
         "self_conditioning": True,
     },
 }
+
+
+def run_padded(unet: UNet2DModel, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
+    """Output of a U-Net for a sample of any size: its edge is repeated up to sides that the stages divide."""
+    height, width = sample.shape[-2:]
+    stride = 2 ** (len(unet.config.block_out_channels) - 1)
+    pad = (0, -width % stride, 0, -height % stride)
+    padded = F.pad(sample, pad, mode="replicate") if any(pad) else sample
+    return unet(padded, timestep, return_dict=False)[0][..., :height, :width]
 
 
 @dataclass
@@ -215,12 +226,7 @@ class CategoricalUNet2DModel(LasersModelMixin, ModelMixin, ConfigMixin):
         if self.config.self_conditioning:
             last = torch.zeros(sample.shape, device=sample.device) if self_condition is None else self_condition
             features = torch.cat([features, last.to(features.dtype)], dim=1)
-        height, width = sample.shape[-2:]
-        stride = 2 ** (len(self.config.block_out_channels) - 1)
-        pad = (0, -width % stride, 0, -height % stride)
-        if any(pad):
-            features = F.pad(features, pad, mode="replicate")
-        output = self.unet(features, timestep, return_dict=False)[0][..., :height, :width]
+        output = run_padded(self.unet, features, timestep)
         if self.config.parameterization != "continuous":
             output = output.unflatten(1, (slots, codewords))
         return CategoricalUNet2DOutput(sample=output) if return_dict else (output,)

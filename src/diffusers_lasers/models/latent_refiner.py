@@ -9,14 +9,13 @@ It is trained with L1 and SSIM on images with corrupted codes, `examples/train_r
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 
 from ..utils import config_checks as checks
 from ..utils.model_loading import LasersModelMixin
-from .categorical_unet import UNET_BLOCKS
+from .categorical_unet import UNET_BLOCKS, run_padded
 
 
 __all__ = ["LatentRefiner"]
@@ -94,10 +93,5 @@ class LatentRefiner(LasersModelMixin, ModelMixin, ConfigMixin):
             raise ValueError(
                 f"`sample` must have shape (batch, {self.config.in_channels}, H, W), got {tuple(sample.shape)}."
             )
-        height, width = sample.shape[-2:]
-        stride = 2 ** (len(self.config.block_out_channels) - 1)
-        pad = (0, -width % stride, 0, -height % stride)
-        padded = F.pad(sample, pad, mode="replicate") if any(pad) else sample
-        correction = self.unet(padded, 0, return_dict=False)[0][..., :height, :width]
-        output = sample + correction
+        output = sample + run_padded(self.unet, sample, 0)
         return DecoderOutput(sample=output) if return_dict else (output,)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..functional.operands import may_look
 from ..utils.config_checks import Number, check_fields, shown
 
 
@@ -75,7 +76,7 @@ def check_timesteps(timesteps: Any, batch: int, total: int) -> None:
     known = torch.is_tensor(timesteps) and not timesteps.is_floating_point() and timesteps.dtype != torch.bool
     if not known or tuple(timesteps.shape) not in ((batch,), (1,), ()):
         raise ValueError(f"`timesteps` must be an int64 tensor of shape ({batch},), got {shown(timesteps)}.")
-    if timesteps.device.type == "cpu" and timesteps.numel() and not torch.compiler.is_compiling():
+    if may_look(timesteps):
         low, high = timesteps.aminmax()
         if low < 0 or high >= total:
             raise ValueError(f"`timesteps` must be from 0 to {total - 1}, got {int(low)} to {int(high)}.")

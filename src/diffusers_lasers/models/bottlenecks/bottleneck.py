@@ -13,7 +13,8 @@ from diffusers.utils import BaseOutput
 
 from ...coding import Code
 from ...functional.images.patch_signals import latents_to_signals, patch_grid, signals_to_latents
-from ...utils.config_checks import CHANNELS
+from ...functional.operands import may_look
+from ...utils.config_checks import CHANNELS, Integer, check_fields
 from ...utils.model_loading import LasersModelMixin
 from .packed_codes import PackedCodes
 
@@ -125,7 +126,7 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
             ValueError: If the latents have another number of channels or, on the CPU, are not finite.
         """
         signals = self.signals(latents)
-        if signals.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.isfinite(signals).all():
+        if may_look(signals) and not torch.isfinite(signals).all():
             raise ValueError("`latents` must be finite, got NaN or infinity.")
         return signals
 
@@ -195,13 +196,6 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
         return {"bottleneck": facts}
 
 
-def check_positive(**arguments: int) -> None:
-    """Raises a `ValueError` naming the first argument that is not an integer from 1 to 2³¹ − 1."""
-    for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
-            raise ValueError(f"`{name}` must be an integer from 1 to 2³¹ − 1, got {value!r}.")
-
-
 @torch.no_grad()
 def sample_signals(
     bottleneck: Bottleneck, latents: torch.Tensor | Iterable[torch.Tensor], max_signals: int, seed: int
@@ -222,7 +216,7 @@ def sample_signals(
     Raises:
         ValueError: If there are none, or they do not fit or are not finite.
     """
-    check_positive(max_signals=max_signals)
+    check_fields({"max_signals": Integer()}, {"max_signals": max_signals})
     items = [latents] if torch.is_tensor(latents) else latents
     if iter(items) is items:
         raise ValueError("`latents` must be readable twice, got an iterator: give a list.")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ...utils import config_checks as checks
-from .bottleneck import check_positive, sample_signals
+from .bottleneck import sample_signals
 from .index_bottleneck import IndexBottleneck
 
 
@@ -90,7 +90,8 @@ class FSQBottleneck(IndexBottleneck):
         Raises:
             ValueError: If the latents do not fit or are not finite.
         """
-        check_positive(steps=steps, batch_size=batch_size)
+        counts = {"steps": steps, "batch_size": batch_size}
+        checks.check_fields(dict.fromkeys(counts, checks.Integer()), counts)
         signals = sample_signals(self, latents, max_signals, seed)
         project_in, project_out = self.quantizer["project_in"], self.quantizer["project_out"]
         if isinstance(project_in, nn.Identity):

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 import torch
 from diffusers.configuration_utils import register_to_config
 
+from ...functional.operands import may_look
 from ...learning.principal_axes import principal_axes
 from ...utils import config_checks as checks
 from .bottleneck import sample_signals
@@ -159,7 +160,7 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
         """
         Cells `(N, p²·L)` of signals. The check synchronises, so that only the CPU has it, and breaks a compiled graph.
         """
-        if signals.device.type == "cpu" and not torch.compiler.is_compiling() and not self.steps.any():
+        if may_look(self.steps) and not self.steps.any():
             raise ValueError("The ScalarQuantizerBottleneck is not fitted: call `fit` first.")
         return self._cells((signals - self.mean.float()) @ self.basis.float(), self.low.float(), self.steps.float())
 

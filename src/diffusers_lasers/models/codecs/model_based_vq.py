@@ -26,13 +26,14 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from ...functional.images.color import rgb_to_ycbcr, ycbcr_to_rgb
 from ...functional.images.patch_signals import latents_to_signals, patch_grid, signals_to_latents
+from ...functional.operands import may_look
 from ...functional.quantisers.subquantizers import decode_channels, encode_product, encode_residual
 from ...learning.codebooks import QUANTIZERS
 from ...utils import config_checks as checks
 from ...utils.model_loading import LasersModelMixin
 from .fitting_images import LARGEST
 from .patch_codebooks import CHANNELS, PatchCodebooks
-from .patch_codes import PatchCodes, may_look
+from .patch_codes import PatchCodes
 
 
 __all__ = ["ModelBasedVQCodec", "ModelBasedVQCodecOutput"]

@@ -14,17 +14,13 @@ from ...coding.bit_fields import pack_indices, unpack_indices
 from ...coding.checks import check_index, check_values, is_code
 from ...coding.container import CodeHeader, check_sites, fingerprint, pack_container, unpack_container
 from ...functional.images.patch_signals import patch_grid
+from ...functional.operands import may_look
 from ...functional.rates import entropy
 from ...utils.config_checks import described
 from ..image_coder import ImageCoder
 
 
 _MAX_PIXELS = 2**28  # in an unpacked code: 16384 × 16384, above what Pillow opens
-
-
-def may_look(values: torch.Tensor) -> bool:
-    """Whether a check may read values: where nothing has to wait for them, and no compiled graph would break."""
-    return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
 
 
 class PatchCodes(ImageCoder):
