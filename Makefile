@@ -1,5 +1,5 @@
-# `make demo` trains and compares two autoencoders on photos; `make test` runs the tests. Both install what they need into
-# .venv first, once, and again only when setup.py, the constraints or the kernels' source have changed.
+# `make demo` trains three autoencoders on photos and shows them beside JPEG; `make test` runs the tests. Both first
+# install what they need into .venv, once, and again only when setup.py, the constraints or the kernels' source change.
 
 .PHONY: help demo test test_cuda test_sanitized fuzz quality style docs env clean
 .DEFAULT_GOAL := help
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.dev
 check_dirs := src tests examples benchmarks utils setup.py
 
 help:
-	@echo "make demo     train a dictionary and a VQ autoencoder on photos and compare them, with their bits"
+	@echo "make demo     train a dictionary, residual VQ and VQ on photos and show them beside JPEG at the same bytes"
 	@echo "make test     run the tests (PYTEST_ARGS='-m slow' for the slow ones)"
 	@echo "make test_cuda   run the tests that need a GPU, and no others"
 	@echo "make test_sanitized   run the kernels' tests with address and undefined-behaviour sanitizers (gcc)"

@@ -248,7 +248,8 @@ def main(args):
             points.setdefault(row["kind"], []).append((row["bits_per_pixel"], row["psnr"]))
         save_figure(rate_distortion(points, "bits a pixel, written"), output_dir / "rate.png")
         if args.grid_crop:
-            grid = image_grid([(label, torch.cat(images)) for label, images in pictures.items()], cell=1)
+            said = {row["name"]: "{kind}: {bits_per_pixel:.2f} bpp, {psnr:.1f} dB".format_map(row) for row in rows}
+            grid = image_grid([(said.get(name, name), torch.cat(images)) for name, images in pictures.items()], cell=1)
             save_image(output_dir / "grid.png", grid)
     judgement.end()
 
