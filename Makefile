@@ -41,7 +41,7 @@ demo: $(VENV)/.demo
 		$(launch) examples/train_dlgan.py --bottleneck $$code --output_dir $(DEMO_OUT)/$$code --overwrite_output_dir \
 			$(DEMO_ARGS) || exit 1; \
 	done
-	$(BIN)/python examples/benchmark_codec.py $(DEMO_CODES:%=$(DEMO_OUT)/%) --formats jpeg --metrics psnr ssim \
+	$(BIN)/python examples/benchmark_codec.py $(DEMO_CODES:%=$(DEMO_OUT)/%) --formats jpeg --metrics psnr ssim --repeats 1 \
 		--output_dir $(DEMO_OUT)
 
 # Two workers, each with its share of the cores, whole files to each: the fixtures of a file are made once.
