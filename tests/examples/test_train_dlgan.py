@@ -51,6 +51,7 @@ def test_the_launch_configurations_are_accelerates(name, processes, machines):
         {"bottleneck": "vq", "bottleneck_config": {"num_codewords": 16}},
         {"bottleneck": "fsq", "bottleneck_config": {"levels": 5}},
         {"bottleneck": "residual_vq", "bottleneck_config": {"depth": 2, "num_codewords": 8, "patch_size": 2}},
+        {"bottleneck": "scalar", "bottleneck_config": {"bits": 6, "rate_weight": 0.01}},
         {"bottleneck": "none", "channels_last": None},
         {
             **{"preset": "paper", "latent_channels": 4},

@@ -87,7 +87,7 @@ class EntropyScalarBottleneck(IndexBottleneck):
         rate_weight: float = 0.0,
         step: float | None = None,
         learned_steps: bool = True,
-        quantization: str = "noise",
+        quantization: str = "straight_through",
     ):
         super().__init__()
         self.depth = patch_size * patch_size * latent_channels
