@@ -273,8 +273,15 @@ def test_a_validation_that_fails_on_the_way_changes_nothing_but_the_exit_code(ru
     assert [line["step"] for line in log if "validation_psnr" in line] == [3]
 
 
-def test_the_checkpoint_comes_before_the_validation_and_resumes_bitwise(run, script, tmp_path, monkeypatch):
-    flags = {"steps": 4, "checkpointing_steps": 2, "validation_steps": 2}
+@pytest.mark.parametrize(
+    "bottleneck",
+    [{}, {"bottleneck": "scalar", "bottleneck_config": {"rate_weight": 0.01, "quantization": "noise"}}],
+    ids=["dictionary", "noise"],
+)
+def test_the_checkpoint_comes_before_the_validation_and_resumes_bitwise(
+    run, script, tmp_path, monkeypatch, bottleneck
+):
+    flags = {"steps": 4, "checkpointing_steps": 2, "validation_steps": 2, **bottleneck}
     whole, validate = load_file(run(**flags) / WEIGHTS), script.held_out_figures
 
     def interrupt(*arguments):

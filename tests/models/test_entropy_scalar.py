@@ -1,4 +1,4 @@
-"""Scalar quantisation with a density: its bits, gradients and steps against scipy, numpy and the theory of high rates."""
+"""Scalar quantisation with a density: its bits, gradients and steps against scipy, numpy and high-rate theory."""
 
 import math
 
@@ -18,7 +18,11 @@ def latents(batch=16, channels=3, size=16, seed=0):
     """Channels of three shapes: normal, Laplacian around 2, two clusters."""
     rng = np.random.default_rng(seed)
     shape = (batch, size, size)
-    parts = [rng.normal(0, 1, shape), rng.laplace(2, 0.5, shape), rng.choice([-1, 1], shape) + rng.normal(0, 0.2, shape)]
+    parts = [
+        rng.normal(0, 1, shape),
+        rng.laplace(2, 0.5, shape),
+        rng.choice([-1, 1], shape) + rng.normal(0, 0.2, shape),
+    ]
     return torch.tensor(np.stack(parts[:channels], axis=1), dtype=torch.float32)
 
 
@@ -135,7 +139,7 @@ def test_a_channel_that_never_varies_is_kept():
 
 
 def test_noise_has_the_mean_and_the_error_of_rounding():
-    bottleneck, z = build(bits=8, rate_weight=1e-2).train(), latents(4)
+    bottleneck, z = build(rate_weight=1e-2, quantization="noise").train(), latents(4)
     torch.manual_seed(0)
     with torch.no_grad():
         errors = torch.stack([bottleneck(z).latents - z for _ in range(400)])
@@ -150,7 +154,7 @@ def test_noise_has_the_mean_and_the_error_of_rounding():
 
 @pytest.mark.parametrize("rate_weight", [1e-3, 1.0])
 def test_gradients_with_noise_are_finite_differences(rate_weight):
-    bottleneck, z = build(rate_weight=rate_weight, step=0.3).train(), latents(8, seed=2)
+    bottleneck, z = build(rate_weight=rate_weight, step=0.3, quantization="noise").train(), latents(8, seed=2)
     weight = torch.randn(z.shape, generator=torch.Generator().manual_seed(3)) / z.numel()
 
     def loss(z):

@@ -3,8 +3,8 @@ r"""The dictionary-learning autoencoder of LASERS (2024): encoder, bottleneck, d
     x ─ encoder → z_e ─ bottleneck → ẑ_e ─ decoder → x̂
 
 One encoder and decoder serve every bottleneck (dictionary, VQ, residual VQ, FSQ, scalar, none), so that they can be
-compared at equal network and equal rate. As in diffusers' `VQModel`, `encode` gives the latents *before* the bottleneck and
-`decode` takes such latents through it, so that a stock pipeline's latents are coded on their way to the image;
+compared at equal network and equal rate. As in diffusers' `VQModel`, `encode` gives the latents *before* the bottleneck
+and `decode` takes such latents through it, so that a stock pipeline's latents are coded on their way to the image;
 `encode_to_code` and `decode_from_code` give and take the code itself.
 """
 

@@ -4,12 +4,12 @@ Each value y of a site is named by its cell among 2ⁿ of one width Δ, its chan
 
     k = clamp(round((y − o) / Δ), −2ⁿ⁻¹, 2ⁿ⁻¹ − 1),    ŷ = o + Δ k.
 
-In training, rounding has no gradient. `"noise"` gives the decoder y + Δ u with u uniform in [−½, ½] instead, which has
-the error of rounding; `"straight_through"` gives it ŷ with the gradient of y. Both add λ·R to the loss, where R is the
-mean of −log₂ P(cell around y + Δ u) in bits a value, under a density for each channel: a mixture of logistic densities
-(`functional.quantisers.cell_rates`), simpler than the networks of CompressAI's `FactorizedPrior` and as good here. So
-steps, density, encoder and decoder find together how fine each channel is worth its bits. Without λ the steps are those
-of intₙ, which practitioners store latents in; the density is learned all the same, so that every code has a rate.
+Rounding has no gradient. In training, `"straight_through"` gives the decoder ŷ with the gradient of y (for Δ that of
+Esser et al., 2020), and `"noise"` gives it y + Δ u with u uniform in [−½, ½], whose error has the same variance. Both
+add λ·R to the loss. R is the mean of −log₂ P(a cell around y + Δ u), in bits a value, under a density for each channel:
+a mixture of logistic densities, in closed form (`functional.quantisers.cell_rates`), where CompressAI's
+`FactorizedPrior` has small networks. So training finds how fine each channel is worth its bits. Without λ the steps
+are those of intₙ, in which practitioners store latents. The density is learned then too, so that every code has a rate.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from .index_bottleneck import IndexBottleneck
 
 __all__ = ["EntropyScalarBottleneck"]
 
-_SPEED = 10.0  # parameters are logarithms over this: at the learning rate of a network's weights they would hardly move
+_SPEED = 10.0  # steps and density move so much faster than their parameters, whose learning rate is that of weights
 _COMPONENTS = 3  # logistic densities a channel
 _IMAGE_VARIANCE = 0.25  # of pixel values in [−1, 1], from which λ gives the first step
 _TAIL = 5e-4  # share of the first values below the first cell, and above the last, without λ
-_FIRST_SITES = 2**14  # most sites that `initialize` looks at
-_FIT_STEPS = 200  # of the first density
+_FIRST_SITES = 2**14  # most sites that `initialize` draws for offsets and steps
+_FIT_SITES, _FIT_STEPS = 2**12, 200  # of them for the first density, and steps of its fit
 _FAR = 2.0**20  # steps to where an outermost cell ends, which stands for infinity
 
 
@@ -49,15 +49,15 @@ class EntropyScalarBottleneck(IndexBottleneck):
         bits (`int`, defaults to 8): Nominal bits n of a value, 2 to 16. With `rate_weight` they only bound the values;
             an entropy coder needs [`rate`].
         patch_size (`int`, defaults to 1): Side p of a site, in latent positions, each with steps of its own.
-        rate_weight (`float`, defaults to 0.0): λ, for each bit a latent value. L / f² values are behind a pixel, f
-            being the downsampling factor: so R·L / f² is in bits a pixel.
+        rate_weight (`float`, defaults to 0.0): λ, the loss of one bit a latent value. An encoder that reduces the
+            sides by f has L / f² latent values a pixel: R·L / f² is in bits a pixel.
         step (`float`, *optional*): First step of all channels, in units of the latents. Defaults to `None`:
             `initialize` chooses. Without λ it fits 2ⁿ cells to 99.9 % of a channel's values; with λ it takes
             √(24 λ / ln 2) deviations of the latents, at which a bit less costs λ, where the decoder is linear and
             pixel values have the variance ¼.
         learned_steps (`bool`, defaults to `True`): Whether training changes the steps.
-        quantization (`str`, defaults to `"noise"`): What the decoder is given in training: `"noise"` or
-            `"straight_through"`.
+        quantization (`str`, defaults to `"straight_through"`): What the decoder is given in training:
+            `"straight_through"` or `"noise"`.
 
     Attributes:
         offset (`torch.Tensor` of shape `(p²·L,)`): Centre o of cell 0.
@@ -126,11 +126,15 @@ class EntropyScalarBottleneck(IndexBottleneck):
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
-            generator (`torch.Generator`, *optional*): Source of randomness, of the noise under which the density is
-                fitted.
+            generator (`torch.Generator`, *optional*): Source of randomness, of the sites and of the noise
+                that the density is fitted under.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            signals = self.signals(latents)[:_FIRST_SITES]
+            signals = self.signals(latents)
+            device = signals.device if generator is None else generator.device
+            drawn = torch.randperm(len(signals), generator=generator, device=device)[:_FIRST_SITES]
+            signals = signals[drawn.to(signals.device)]
+            noise = torch.rand(signals.shape, generator=generator, device=device).to(signals) - 0.5
             values = signals.sort(dim=0).values
             last, cells = len(values) - 1, 2**self.config.bits
             offset = values[last // 2]
@@ -144,9 +148,9 @@ class EntropyScalarBottleneck(IndexBottleneck):
                 steps = (self._first_step() * unit).expand_as(offset)
             self.offset.copy_(broadcast(offset))
             self.log_steps.copy_(broadcast(steps.log() / _SPEED))
-            self._fit_density(signals, generator)
+            self._fit_density(signals[:_FIT_SITES], noise[:_FIT_SITES])
 
-    def _fit_density(self, signals: torch.Tensor, generator: torch.Generator | None) -> None:
+    def _fit_density(self, signals: torch.Tensor, noise: torch.Tensor) -> None:
         """Fits the density to signals `(N, p²·L)` by Adam, from components around three quantiles."""
         values = (signals - self.offset).sort(dim=0).values
         last = len(values) - 1
@@ -154,7 +158,6 @@ class EntropyScalarBottleneck(IndexBottleneck):
         spread = values.std(dim=0, correction=0).clamp_min(self.steps / 100)
         scales = torch.stack([0.4 * spread, 0.15 * spread, 0.4 * spread])
         density = torch.stack([torch.zeros_like(scales), locations, scales.log()]).div_(_SPEED).requires_grad_()
-        noise = torch.rand(signals.shape, generator=generator).to(signals.device) - 0.5
         cells, steps = self._positions(signals, self.steps), self.steps.detach()
         optimizer = torch.optim.Adam([density], lr=1e-2)
         with torch.enable_grad():
@@ -167,8 +170,8 @@ class EntropyScalarBottleneck(IndexBottleneck):
     @torch.no_grad()
     def rate(self, code: IndexCode) -> torch.Tensor:
         """
-        What an ideal entropy coder needs for a code, with the density that training left: of images that were not
-        trained on it is their cross-entropy, which owes nothing to the code itself.
+        What an ideal entropy coder needs for a code under the density that training has left. For held-out images this
+        is their cross-entropy: nothing is estimated from the code itself.
 
         Args:
             code ([`IndexCode`]): A code of this bottleneck.
