@@ -147,6 +147,8 @@ def describe(model: AutoencoderDL) -> str:
         return f"dictionary, {config.sparsity} of {config.num_atoms} atoms, {kind_of_bits} coefficients"
     if kind == "fsq":
         return f"FSQ, {len(config.levels)} values of {'/'.join(map(str, sorted(set(config.levels))))} levels"
+    if kind == "scalar":
+        return f"scalar, {config.bits} bits a value"
     if kind == "residual_vq":
         return f"residual VQ, {model.bottleneck.depth} × {config.num_codewords} codewords"
     return f"VQ, {config.num_codewords} codewords"
@@ -253,7 +255,7 @@ def flip(sample: torch.Tensor, picture: Picture) -> tuple[float, Image.Image]:
 def atoms_used(model: AutoencoderDL, code: Code) -> tuple[Image.Image, Image.Image | None, str]:
     """
     The symbols of each site, the atoms or codewords sorted by use, and a sentence. Of a residual code they are those of
-    its first stage; FSQ has none.
+    its first stage; FSQ and scalar quantisation have none.
     """
     indices = code.indices[0]
     height, width, slots = indices.shape
@@ -261,7 +263,7 @@ def atoms_used(model: AutoencoderDL, code: Code) -> tuple[Image.Image, Image.Ima
     sites = support_map(indices, alphabet, cell=max(1, min(8, 1600 // (min(slots, 8) * (width + 1)))))
     if code.coefficients is not None:
         atoms, what = model.bottleneck.dictionary, "atoms"
-    elif model.config.bottleneck_type == "fsq":
+    elif model.config.bottleneck_type in ("fsq", "scalar"):
         used = sum(len(slot.unique()) for slot in indices.flatten(0, 1).t())
         return sites, None, f"{used} of {sum(code.levels)} levels used; {height} × {width} sites."
     else:

@@ -172,6 +172,7 @@ def test_a_setting_is_what_a_model_of_that_sparsity_and_bits_gives(sparsity, bit
         ("vq", {"num_codewords": 16}, "VQ, 16 codewords"),
         ("residual_vq", {"num_codewords": 16, "depth": 3}, "residual VQ, 3 × 16 codewords"),
         ("fsq", {"levels": [5, 5, 7, 5, 5, 5]}, "FSQ, 6 values of 5/7 levels"),
+        ("scalar", {"bits": 4, "rate_weight": 0.01}, "scalar, 4 bits a value"),
     ],
 )
 def test_models_without_dictionary_leave_nothing_to_choose(kind, config, text, picture):
@@ -184,7 +185,7 @@ def test_models_without_dictionary_leave_nothing_to_choose(kind, config, text, p
     assert torch.equal(point.code.indices, code.indices)
     assert point.bits_per_pixel == model.bits_per_pixel(*picture.size)
     sites, tiles, said = results.atoms_used(model, point.code)
-    assert sites.size[0] > sites.size[1] and (tiles is None) == (kind == "fsq") and " used" in said
+    assert sites.size[0] > sites.size[1] and (tiles is None) == (kind in ("fsq", "scalar")) and " used" in said
 
 
 def test_codes_that_are_not_nested_keep_their_sparsity(picture):

@@ -51,6 +51,7 @@ def test_the_launch_configurations_are_accelerates(name, processes, machines):
         {"bottleneck": "vq", "bottleneck_config": {"num_codewords": 16}},
         {"bottleneck": "fsq", "bottleneck_config": {"levels": 5}},
         {"bottleneck": "residual_vq", "bottleneck_config": {"depth": 2, "num_codewords": 8, "patch_size": 2}},
+        {"bottleneck": "scalar", "bottleneck_config": {"bits": 6, "rate_weight": 0.01}},
         {"bottleneck": "none", "channels_last": None},
         {
             **{"preset": "paper", "latent_channels": 4},
@@ -272,8 +273,15 @@ def test_a_validation_that_fails_on_the_way_changes_nothing_but_the_exit_code(ru
     assert [line["step"] for line in log if "validation_psnr" in line] == [3]
 
 
-def test_the_checkpoint_comes_before_the_validation_and_resumes_bitwise(run, script, tmp_path, monkeypatch):
-    flags = {"steps": 4, "checkpointing_steps": 2, "validation_steps": 2}
+@pytest.mark.parametrize(
+    "bottleneck",
+    [{}, {"bottleneck": "scalar", "bottleneck_config": {"rate_weight": 0.01, "quantization": "noise"}}],
+    ids=["dictionary", "noise"],
+)
+def test_the_checkpoint_comes_before_the_validation_and_resumes_bitwise(
+    run, script, tmp_path, monkeypatch, bottleneck
+):
+    flags = {"steps": 4, "checkpointing_steps": 2, "validation_steps": 2, **bottleneck}
     whole, validate = load_file(run(**flags) / WEIGHTS), script.reconstruction_figures.held_out_figures
 
     def interrupt(*arguments):

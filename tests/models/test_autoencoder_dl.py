@@ -21,6 +21,7 @@ BOTTLENECKS = {
     "vq": {"num_codewords": 32},
     "residual_vq": {"num_codewords": 32, "depth": 3},
     "fsq": {"levels": (5,) * 8},
+    "scalar": {"bits": 6, "rate_weight": 1e-3},
     "none": None,
 }
 SMALL = {"block_out_channels": (8, 16, 16), "residual_channels": 8, "latent_channels": 8, "norm_num_groups": 4}

@@ -12,6 +12,7 @@ import torch
 from diffusers_lasers import (
     AutoencoderDL,
     DictionaryBottleneck,
+    EntropyScalarBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
     IndexCode,
@@ -42,6 +43,7 @@ MAKE = {
     "residual_vq": lambda p: ResidualVQBottleneck(6, num_codewords=50, depth=3, patch_size=p),
     "fsq": lambda p: FSQBottleneck(6, levels=(7, 5, 5, 3), patch_size=p),
     "scalar": lambda p: ScalarQuantizerBottleneck(6, bits=3, patch_size=p, transform="klt"),
+    "entropy_scalar": lambda p: EntropyScalarBottleneck(6, bits=5, patch_size=p, rate_weight=1e-2),
 }
 
 

@@ -10,6 +10,7 @@ from diffusers_lasers import (
     Bottleneck,
     BottleneckOutput,
     DictionaryBottleneck,
+    EntropyScalarBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
     ResidualVQBottleneck,
@@ -33,6 +34,8 @@ LEARNED = {
 CODED = {
     **LEARNED,
     "fsq": lambda patch_size=1: FSQBottleneck(6, levels=(5,) * (6 * patch_size**2), patch_size=patch_size),
+    "entropy_scalar": lambda **kw: EntropyScalarBottleneck(6, rate_weight=1e-2, **kw),
+    "int4": lambda **kw: EntropyScalarBottleneck(6, bits=4, quantization="straight_through", **kw),
 }
 
 
@@ -597,7 +600,7 @@ def test_a_beam_lowers_the_error_of_residual_codes():
         ResidualVQBottleneck(6, beam_size=0)
 
 
-@pytest.mark.parametrize("name", ["vq", "residual_vq", "fsq"])
+@pytest.mark.parametrize("name", ["vq", "residual_vq", "fsq", "entropy_scalar"])
 def test_no_codes_are_made_from_nan(name):
     bottleneck, z = CODED[name](), latents()
     z[0, 0, 0, 0] = float("nan")

@@ -11,6 +11,7 @@ import diffusers_lasers
 from diffusers_lasers import (
     AutoencoderDL,
     DictionaryBottleneck,
+    EntropyScalarBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
     ModelBasedVQCodec,
@@ -49,6 +50,7 @@ MAKE = {
     "residual vq": lambda: ResidualVQBottleneck(4, 16, depth=3, beam_size=2),
     "fsq": lambda: FSQBottleneck(4, (5, 4, 7)),
     "scalar": scalar,
+    "entropy scalar": lambda: EntropyScalarBottleneck(4, bits=4),
     "autoencoder, dictionary": lambda: autoencoder("dictionary", num_atoms=16, sparsity=2, coefficient_bits=5),
     "autoencoder, vq": lambda: autoencoder("vq", num_codewords=16),
     "codec": codec,

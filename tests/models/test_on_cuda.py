@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from diffusers_lasers import (
     AutoencoderDL,
     DictionaryBottleneck,
+    EntropyScalarBottleneck,
     FSQBottleneck,
     ModelBasedVQCodec,
     PatchDiscriminator,
@@ -29,6 +30,7 @@ BOTTLENECKS = {
     "residual vq": lambda: ResidualVQBottleneck(6, num_codewords=24, depth=3),
     "residual vq, beam": lambda: ResidualVQBottleneck(6, num_codewords=24, depth=3, beam_size=4),
     "fsq": lambda: FSQBottleneck(6, levels=(5,) * 6),
+    "entropy scalar": lambda: EntropyScalarBottleneck(6, rate_weight=1e-2),
 }
 MODELS = {"dictionary": {"num_atoms": 32, "sparsity": 3}, "vq": {"num_codewords": 32}, "fsq": {"levels": (5,) * 8}}
 

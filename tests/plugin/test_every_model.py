@@ -18,6 +18,7 @@ from diffusers_lasers import (
     CategoricalUNet2DModel,
     DictionaryBottleneck,
     DLRestorationPipeline,
+    EntropyScalarBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
     IndexBottleneck,
@@ -65,6 +66,7 @@ MODELS = {
     "vq autoencoder": (lambda: autoencoder("vq", num_codewords=8), (image,)),
     "residual vq autoencoder": (lambda: autoencoder("residual_vq", num_codewords=8, depth=2), (image,)),
     "fsq autoencoder": (lambda: autoencoder("fsq", levels=(5, 5)), (image,)),
+    "scalar autoencoder": (lambda: autoencoder("scalar", rate_weight=1e-2), (image,)),
     "plain autoencoder": (lambda: autoencoder("none"), (image,)),
     "deep autoencoder": (lambda: autoencoder(num_atoms=16, sparsity=2, deep=True), (image,)),
     "dictionary": (lambda: DictionaryBottleneck(4, num_atoms=16, sparsity=2), (latents,)),
@@ -72,6 +74,7 @@ MODELS = {
     "residual vq": (lambda: ResidualVQBottleneck(4, num_codewords=8, depth=2), (latents,)),
     "fsq": (lambda: FSQBottleneck(4, levels=(5, 5)), (latents,)),
     "scalar": (lambda: fitted(ScalarQuantizerBottleneck(4, bits=3)), (latents,)),
+    "entropy scalar": (lambda: EntropyScalarBottleneck(4, rate_weight=1e-2), (latents,)),
     "identity": (lambda: IdentityBottleneck(4), (latents,)),
     "denoiser": (
         lambda: CategoricalUNet2DModel(2, 4, block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=8),

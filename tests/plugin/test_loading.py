@@ -13,6 +13,7 @@ BOTTLENECKS = {
     "vq": {"num_codewords": 8},
     "residual_vq": {"num_codewords": 8, "depth": 2},
     "fsq": {"levels": (5,) * 4},
+    "scalar": {"rate_weight": 1e-2},
     "none": {},
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,7 +35,7 @@ def keep(name, model):
         outputs[name] = model(inputs["image"].to(model.dtype)).sample
 
 dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-for kind in ("dictionary", "vq", "residual_vq", "fsq", "none"):
+for kind in ("dictionary", "vq", "residual_vq", "fsq", "scalar", "none"):
     for name, dtype in dtypes.items():
         keep(f"{kind} {name}", AutoencoderDL.from_pretrained(kind, dtype=dtype))
 result["dictionary dtypes"] = {}

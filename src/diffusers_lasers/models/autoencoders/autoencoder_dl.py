@@ -2,9 +2,9 @@ r"""The dictionary-learning autoencoder of LASERS (2024): encoder, bottleneck, d
 
     x ─ encoder → z_e ─ bottleneck → ẑ_e ─ decoder → x̂
 
-One encoder and decoder serve every bottleneck (dictionary, VQ, residual VQ, FSQ, none), so that they can be compared at
-equal network and equal rate. As in diffusers' `VQModel`, `encode` gives the latents *before* the bottleneck and
-`decode` takes such latents through it, so that a stock pipeline's latents are coded on their way to the image;
+One encoder and decoder serve every bottleneck (dictionary, VQ, residual VQ, FSQ, scalar, none), so that they can be
+compared at equal network and equal rate. As in diffusers' `VQModel`, `encode` gives the latents *before* the bottleneck
+and `decode` takes such latents through it, so that a stock pipeline's latents are coded on their way to the image;
 `encode_to_code` and `decode_from_code` give and take the code itself.
 """
 
@@ -32,6 +32,7 @@ from ...utils.model_loading import LasersModelMixin
 from ..bottlenecks import (
     Bottleneck,
     DictionaryBottleneck,
+    EntropyScalarBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
     ResidualVQBottleneck,
@@ -50,6 +51,7 @@ BOTTLENECKS = {
     "vq": VectorQuantizerBottleneck,
     "residual_vq": ResidualVQBottleneck,
     "fsq": FSQBottleneck,
+    "scalar": EntropyScalarBottleneck,
     "none": IdentityBottleneck,
 }
 
@@ -121,8 +123,8 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
         layers_per_block (`int`, defaults to 2): Residual blocks; of each resolution, but for `"light"`.
         residual_channels (`int`, defaults to 32): Channels inside a residual block of `"residual"` and `"light"`.
         latent_channels (`int`, defaults to 16): Channels L of the latents.
-        bottleneck_type (`str`, defaults to `"dictionary"`): `"dictionary"`, `"vq"`, `"residual_vq"`, `"fsq"` or
-            `"none"`.
+        bottleneck_type (`str`, defaults to `"dictionary"`): `"dictionary"`, `"vq"`, `"residual_vq"`, `"fsq"`,
+            `"scalar"` or `"none"`.
         bottleneck_config (`dict`, *optional*): Arguments of the bottleneck's class, without `latent_channels`.
         act_fn (`str`, defaults to `"silu"`): Activation of `"diffusers"`.
         norm_num_groups (`int`, defaults to 32): Groups of its group norm.

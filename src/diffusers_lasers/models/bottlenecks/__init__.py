@@ -2,6 +2,7 @@
 
 from .bottleneck import Bottleneck, BottleneckOutput
 from .dictionary_bottleneck import DictionaryBottleneck
+from .entropy_scalar import EntropyScalarBottleneck
 from .fsq import FSQBottleneck
 from .identity import IdentityBottleneck
 from .index_bottleneck import IndexBottleneck
@@ -13,6 +14,7 @@ __all__ = [
     "Bottleneck",
     "BottleneckOutput",
     "DictionaryBottleneck",
+    "EntropyScalarBottleneck",
     "FSQBottleneck",
     "IdentityBottleneck",
     "IndexBottleneck",
