@@ -10,6 +10,7 @@ from diffusers_lasers import (
     Bottleneck,
     BottleneckOutput,
     DictionaryBottleneck,
+    ExternalQuantizerBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
     ResidualVQBottleneck,
@@ -33,6 +34,10 @@ LEARNED = {
 CODED = {
     **LEARNED,
     "fsq": lambda patch_size=1: FSQBottleneck(6, levels=(5,) * (6 * patch_size**2), patch_size=patch_size),
+    **{
+        name: lambda name=name, **kw: ExternalQuantizerBottleneck(6, name, **kw)
+        for name in ("lfq", "bsq", "sim_vq", "cosine_vq", "residual_fsq", "residual_lfq", "residual_sim_vq")
+    },
 }
 
 

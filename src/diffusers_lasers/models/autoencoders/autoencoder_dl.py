@@ -32,6 +32,7 @@ from ...utils.model_loading import LasersModelMixin
 from ..bottlenecks import (
     Bottleneck,
     DictionaryBottleneck,
+    ExternalQuantizerBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
     ResidualVQBottleneck,
@@ -50,6 +51,7 @@ BOTTLENECKS = {
     "vq": VectorQuantizerBottleneck,
     "residual_vq": ResidualVQBottleneck,
     "fsq": FSQBottleneck,
+    "external": ExternalQuantizerBottleneck,
     "none": IdentityBottleneck,
 }
 
@@ -121,8 +123,8 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
         layers_per_block (`int`, defaults to 2): Residual blocks; of each resolution, but for `"light"`.
         residual_channels (`int`, defaults to 32): Channels inside a residual block of `"residual"` and `"light"`.
         latent_channels (`int`, defaults to 16): Channels L of the latents.
-        bottleneck_type (`str`, defaults to `"dictionary"`): `"dictionary"`, `"vq"`, `"residual_vq"`, `"fsq"` or
-            `"none"`.
+        bottleneck_type (`str`, defaults to `"dictionary"`): `"dictionary"`, `"vq"`, `"residual_vq"`, `"fsq"`,
+            `"external"` or `"none"`.
         bottleneck_config (`dict`, *optional*): Arguments of the bottleneck's class, without `latent_channels`.
         act_fn (`str`, defaults to `"silu"`): Activation of `"diffusers"`.
         norm_num_groups (`int`, defaults to 32): Groups of its group norm.

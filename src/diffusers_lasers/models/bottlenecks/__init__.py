@@ -2,6 +2,7 @@
 
 from .bottleneck import Bottleneck, BottleneckOutput
 from .dictionary_bottleneck import DictionaryBottleneck
+from .external_quantizer import ExternalQuantizerBottleneck
 from .fsq import FSQBottleneck
 from .identity import IdentityBottleneck
 from .index_bottleneck import IndexBottleneck
@@ -13,6 +14,7 @@ __all__ = [
     "Bottleneck",
     "BottleneckOutput",
     "DictionaryBottleneck",
+    "ExternalQuantizerBottleneck",
     "FSQBottleneck",
     "IdentityBottleneck",
     "IndexBottleneck",
