@@ -160,6 +160,21 @@ def test_it_stays_in_float32(name):
         assert torch.equal(bottleneck(z).code.indices, bottleneck.encode(z.float()).indices)
 
 
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_a_model_that_is_loaded_in_half_precision_has_the_same_codes(name, tmp_path):
+    torch.manual_seed(0)
+    config = {"quantizer": name, "quantizer_config": SMALL[name]}
+    network = {"block_out_channels": (8, 8), "residual_channels": 4, "latent_channels": 6}
+    model = AutoencoderDL(**network, bottleneck_type="external", bottleneck_config=config).eval()
+    model.save_pretrained(tmp_path)
+    z = latents()
+    code = model.bottleneck.encode(z)
+    for arguments in ({"dtype": torch.float16}, {"dtype": torch.bfloat16}, {}):
+        loaded = AutoencoderDL.from_pretrained(tmp_path, **arguments).bottleneck
+        assert loaded.encode(z) == code
+        assert torch.equal(loaded.decode(code), model.bottleneck.decode(code))
+
+
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [

@@ -186,7 +186,7 @@ def test_what_was_seen():
         (DictionaryBottleneck, {"num_atoms": 2**20, "latent_channels": 2**16}, "num_atoms"),
         (VectorQuantizerBottleneck, {"num_codewords": 2**24, "latent_channels": 2**16}, "num_codewords"),
         (ScalarQuantizerBottleneck, {"patch_size": 2**10}, "patch_size"),
-        (ExternalQuantizerBottleneck, {"patch_size": 2**10}, "patch_size"),
+        (ExternalQuantizerBottleneck, {"quantizer": "sim_vq", "patch_size": 2**10}, "patch_size"),
         (FSQBottleneck, {"latent_channels": 2**16, "levels": [3] * 2**14}, "levels"),
         (ModelBasedVQCodec, {"patch_size": 2**10}, "patch_size"),
         (AutoencoderDL, {"block_out_channels": (2**16, 2**16)}, "block_out_channels"),

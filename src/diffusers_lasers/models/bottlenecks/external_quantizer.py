@@ -149,12 +149,14 @@ class ExternalQuantizerBottleneck(IndexBottleneck):
         recipe = QUANTIZERS[quantizer]
         config = _resolved(quantizer, recipe, quantizer_config or {})
         self.register_to_config(quantizer_config=config)
-        self._levels = (_codebook_size(config),) * (config[recipe.slots] if recipe.slots else 1)
+        size = _codebook_size(config)
+        self._levels = (size,) * (config[recipe.slots] if recipe.slots else 1)
         self._nested = recipe.nested
         features = patch_size * patch_size * latent_channels
-        width = max(features, len(config.get("levels", ())), config.get("codebook_dim", 0), 16)
+        binary = size.bit_length() if recipe.binary else 0
+        width = binary or len(config.get("levels", ())) or config.get("codebook_dim", features)  # of what is quantised
         checks.check_size(
-            2 * len(self._levels) * (self._levels[0] + width) * width,
+            2 * len(self._levels) * (size + features) * width,
             quantizer_config=config,
             latent_channels=latent_channels,
             patch_size=patch_size,
@@ -231,7 +233,7 @@ class ExternalQuantizerBottleneck(IndexBottleneck):
             count = min(len(axes), project_in.out_features)
             project_in.weight[:count] = (axes / deviation).t()[:count]
             project_in.bias.copy_(-project_in.weight @ mean)
-        if hasattr(inner, "get_codes_from_indices") and self.config.quantizer == "cosine_vq":
+        if self.config.quantizer == "cosine_vq":
             inside = F.normalize(inner.project_in(signals), dim=1)
             centres, counts = kmeans(inside, self.num_symbols, generator=generator)
             centres, counts = broadcast(F.normalize(centres, dim=1)), broadcast(counts.clamp_min(1e-3))
@@ -263,12 +265,11 @@ class ExternalQuantizerBottleneck(IndexBottleneck):
         return indices.reshape(len(signals), len(self.levels)).long()
 
     def _dequantize(self, indices: torch.Tensor) -> torch.Tensor:
-        inner, missing = self.inner, len(self.levels) - indices.shape[1]
-        decode = getattr(inner, "get_output_from_indices", None) or inner.indices_to_codes
+        decode = getattr(self.inner, "get_output_from_indices", None) or self.inner.indices_to_codes
         if QUANTIZERS[self.config.quantizer].slots is None:
             indices = indices.squeeze(1)
-        else:
-            indices = F.pad(indices, (0, missing), value=-1)  # the library's mark of a stage that is not there
+        else:  # -1 is the library's mark of a stage that is not there
+            indices = F.pad(indices, (0, len(self.levels) - indices.shape[1]), value=-1)
         return decode(indices.unsqueeze(0)).squeeze(0)
 
 
