@@ -56,7 +56,7 @@ class _Quantizer:
 _SIZE = {"codebook_size": (512, checks.Integer(2, 2**16))}
 _STAGES = {"num_quantizers": (5, checks.Integer(1, 64))}
 _ENTROPY = {
-    "entropy_loss_weight": (0.1, checks.WEIGHT),
+    "entropy_loss_weight": (0.01, checks.WEIGHT),
     "commitment_loss_weight": (0.25, checks.WEIGHT),
     "diversity_gamma": (1.0, checks.WEIGHT),
 }
