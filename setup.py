@@ -45,7 +45,7 @@ _deps = [
     "tqdm>=4.60",
     "transformers>=4.50",
     "umap-learn>=0.5.6",
-    "vector-quantize-pytorch>=1.20",
+    "vector-quantize-pytorch>=1.32",
 ]
 
 # name -> requirement, e.g. "torch" -> "torch>=2.6"
@@ -61,6 +61,7 @@ extras = {
     "training": deps_list("datasets", "scikit-image", "tensorboard", "tqdm"),
     "metrics": deps_list("datasets", "flip-evaluator", "scikit-image", "torchmetrics", "tqdm"),
     "codec": deps_list("faiss-cpu", "tqdm"),
+    "quantizers": deps_list("vector-quantize-pytorch"),
     "benchmark": deps_list(
         "matplotlib",
         "orthogonal-matching-pursuit-gpu",
@@ -86,7 +87,7 @@ extras["app"] = [
 ]
 extras["test"] = [
     *deps_list("gradio", "hypothesis", "playwright", "pytest", "pytest-xdist", "scikit-learn", "scipy"),
-    *deps_list("vector-quantize-pytorch"),
+    *extras["quantizers"],
     *extras["training"],
     *extras["metrics"],
     *extras["codec"],

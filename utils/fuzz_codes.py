@@ -32,6 +32,7 @@ import torch
 from diffusers_lasers import (
     DictionaryBottleneck,
     EntropyScalarBottleneck,
+    ExternalQuantizerBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
     ModelBasedVQCodec,
@@ -100,6 +101,7 @@ def build_decoders() -> list[Decoder]:
         "residual_vq": ResidualVQBottleneck(4, 20, depth=3, patch_size=2),
         "fsq": FSQBottleneck(4, levels=(5, 3, 7, 4)),
         "entropy scalar": EntropyScalarBottleneck(4, bits=5),
+        "residual_fsq": ExternalQuantizerBottleneck(4, "residual_fsq", {"levels": [3, 3], "num_quantizers": 2}),
         "scalar": ScalarQuantizerBottleneck(4, bits=3),
     }
     decoders = [Decoder("identity", IdentityBottleneck(4), [])]

@@ -11,6 +11,7 @@ from diffusers_lasers import (
     BottleneckOutput,
     DictionaryBottleneck,
     EntropyScalarBottleneck,
+    ExternalQuantizerBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
     ResidualVQBottleneck,
@@ -36,6 +37,10 @@ CODED = {
     "fsq": lambda patch_size=1: FSQBottleneck(6, levels=(5,) * (6 * patch_size**2), patch_size=patch_size),
     "entropy_scalar": lambda **kw: EntropyScalarBottleneck(6, rate_weight=1e-2, **kw),
     "int4": lambda **kw: EntropyScalarBottleneck(6, bits=4, quantization="straight_through", **kw),
+    **{
+        name: lambda name=name, **kw: ExternalQuantizerBottleneck(6, name, **kw)
+        for name in ("lfq", "bsq", "sim_vq", "cosine_vq", "residual_fsq", "residual_lfq", "residual_sim_vq")
+    },
 }
 
 

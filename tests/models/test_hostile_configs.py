@@ -23,6 +23,7 @@ from diffusers_lasers import (
     DictionaryBottleneck,
     DLRestorationPipeline,
     EntropyScalarBottleneck,
+    ExternalQuantizerBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
     LatentRefiner,
@@ -34,6 +35,7 @@ from diffusers_lasers import (
     UniformD3PMScheduler,
     VectorQuantizerBottleneck,
 )
+from diffusers_lasers.models.bottlenecks.external_quantizer import QUANTIZERS
 from diffusers_lasers.utils import config_checks
 
 
@@ -53,6 +55,7 @@ SMALL = {
     VectorQuantizerBottleneck: {},
     ResidualVQBottleneck: {},
     EntropyScalarBottleneck: {},
+    ExternalQuantizerBottleneck: {},
     FSQBottleneck: {},
     ScalarQuantizerBottleneck: {},
     IdentityBottleneck: {},
@@ -185,6 +188,7 @@ def test_what_was_seen():
         (DictionaryBottleneck, {"num_atoms": 2**20, "latent_channels": 2**16}, "num_atoms"),
         (VectorQuantizerBottleneck, {"num_codewords": 2**24, "latent_channels": 2**16}, "num_codewords"),
         (ScalarQuantizerBottleneck, {"patch_size": 2**10}, "patch_size"),
+        (ExternalQuantizerBottleneck, {"quantizer": "sim_vq", "patch_size": 2**10}, "patch_size"),
         (FSQBottleneck, {"latent_channels": 2**16, "levels": [3] * 2**14}, "levels"),
         (ModelBasedVQCodec, {"patch_size": 2**10}, "patch_size"),
         (AutoencoderDL, {"block_out_channels": (2**16, 2**16)}, "block_out_channels"),
@@ -220,3 +224,15 @@ def test_a_number_out_of_range_is_refused_with_the_range(value):
     bottleneck.fit(latents, steps=1, batch_size=2**31 - 1)  # nothing to learn
     with pytest.raises(ValueError, match=r"`steps` must be an integer from 1 to 2147483647, got"):
         bottleneck.fit(latents, steps=value)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "name"), [(name, argument) for name, recipe in QUANTIZERS.items() for argument in recipe.arguments]
+)
+def test_a_hostile_argument_of_an_external_quantiser_is_refused_in_one_sentence_or_works(quantizer, name):
+    for value in HOSTILE:
+        made = build(ExternalQuantizerBottleneck, quantizer=quantizer, quantizer_config={name: value})
+        if made is not None:
+            made.eval()(torch.zeros(1, 16, 2, 2))
+            again = ExternalQuantizerBottleneck.from_config(json.loads(made.to_json_string()))
+            assert again.config.quantizer_config == made.config.quantizer_config

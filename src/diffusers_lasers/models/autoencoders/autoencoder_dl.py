@@ -33,6 +33,7 @@ from ..bottlenecks import (
     Bottleneck,
     DictionaryBottleneck,
     EntropyScalarBottleneck,
+    ExternalQuantizerBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
     ResidualVQBottleneck,
@@ -52,6 +53,7 @@ BOTTLENECKS = {
     "residual_vq": ResidualVQBottleneck,
     "fsq": FSQBottleneck,
     "scalar": EntropyScalarBottleneck,
+    "external": ExternalQuantizerBottleneck,
     "none": IdentityBottleneck,
 }
 
@@ -124,7 +126,7 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
         residual_channels (`int`, defaults to 32): Channels inside a residual block of `"residual"` and `"light"`.
         latent_channels (`int`, defaults to 16): Channels L of the latents.
         bottleneck_type (`str`, defaults to `"dictionary"`): `"dictionary"`, `"vq"`, `"residual_vq"`, `"fsq"`,
-            `"scalar"` or `"none"`.
+            `"scalar"`, `"external"` or `"none"`.
         bottleneck_config (`dict`, *optional*): Arguments of the bottleneck's class, without `latent_channels`.
         act_fn (`str`, defaults to `"silu"`): Activation of `"diffusers"`.
         norm_num_groups (`int`, defaults to 32): Groups of its group norm.

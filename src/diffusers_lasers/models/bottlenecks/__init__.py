@@ -3,6 +3,7 @@
 from .bottleneck import Bottleneck, BottleneckOutput
 from .dictionary_bottleneck import DictionaryBottleneck
 from .entropy_scalar import EntropyScalarBottleneck
+from .external_quantizer import ExternalQuantizerBottleneck
 from .fsq import FSQBottleneck
 from .identity import IdentityBottleneck
 from .index_bottleneck import IndexBottleneck
@@ -15,6 +16,7 @@ __all__ = [
     "BottleneckOutput",
     "DictionaryBottleneck",
     "EntropyScalarBottleneck",
+    "ExternalQuantizerBottleneck",
     "FSQBottleneck",
     "IdentityBottleneck",
     "IndexBottleneck",

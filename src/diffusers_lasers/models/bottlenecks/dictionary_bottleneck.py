@@ -38,6 +38,7 @@ from ...utils import config_checks as checks
 from ...utils.distributed import broadcast
 from ...visualization import atom_map, atom_tiles, coherence_histogram
 from .bottleneck import Bottleneck, BottleneckOutput
+from .nested_training import NestedTraining
 from .quantized_coefficients import SCALE_SAMPLES, QuantizedCoefficients
 
 
@@ -46,7 +47,7 @@ __all__ = ["DictionaryBottleneck"]
 _SIMILAR = 0.99  # least inner product of atoms that count as near-duplicates
 
 
-class DictionaryBottleneck(QuantizedCoefficients, Bottleneck):
+class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
     r"""
     Codes latents by sparse combinations of learned atoms (LASERS, 2024).
 
@@ -68,6 +69,8 @@ class DictionaryBottleneck(QuantizedCoefficients, Bottleneck):
         tolerance (`float`, *optional*): Residual norm below which a site takes no further atom. Defaults to `None`.
         pursuit (`str`, defaults to `"omp"`): How sites are coded: `"omp"` (the paper), `"ols"` (shorter residuals for
             up to twice the time), `"iht"` or `"fista"`; see [`get_pursuit`].
+        sparsity_dropout (`float`, defaults to 0.0): Probability that a training step decodes only the first atoms of
+            each site, refitted, 1 to `sparsity` of them at equal odds; truncated codes are then decoded better.
 
     Attributes:
         dictionary (`torch.nn.Parameter` of shape `(p²·L, K)`): Atoms as columns, of unit norm; kept so by
@@ -91,6 +94,7 @@ class DictionaryBottleneck(QuantizedCoefficients, Bottleneck):
         "coefficient_scaling": checks.Word("depth", "shared"),
         "tolerance": checks.Optional(checks.WEIGHT),
         "pursuit": checks.Word(*PURSUITS),
+        "sparsity_dropout": checks.Number(0.0, 1.0),
     }
 
     @register_to_config
@@ -107,6 +111,7 @@ class DictionaryBottleneck(QuantizedCoefficients, Bottleneck):
         coefficient_scaling: str = "depth",
         tolerance: float | None = None,
         pursuit: str = "omp",
+        sparsity_dropout: float = 0.0,
     ):
         super().__init__()
         if sparsity > num_atoms:
@@ -118,6 +123,7 @@ class DictionaryBottleneck(QuantizedCoefficients, Bottleneck):
         self.dictionary = nn.Parameter(F.normalize(torch.randn(features, num_atoms), dim=0))
         self.register_buffer("coefficient_scale", torch.ones(sparsity))
         self.register_buffer("scale_steps", torch.zeros((), dtype=torch.int64))
+        self._set_dropout(sparsity_dropout)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -141,6 +147,7 @@ class DictionaryBottleneck(QuantizedCoefficients, Bottleneck):
         atoms[:, :1] = torch.where(mean.norm() > 0, F.normalize(mean, dim=1).t(), atoms[:, :1])
         self.dictionary.copy_(broadcast(atoms.contiguous()))
         self.coefficient_scale.copy_(self._batch_scale(*self._pursue(signals)))
+        self._start_dropout(generator)
 
     @torch.no_grad()
     def fit(
@@ -290,6 +297,11 @@ class DictionaryBottleneck(QuantizedCoefficients, Bottleneck):
             if self.training:
                 self._track_scale(indices, exact)
             coefficients = self._quantize(indices, exact)
+            code, kept = self._code(indices, coefficients, latents), self._kept_slots()
+            if kept is not None:
+                fewer = self._code(indices, exact, latents).truncate(kept, dictionary)
+                indices, exact = fewer.indices.flatten(0, 2), fewer.coefficients.flatten(0, 2)
+                coefficients = self._quantize(indices, exact)
             coded = synthesize(indices, coefficients, dictionary)
             codebook_loss = F.mse_loss(coded, signals.detach())
             commitment_loss = F.mse_loss(signals, coded.detach())
@@ -304,7 +316,7 @@ class DictionaryBottleneck(QuantizedCoefficients, Bottleneck):
                 loss=loss,
                 commitment_loss=commitment_loss.detach(),
                 codebook_loss=codebook_loss.detach(),
-                code=self._code(indices, coefficients, latents),
+                code=code,
             )
         return output if return_dict else output.to_tuple()
 

@@ -83,7 +83,7 @@ class IndexBottleneck(Bottleneck):
             signals = self.signals(latents)
             with torch.no_grad():
                 indices = self._quantize(signals)
-                quantized = self._dequantize(indices)
+                quantized = self._dequantize(indices[:, : self._kept_slots()])
             weight = self.config.get("commitment_weight")
             commitment_loss = signals.new_zeros(()) if weight is None else F.mse_loss(signals, quantized)
             output = BottleneckOutput(
@@ -96,6 +96,10 @@ class IndexBottleneck(Bottleneck):
             if self.training:
                 self._observe(signals.detach(), indices)
         return output if return_dict else output.to_tuple()
+
+    def _kept_slots(self) -> int | None:
+        """First slots that `forward` decodes; `None` for all."""
+        return None
 
     def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
         """Indices `(N, slots)` of signals `(N, p²·L)` in float32."""

@@ -11,7 +11,7 @@ from ...functional.images.patch_signals import patch_grid
 
 
 _FREE_SITES = 2**16  # where a site costs no bits, so that a header alone may ask a decoder for an image
-_TRAINING_STATE = ("counts", "sums", "scale_steps")  # buffers that decoding does not read
+_TRAINING_STATE = ("counts", "sums", "scale_steps", "dropout_steps")  # buffers that decoding does not read
 
 
 class PackedCodes(Coder):

@@ -29,6 +29,7 @@ from ...utils.distributed import all_reduce_sum, broadcast
 from ...visualization import atom_map, atom_tiles, usage_histogram
 from .bottleneck import sample_signals
 from .index_bottleneck import IndexBottleneck
+from .nested_training import NestedTraining
 
 
 __all__ = ["ResidualVQBottleneck", "VectorQuantizerBottleneck"]
@@ -44,7 +45,7 @@ _FIELDS = {
 }
 
 
-class _RunningMeanQuantizer(IndexBottleneck):
+class _RunningMeanQuantizer(NestedTraining, IndexBottleneck):
     """
     Stages of vector quantisation, each on the residual of those before.
 
@@ -66,6 +67,7 @@ class _RunningMeanQuantizer(IndexBottleneck):
         self.register_buffer("codebook", codebook)
         self.register_buffer("counts", torch.ones(depth, config["num_codewords"]))
         self.register_buffer("sums", codebook.clone())
+        self._set_dropout(config.get("stage_dropout", 0.0))
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -89,6 +91,7 @@ class _RunningMeanQuantizer(IndexBottleneck):
             self.counts[stage] = broadcast(counts)
             self.sums[stage] = self.codebook[stage] * self.counts[stage].unsqueeze(1)
             residual = residual - codebook[nearest_codewords(residual, codebook)]
+        self._start_dropout(generator)
 
     @torch.no_grad()
     def fit(
@@ -255,9 +258,16 @@ class ResidualVQBottleneck(_RunningMeanQuantizer):
             a random signal; 0 disables that.
         beam_size (`int`, defaults to 1): Partial sums that coding keeps after each stage; 1 takes the nearest codeword
             each time.
+        stage_dropout (`float`, defaults to 0.0): Probability that a training step decodes only its first stages, 1 to
+            `depth` of them at equal odds; codes cut to their first stages are then decoded better. All stages code and
+            learn in every step.
     """
 
-    _config_fields = _FIELDS | {"depth": checks.Integer(1, 4096), "beam_size": checks.Integer(1, 2**16)}
+    _config_fields = (
+        _FIELDS
+        | {"depth": checks.Integer(1, 4096), "beam_size": checks.Integer(1, 2**16)}
+        | {"stage_dropout": checks.Number(0.0, 1.0)}
+    )
 
     @register_to_config
     def __init__(
@@ -270,6 +280,7 @@ class ResidualVQBottleneck(_RunningMeanQuantizer):
         commitment_weight: float = 0.25,
         revive_threshold: float = 0.03,
         beam_size: int = 1,
+        stage_dropout: float = 0.0,
     ):
         super().__init__()
         self._build(depth, self.config)

@@ -25,6 +25,7 @@ from ...models.autoencoders.autoencoder_dl import AutoencoderDL
 from ...models.autoencoders.diffusers_latents import decode_latents, encode_latents
 from ...models.bottlenecks import (
     DictionaryBottleneck,
+    ExternalQuantizerBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
     ResidualVQBottleneck,
@@ -42,6 +43,7 @@ AnyBottleneck = (
     | VectorQuantizerBottleneck
     | ResidualVQBottleneck
     | FSQBottleneck
+    | ExternalQuantizerBottleneck
     | ScalarQuantizerBottleneck
     | IdentityBottleneck
 )
