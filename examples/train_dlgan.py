@@ -66,7 +66,7 @@ INITIAL_PIXELS = 2**22  # of the images that the networks and the bottleneck sta
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = CommandParser(
-        description="Train an autoencoder with a dictionary, VQ, residual VQ, FSQ, scalar or no bottleneck.",
+        description="Train an autoencoder with a dictionary, VQ, residual VQ, FSQ, scalar, external or no bottleneck.",
         usage="accelerate launch train_dlgan.py --output_dir FOLDER [flags; --help lists them]",
     )
     group = parser.add_argument_group("data")

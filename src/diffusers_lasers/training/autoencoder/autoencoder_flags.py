@@ -40,7 +40,7 @@ def add_model_flags(parser: argparse.ArgumentParser | Any) -> None:
         "bottleneck_config",
         "Arguments of the bottleneck's class. dictionary: num_atoms=512 sparsity=5 coefficient_bits=8; vq: "
         "num_codewords=512; residual_vq: num_codewords=512 depth=5; fsq: levels=7 or levels=[8,8,5]; scalar: bits=8 "
-        "rate_weight=0.001.",
+        "rate_weight=1e-3; external: quantizer=lfq.",
     )
     add("--latent_channels", type=int, help="Channels of the latents. Default: 16.")
     add_replaced_flags(parser, REPLACED)
