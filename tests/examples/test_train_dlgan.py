@@ -464,7 +464,7 @@ def test_help_and_the_training_page_have_an_example_for_each_bottleneck(script, 
     page = (ROOT / "docs/source/en/training.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `--bottleneck (\w+)` \| `--bottleneck_config ([^`]*)`", page, re.MULTILINE))
     for kind in set(BOTTLENECKS) - {"none"}:
-        example = re.search(rf"{kind}: ([^;]*)[;.]", said)[1]
+        example = re.search(rf"{kind}: ([^;]*?)(;|\. )", said)[1]
         for words in (example.split(" or ")[0].split(), rows[kind].split()):
             script.parse_args(["--bottleneck", kind, "--bottleneck_config", *words])
 
