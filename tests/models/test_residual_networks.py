@@ -135,6 +135,21 @@ def test_widths_that_have_no_shortcut_are_refused(widths):
         AutoencoderDL(**SMALL, block_out_channels=widths)
 
 
+def test_images_that_can_be_read_once_and_none_are_refused():
+    for backbone in ({}, {"backbone": "light", "block_out_channels": (8, 16)}):
+        with pytest.raises(ValueError, match="`images` must be readable twice, got an iterator"):
+            build(**backbone).initialize(iter([images()]))
+        with pytest.raises(ValueError, match="at least one batch"):
+            build(**backbone).initialize([])
+    with pytest.raises(ValueError, match=r"`in_channels` and `out_channels` must be the same .* got \(3, 1\)"):
+        build(out_channels=1).initialize(images())
+
+
+def test_a_transform_that_is_too_large_is_refused_before_it_is_made():
+    with pytest.raises(ValueError, match="`block_out_channels`"):
+        AutoencoderDL(**SMALL, block_out_channels=(16,) * 12)
+
+
 def test_presets_name_their_networks():
     assert AutoencoderDL.from_preset("paper").config.backbone == "light"
     assert AutoencoderDL.from_preset("corrected").config.backbone == "residual"

@@ -250,9 +250,15 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
             generator (`torch.Generator`, *optional*): Source of randomness of the bottleneck.
 
         Raises:
-            ValueError: If there is no image, or one is not finite.
+            ValueError: If there is no image, one is not finite, `images` can be read only once, or the images that go
+                in have other channels than those that come out.
         """
         images = [images] if torch.is_tensor(images) else images
+        if iter(images) is images:
+            raise ValueError("`images` must be readable twice, got an iterator: give a list.")
+        ends = (self.config.in_channels, self.config.out_channels)
+        if self.config.backbone == "residual" and ends[0] != ends[1]:
+            raise ValueError(f"`in_channels` and `out_channels` must be the same to start from images, got {ends}.")
         if self.config.backbone == "residual":
             factor, device = self.downsampling_factor, self.device
             patches = (F.pixel_unshuffle(self._padded(batch.to(device)), factor) for batch in images)
@@ -264,6 +270,8 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
             sites += latents[-1][:, 0].numel()
             if sites >= 16 * max(self.bottleneck.num_symbols, 1) * self.bottleneck.patch_size**2:
                 break
+        if not latents:
+            raise ValueError("`images` must hold at least one batch, got none.")
         self.bottleneck.initialize(torch.cat(latents), generator=generator)
 
     @property

@@ -9,7 +9,7 @@ from torch import nn
 
 from ...utils import config_checks as checks
 from .light import LightDecoder, LightEncoder
-from .residual import ResidualDecoder, ResidualEncoder
+from .residual import STEM, ResidualDecoder, ResidualEncoder
 
 
 def build_networks(config: Any) -> tuple[nn.Module, nn.Module]:
@@ -29,8 +29,10 @@ def build_networks(config: Any) -> tuple[nn.Module, nn.Module]:
     channels, layers, latents = config.block_out_channels, config.layers_per_block, config.latent_channels
     ends = (max(config.in_channels, latents), max(config.out_channels, latents))
     deciding = ("in_channels", "out_channels", "latent_channels", "block_out_channels")
+    factor = STEM * 2 ** (len(channels) - 1) if config.backbone == "residual" else 0
     checks.check_size(
         checks.unet_values(channels, layers, *ends),
+        (config.in_channels + config.out_channels) * factor**2 * latents,
         2 * 10 * layers * channels[-1] * config.residual_channels,
         **{name: config[name] for name in (*deciding, "layers_per_block", "residual_channels")},
     )
