@@ -4,8 +4,9 @@
 
 Encoder, decoder, images and optimiser are the same; only the bottleneck differs: none, VQ with running means ("vq"),
 and the dictionary with OMP or OLS on the compiled kernels ("fused") or in tensor operations ("torch"). "bcd" is OMP
-with the dictionary updated by block-coordinate descent instead of Adam. A step is forward, mean squared error,
-backward, Adam and, for a dictionary, its upkeep.
+with the dictionary updated by block-coordinate descent instead of Adam. "vq, light" is VQ in the networks of the paper;
+all others have those of `--backbone`, at the same widths. A step is forward, mean squared error, backward, Adam and,
+for a dictionary, its upkeep. "saved" is what the forward pass keeps for the backward pass.
 
 The variants take turns, one step each a round. The ratio is the median over rounds of step / VQ step of the same
 round, so that a drift of the machine's speed cancels. A step is timed from an idle device to an idle device. The
@@ -32,6 +33,7 @@ from diffusers_lasers.utils.tables import figure_table
 # name -> bottleneck, its arguments beside the number of atoms, backend
 VARIANTS = {
     "vq": ("vq", {}, "auto"),
+    "vq, light": ("vq", {}, "auto"),
     "none": ("none", {}, "auto"),
     "omp, fused": ("dictionary", {}, "fused"),
     "ols, fused": ("dictionary", {"pursuit": "ols"}, "fused"),
@@ -52,7 +54,9 @@ class Variant:
             config = {"num_codewords": args.atoms}
         torch.manual_seed(0)
         self.images = images
-        self.model = AutoencoderDL(bottleneck_type=kind, bottleneck_config=config).to(images.device).train()
+        preset = "paper" if name == "vq, light" else "corrected" if args.backbone == "residual" else "paper"
+        self.model = AutoencoderDL.from_preset(preset, bottleneck_type=kind, bottleneck_config=config)
+        self.model.to(images.device).train()
         with torch.no_grad():
             self.model.bottleneck.initialize(self.model.encode(images).latents)
         update = BlockCoordinateUpdate(self.model.bottleneck) if name == "bcd" else None
@@ -69,9 +73,27 @@ class Variant:
         self.upkeep.after_step(output.code, output.latents)
         self.optimizer.zero_grad()
 
+    def saved_bytes(self) -> int:
+        """Bytes that a forward pass keeps for the backward pass, without the parameters."""
+        parameters = {parameter.untyped_storage().data_ptr() for parameter in self.model.parameters()}
+        kept = {}
 
-def measure(args: argparse.Namespace) -> dict:
-    """Seconds of every step, by variant."""
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        set_backend(self.backend)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            output = self.model(self.images)
+            loss = F.mse_loss(output.sample, self.images) + output.loss
+        del loss
+        return sum(kept.values())
+
+
+def measure(args: argparse.Namespace) -> tuple[dict, dict]:
+    """Seconds of every step and bytes saved for the backward pass, by variant."""
     images = (torch.rand(args.batch_size, 3, args.resolution, args.resolution) * 2 - 1).to(args.device)
     wait = torch.cuda.synchronize if images.is_cuda else lambda: None
     variants = {name: Variant(name, args, images) for name in args.variants}
@@ -92,7 +114,7 @@ def measure(args: argparse.Namespace) -> dict:
             wait()
         sort = "self_cuda_time_total" if images.is_cuda else "self_cpu_time_total"
         print(profile.key_averages().table(sort_by=sort, row_limit=20, max_name_column_width=40))
-    return seconds
+    return seconds, {name: variant.saved_bytes() for name, variant in variants.items()}
 
 
 def main() -> None:
@@ -102,6 +124,7 @@ def main() -> None:
     add("--resolution", type=int, default=32, help="Side of the images; the latents have a quarter of it.")
     add("--atoms", type=int, default=512, help="Atoms, or codewords.")
     add("--sparsity", type=int, default=5, help="Atoms a site.")
+    add("--backbone", choices=["residual", "light"], default="residual", help="Networks of the presets.")
     add("--rounds", type=int, default=9, help="Timed steps of each variant.")
     add("--threads", type=int, default=2)
     add("--variants", nargs="+", choices=list(VARIANTS), help="Which ones beside vq. Default: all that run.")
@@ -119,15 +142,17 @@ def main() -> None:
     if args.profile and args.profiled not in args.variants:
         parser.error(f"--profile needs the variant {args.profiled!r}")
     torch.set_num_threads(args.threads)
-    seconds = measure(args)
+    seconds, saved = measure(args)
     rows = {
         name: {
             "milliseconds": 1e3 * statistics.median(times),
             "ratio_to_vq": statistics.median(a / b for a, b in zip(times, seconds["vq"])),
+            "saved_mebibytes": saved[name] / 2**20,
         }
         for name, times in seconds.items()
     }
     columns = [("milliseconds", "step, ms", "{:.1f}"), ("ratio_to_vq", "ratio to VQ", "{:.3f}")]
+    columns.append(("saved_mebibytes", "saved, MiB", "{:.0f}"))
     print(f"Medians of {args.rounds} rounds\n\n{figure_table('bottleneck', columns, rows.items())}")
     if args.output_dir:
         args.output_dir.mkdir(parents=True, exist_ok=True)
