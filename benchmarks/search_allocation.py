@@ -3,10 +3,10 @@ r"""Finds how a dictionary code spends its bits best: atoms, atoms a site, bits 
     python benchmarks/search_allocation.py --train_data_dir data/train --validation_data_dir data/test --bits 9 18 27
 
 A site of at most S of K atoms with b-bit coefficients costs log₂ M + S·b bits, M the number of supports. For each
-budget, S, b and kind of scales the largest dictionary that the budget allows is tried. Nothing but the dictionary is trained: the networks start
-from the images in closed form, and the dictionary learns from their latents by online learning. So an allocation takes
-seconds, and the PSNR is that of a transform code, on held-out images. The best of each budget are printed, and all
-written to OUTPUT_DIR/allocations.json.
+budget, S, b and kind of scales the largest dictionary that the budget allows is tried. Only the dictionary is trained:
+the networks start from the images in closed form, and the dictionary learns from their latents by online learning. So
+an allocation takes seconds, and the PSNR is that of a transform code, on held-out images. The best of each budget are
+printed, and all written to OUTPUT_DIR/allocations.json.
 """
 
 import bisect
