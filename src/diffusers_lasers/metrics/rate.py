@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from ..coding import Code, Coder
-from ..coding.coefficients import quantize_coefficients
+from ..coding.symbol_counts import count_symbols
 from ..functional.rates import entropy
 from ..utils.import_utils import requires
 from .states import keep_apart
@@ -93,17 +93,10 @@ class CodeRate(Metric):
             if code.image_size is None:
                 raise ValueError("`num_pixels` must be given for a code without `image_size`, got None.")
             num_pixels = len(code) * math.prod(code.image_size)
-        indices = code.indices.flatten(0, 2)  # (sites, slots)
-        for slot, row in enumerate(self.symbols):
-            row += torch.bincount(indices[:, slot] + 1, minlength=row.numel()).to(row.device)
-        sizes = (indices >= 0).sum(dim=1)
-        self.sizes += torch.bincount(sizes, minlength=self.sizes.numel()).to(self.sizes.device)
-        if self.bits is not None:
-            coefficients = code.coefficients.flatten(0, 2).float()
-            cells = quantize_coefficients(coefficients, self.scale.to(coefficients.device), self.bits)
-            for slot, row in enumerate(self.cells):
-                used = cells[indices[:, slot] >= 0, slot]
-                row += torch.bincount(used, minlength=row.numel()).to(row.device)
+        counts = count_symbols(code, self.levels, self.scale, self.bits)
+        self.symbols += counts.symbols.to(self.symbols.device)
+        self.cells += counts.cells.to(self.cells.device)
+        self.sizes += counts.sizes.to(self.sizes.device)
         self.num_pixels += num_pixels
 
     def compute(self) -> dict[str, torch.Tensor]:
