@@ -1,19 +1,23 @@
 #!/usr/bin/env python
-"""Reruns the tables and figures of both papers, and writes our figures beside the printed ones, with their bits.
+"""Makes pages of results: the papers' tables and figures run again, and our comparison of codes.
 
     python examples/reproduce/run.py --list
     python examples/reproduce/run.py --scale cpu --data data/ --output_dir outputs/reproduce
-    python examples/reproduce/run.py --scale cpu --data data/ --only lasers_table_4 lasers_table_5 --jobs 2
+    python examples/reproduce/run.py --book codes --data data/ --output_dir outputs/codes --jobs 2
 
-`configs/` has one file for each table or figure: what the paper prints, where our figure comes from, and whether rate,
-metric and data can be compared. `runs.yaml` has the trainings, fits and evaluations behind them, with the arguments of
-both scales. `paper` has the paper's sizes and needs its data sets and GPUs; `cpu` takes two cores about three hours.
-README.md beside this file says what the folder DATA holds.
+A book is a folder beside this script: `papers` or `codes`. Its `configs/` has one file for each table or figure: what a
+paper prints, where our figure comes from, and whether rate, metric and data can be compared. Its `runs.yaml` has the
+trainings, fits and evaluations behind them, with the arguments of both scales. `paper` has the papers' sizes and needs
+their data sets and GPUs; `cpu` takes two cores about three hours a book. README.md beside this file says what the
+folder DATA holds.
 
 OUTPUT_DIR/runs/NAME is the folder of a run and belongs to its script. NAME.json beside it appears when the run has
 ended well, with its command, commit, versions and seconds. Started again, the runner keeps finished runs, training
 scripts go on from their last checkpoint, and others begin again. OUTPUT_DIR/page gets results.md, results.json and the
 pictures. With --no_data_pictures the page shows none of the data sets' images, whose licences may not allow it.
+
+With --earlier FILE, the results.json of an earlier page, a table of which no run is there is taken from it, and the
+others show its figures beside the new ones, under the heading --earlier_title.
 
 Exit code 0: all that was asked for is there. 1: a run failed; NAME.log says why, and all that does not need it is still
 made. 2: a mistake in the command.
@@ -50,6 +54,7 @@ RUN = re.compile(r"\{run:([\w.-]+)\}")
 def parse_args(input_args=None):
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
+    add("--book", default="papers", help="Folder beside this script. Default: papers.")
     add("--scale", choices=SCALES, default="cpu")
     add("--data", type=Path, help="Folder with the data sets.")
     add("--only", nargs="+", metavar="NAME", help="Tables and figures, see --list. Default: all.")
@@ -58,10 +63,17 @@ def parse_args(input_args=None):
     add("--list", action="store_true", help="List the tables and figures, and stop.")
     add("--dry_run", action="store_true", help="Print the commands, and run nothing.")
     add("--page_only", action="store_true", help="Run nothing; write the page from the runs that are there.")
+    add("--earlier", type=Path, help="results.json of an earlier page of the book.")
+    add("--earlier_title", default="before", help="Heading of its figures.")
     add("--no_data_pictures", action="store_true", help="Leave out pictures that show images of the data sets.")
     parser.check(check_at_least, 1, "jobs")
     args = parser.parse_args(input_args)
-    known = {path.stem for path in (HERE / "configs").glob("*.yaml")}
+    books = sorted(path.parent.name for path in HERE.glob("*/runs.yaml"))
+    if args.book not in books:
+        parser.error(f"--book must be among {', '.join(books)}, got {args.book!r}")
+    if args.earlier and not args.earlier.is_file():
+        parser.error(f"--earlier must be a file, {str(args.earlier)!r} is none")
+    known = set(load_configs(args.book))
     if unknown := [name for name in args.only or () if name not in known]:
         parser.error(f"--only must be among {', '.join(sorted(known))}, got {unknown[0]!r}")
     if not (args.list or args.page_only):
@@ -76,15 +88,15 @@ def load(path):
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def load_configs(names=None):
-    """Tables and figures by name."""
-    found = {path.stem: load(path) for path in sorted((HERE / "configs").glob("*.yaml"))}
+def load_configs(book, names=None):
+    """Tables and figures of a book by name."""
+    found = {path.stem: load(path) for path in sorted((HERE / book / "configs").glob("*.yaml"))}
     return {name: config for name, config in found.items() if names is None or name in names}
 
 
-def load_runs(scale):
+def load_runs(book, scale):
     """Each run's script and arguments: those of its templates, then its own, then the same of the scale."""
-    book = load(HERE / "runs.yaml")
+    book = load(HERE / book / "runs.yaml")
     runs = {}
     for name, run in book["runs"].items():
         parts = [book["templates"][template] for template in run.get("templates", [])] + [run]
@@ -240,19 +252,38 @@ def table(config, runs_folder):
             value = None if entry is None else entry.get(column["key"])
             if value is not None:
                 value = value * column.get("times", 1)
-            cells[column["title"]] = (row.get("printed", {}).get(column["title"]), value)
+            cells[column["title"]] = [row.get("printed", {}).get(column["title"]), value]
         rows.append({"label": row["label"], "cells": cells, "run": row.get("run")})
     return rows
 
 
-def config_table(config, rows):
-    """The Markdown table of a configuration: of each column the printed figures and ours, where there are any."""
+def add_earlier(rows, earlier):
+    """Puts the figures of an earlier page's table beside those of the same rows; replaces them where no run is there."""
+    missing = all(cell[1] is None for row in rows for cell in row["cells"].values())
+    before = {row["label"]: row["cells"] for row in earlier}
+    for row in rows:
+        for title, cell in row["cells"].items():
+            value = before.get(row["label"], {}).get(title, [None, None])[1]
+            if missing:
+                cell[1] = value
+            else:
+                cell.append(value)
+    return missing
+
+
+def config_table(config, rows, earlier_title):
+    """The Markdown table of a configuration: of each column the printed, earlier and new figures where there are."""
     formats = {column["title"]: column.get("format", ".2f") for column in config["columns"]}
     heads = []
     for title in formats:
-        printed, ours = (any(row["cells"][title][which] is not None for row in rows) for which in (0, 1))
+        cells = [row["cells"][title] for row in rows]
+        printed, ours, earlier = (
+            any(len(cell) > which and cell[which] is not None for cell in cells) for which in range(3)
+        )
         if printed:
             heads.append((title, 0, f"{title}, printed"))
+        if earlier and any(len(cell) > 2 and cell[2] != cell[1] for cell in cells):
+            heads.append((title, 2, f"{title}, {earlier_title}"))
         if ours or not printed:
             heads.append((title, 1, f"{title}, ours" if printed else title))
 
@@ -275,28 +306,25 @@ def copy_picture(source, target, limit=1200):
 def write_page(configs, args):
     """results.md, results.json and the pictures of all that is there."""
     folder, runs_folder = args.output_dir / "page", args.output_dir / "runs"
+    earlier = json.loads(args.earlier.read_text(encoding="utf-8")) if args.earlier else {"tables": {}, "runs": {}}
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    page = load(HERE / args.book / "runs.yaml")["page"]
+    script = "python examples/reproduce/run.py" + (f" --book {args.book}" if args.book != "papers" else "")
     lines = [
-        "# The papers' tables and figures, run again",
+        f"# {page['title']}",
         "",
-        f"Made by `python examples/reproduce/run.py --scale {args.scale} --data data/`; no figure here was typed. "
-        "*Printed* figures are the papers', *ours* those of the runs below. A comparison holds only where rate, metric "
-        "and data are said to be comparable; most are not, and the papers' own rows are at unequal rates.",
+        f"Made by `{script} --scale {args.scale} --data data/`; no figure here was typed. {page['about'].strip()}",
     ]
-    if args.scale == "cpu":
-        lines += [
-            "",
-            "At cpu scale the networks train for minutes, on small data and without LPIPS in the loss, so that they "
-            "limit these figures as much as the codes do. Longer runs of the same scripts are among the "
-            "[results](../conceptual/results).",
-        ]
-    results, used = {}, {}
+    if args.scale in page:
+        lines += ["", page[args.scale].strip()]
+    results, used, taken = {}, {}, set()
     for name, config in configs.items():
         rows = table(config, runs_folder)
+        kept = rows and name in earlier["tables"] and add_earlier(rows, earlier["tables"][name]["rows"])
         lines += ["", f"## {config['title']}", "", config["about"].strip()]
         if rows:
-            lines += ["", config_table(config, rows)]
+            lines += ["", config_table(config, rows, args.earlier_title)]
         comparable = config["comparable"]
         lines += [""] + [f"- {what.capitalize()}: {comparable[what].strip()}" for what in ("rate", "metric", "data")]
         for picture in config.get("pictures", []):
@@ -304,19 +332,29 @@ def write_page(configs, args):
                 continue
             run = RUN.match(picture["file"])[1]
             source = runs_folder / run / RUN.sub("", picture["file"]).lstrip("/")
-            if source.is_file() and record(runs_folder / run) is not None:
-                target = f"{run}-{source.stem}.png"
+            target = f"{run}-{source.stem}.png"
+            found = source.is_file() and record(runs_folder / run) is not None
+            if found:
                 copy_picture(source, folder / target)
+            elif kept and (picture_before := args.earlier.with_name(target)).is_file():
+                found = True
+                shutil.copyfile(picture_before, folder / target)
+            if found:
                 lines += ["", f"![{picture['caption']}]({target})", "", f"*{picture['caption']}*"]
         if config.get("missing"):
             lines += ["", f"Not reproduced: {config['missing'].strip()}"]
         results[name] = {"title": config["title"], "comparable": comparable, "rows": rows}
         for run in wanted(config):
             used[run] = record(runs_folder / run)
+            taken |= {run} if kept else set()
     lines += ["", "## Runs", ""]
-    runs = load_runs(args.scale)
+    runs = load_runs(args.book, args.scale)
+    taken = set(in_order(list(taken), runs))
     for name in in_order(list(used), runs):
-        about = used[name] = record(runs_folder / name)
+        about = record(runs_folder / name)
+        if about is None and name in taken:
+            about = earlier["runs"].get(name)
+        used[name] = about
         if about is None:
             lines.append(f"- `{name}` is missing.")
             continue
@@ -328,12 +366,12 @@ def write_page(configs, args):
 
 
 def main(args):
-    configs = load_configs(args.only)
+    configs = load_configs(args.book, args.only)
     if args.list:
         for name, config in configs.items():
             print(f"{name}: {config['title']}")
         return 0
-    runs = load_runs(args.scale)
+    runs = load_runs(args.book, args.scale)
     order = in_order([run for config in configs.values() for run in wanted(config)], runs)
     if args.dry_run:
         for name in order:
