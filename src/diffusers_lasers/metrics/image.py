@@ -7,15 +7,16 @@ batch size nor on the number of ranks:
 
     PSNR(x, y) = 10 log₁₀ (2² / MSE(x, y)),       SSIM(x, y) = mean of the SSIM map (Wang et al., 2004).
 
-The SSIM map is computed by torchmetrics on images moved to [0, 1], because its luminance term is not invariant to
-shifts. Only positions whose 11×11 window lies inside the image count, as in Wang's definition and in scikit-image.
-torchmetrics averages over the mirrored border too, which changes the value of small images. Values are computed in
-float64.
+SSIM is computed on images moved to [0, 1], because its luminance term is not invariant to shifts. Only positions whose
+11×11 window lies inside the image count, as in Wang's definition and in scikit-image. torchmetrics averages over the
+mirrored border too, which changes the value of small images, and its window is not separated, which takes ten times as
+long. Values are computed in float64.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import torch
@@ -29,7 +30,6 @@ from .states import keep_apart
 requires("torchmetrics", extra="metrics")
 
 from torchmetrics import Metric  # noqa: E402
-from torchmetrics.functional.image import structural_similarity_index_measure  # noqa: E402
 
 
 __all__ = ["LPIPS", "PSNR", "SSIM"]
@@ -185,15 +185,8 @@ class SSIM(ImagePairMetric):
         """SSIMs `(B,)`."""
         if min(references.shape[-2:]) < 11:
             raise ValueError(f"`references` must be at least 11×11 for SSIM, got {tuple(references.shape)}.")
-        _, similarity = structural_similarity_index_measure(
-            reconstructions.double() / 2 + 0.5,
-            references.double() / 2 + 0.5,
-            sigma=1.5,
-            reduction="none",
-            data_range=1.0,
-            return_full_image=True,
-        )
-        return similarity[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))
+        pairs = zip(reconstructions, references)  # one by one: the maps of an image stay in the cache
+        return torch.stack([_similarity(a.double() / 2 + 0.5, b.double() / 2 + 0.5) for a, b in pairs])
 
     def protocol(self) -> dict[str, Any]:
         """How the value was computed, for JSON."""
@@ -202,6 +195,23 @@ class SSIM(ImagePairMetric):
             "window": "Gaussian 11×11, sigma 1.5, inside the image",
             "channels": "mean over RGB",
         }
+
+
+def _similarity(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """SSIM of two images `(C, H, W)` in [0, 1]."""
+    maps = torch.stack([first, second, first.square(), second.square(), first * second])
+    weights = [math.exp(-0.5 * (offset / 1.5) ** 2) for offset in range(-5, 6)]
+    for axis in (-1, -2):
+        size = maps.shape[axis] - 10
+        total = maps.narrow(axis, 0, size) * (weights[0] / sum(weights))
+        for offset, weight in enumerate(weights[1:], 1):
+            total.add_(maps.narrow(axis, offset, size), alpha=weight / sum(weights))
+        maps = total
+    mean_a, mean_b, square_a, square_b, product = maps
+    means, power = mean_a * mean_b, mean_a.square() + mean_b.square()
+    luminance = (2 * means + 0.01**2) / (power + 0.01**2)
+    structure = (2 * (product - means) + 0.03**2) / (square_a + square_b - power + 0.03**2)
+    return (luminance * structure).mean()
 
 
 class LPIPS(ImagePairMetric):
