@@ -6,8 +6,9 @@
 
 Each model is one row of a Markdown table (stdout and OUTPUT_DIR/results.md). OUTPUT_DIR/results.json also has the
 settings, versions, data and the protocol of every metric. OUTPUT_DIR/grid.png shows originals, reconstructions and FLIP
-heat maps. Reconstructions are clamped to [-1, 1] and not rounded. A model with a code is decoded from the code alone.
-If the package or the weights of a metric are missing, its column shows "–", and the reason stands below the table.
+heat maps. Where a kind of code is there twice, OUTPUT_DIR/rate_distortion.png shows quality over rate. Reconstructions
+are clamped to [-1, 1] and not rounded. A model with a code is decoded from the code alone. If the package or the
+weights of a metric are missing, its column shows "–", and the reason stands below the table.
 
 With `--task` the encoders are given degraded images. The first row of the table then compares the degraded images
 themselves with the clean ones.
@@ -41,7 +42,8 @@ from diffusers_lasers.training.run.run_folder import check_output_folder
 from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import save_image, write_json, write_text
 from diffusers_lasers.utils.tables import figure_table
-from diffusers_lasers.visualization import image_grid
+from diffusers_lasers.visualization import image_grid, rate_distortion, save_figure
+from diffusers_lasers.visualization.figures import new_figure
 
 
 # Key in results.json, heading, format.
@@ -89,6 +91,7 @@ def parse_args(input_args=None):
         metavar="BITS",
         help="Also evaluate dictionary models with so many bits a coefficient, e.g. `8 6 4`, or `float`.",
     )
+    add("--metrics", nargs="+", choices=IMAGE_METRICS, default=IMAGE_METRICS, help="Default: all.")
     add_lpips_flags(parser)
     add_fid_flags(parser)
     add("--grid_images", type=int, default=8, help="Columns of the picture grid; 0: no grid.")
@@ -192,8 +195,10 @@ def variants(path, name, args):
             yield label(bits), model
 
 
-def markdown(rows, about, missing):
-    columns = [column for column in COLUMNS if column[0] != "masked_psnr" or about["task"] == "inpainting"]
+def markdown(rows, about, missing, args):
+    left_out = [name for name in IMAGE_METRICS if name not in args.metrics]
+    left_out += ["masked_psnr"] * (about["task"] != "inpainting")
+    columns = [column for column in COLUMNS if column[0] not in left_out]
     size = about["resolution"]
     lines = [figure_table("model", columns, [(row["name"], row) for row in rows]), ""]
     lines.append(f"{about['n']} images of {size}×{size} pixels from {about['source']}; means over images.")
@@ -216,6 +221,22 @@ def draw(dataset, shown):
     return image_grid(pictures)
 
 
+def draw_curves(rows, path, metrics):
+    """Quality over rate, one line for each kind of bottleneck."""
+    panels = [
+        (key, title) for key, title, _ in COLUMNS if key in metrics and any(row[key] is not None for row in rows)
+    ]
+    figure, axes = new_figure(columns=len(panels), width=6.5, height=4.5)
+    for axis, (key, title) in zip(axes, panels):
+        lines = {}
+        for row in rows:
+            if row["entropy_bits_per_pixel"] is not None and row[key] is not None:
+                kind = row["bottleneck"].get("quantizer", row["bottleneck"]["type"])
+                lines.setdefault(kind, []).append((row["entropy_bits_per_pixel"], row[key]))
+        rate_distortion(lines, "entropy, bits a pixel", title, log_rate=True, axis=axis)
+    save_figure(figure, path)
+
+
 def main(args):
     output_dir = Path(args.output_dir)
     check_output_folder(output_dir, overwrite=True)
@@ -227,7 +248,7 @@ def main(args):
     Degradation(args.task, args.scale, args.mask, args.mask_fraction)(torch.zeros(1, 3, resolution, resolution))
     dataset, about = load_data(args, resolution)
     output_dir.mkdir(parents=True, exist_ok=True)
-    metrics, missing = image_metrics(IMAGE_METRICS, args, len(dataset))
+    metrics, missing = image_metrics(args.metrics, args, len(dataset))
     if "rfid" in metrics:  # the references' features serve all models
         for images in image_batches(dataset, args.batch_size, args.device, "rFID references"):
             metrics["rfid"].update(None, images)
@@ -251,7 +272,7 @@ def main(args):
             "models": rows,
         }
         write_json(output_dir / "results.json", results)
-        write_text(output_dir / "results.md", markdown(rows, about, missing))
+        write_text(output_dir / "results.md", markdown(rows, about, missing, args))
 
     if args.task != "reconstruction":
         row, _, images = compare("degraded input", lambda inputs: inputs, dataset, metrics, missing, args)
@@ -261,12 +282,17 @@ def main(args):
             row, used, images = evaluate(label, model, dataset, metrics, missing, args)
             protocols |= used
             record(row, images, str(path))
-    print(markdown(rows, about, missing))
+    print(markdown(rows, about, missing, args))
     judgement = Judgement(output_dir, saved="The results are")
     if shown:
         with judgement.of("the pictures"):
             save_image(output_dir / "grid.png", draw(dataset, shown))
             print(f"Pictures: {output_dir / 'grid.png'}")
+    kinds = [row["bottleneck"]["type"] for row in rows if row["entropy_bits_per_pixel"] is not None]
+    if len(kinds) > len(set(kinds)):  # a code at several rates
+        with judgement.of("the curves"):
+            draw_curves(rows, output_dir / "rate_distortion.png", args.metrics)
+            print(f"Curves: {output_dir / 'rate_distortion.png'}")
     judgement.end()
 
 

@@ -258,7 +258,7 @@ def table(config, runs_folder):
 
 
 def add_earlier(rows, earlier):
-    """Puts the figures of an earlier page's table beside those of the same rows; replaces them where no run is there."""
+    """Puts an earlier page's figures beside those of a table's rows, or in their place where no run is there."""
     missing = all(cell[1] is None for row in rows for cell in row["cells"].values())
     before = {row["label"]: row["cells"] for row in earlier}
     for row in rows:

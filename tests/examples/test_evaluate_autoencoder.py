@@ -144,6 +144,21 @@ def test_table_and_pictures(folder, run):
     assert not list((folder / "out").glob("*tmp*"))
 
 
+def test_the_metrics_asked_for_and_curves_of_a_code_at_two_rates(script, folder, tmp_path, capsys):
+    arguments = [str(folder / "dictionary"), "--data", str(folder / "images"), "--max_images", "2", "--device", "cpu"]
+    arguments += ["--output_dir", str(tmp_path), "--resolution", "16", "--grid_images", "0", "--metrics", "psnr", "ssim"]
+    script.main(script.parse_args(arguments))
+    assert not (tmp_path / "rate_distortion.png").exists()  # one rate
+    script.main(script.parse_args([*arguments, "--coefficient_bits", "8"]))
+    results, table = json.loads((tmp_path / "results.json").read_text()), capsys.readouterr().out
+    assert results["unavailable"] == {} and set(results["protocols"]) == {"psnr", "ssim"}
+    assert "LPIPS" not in table and "rFID" not in table and "SSIM" in table
+    with Image.open(tmp_path / "rate_distortion.png") as picture:
+        assert picture.width > 1.5 * picture.height  # two panels
+    with pytest.raises(SystemExit):
+        script.parse_args([*arguments, "--metrics", "fid"])
+
+
 def test_missing_parts_are_dashes_with_a_reason(script, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "flip_evaluator", None)
     arguments = [str(folder / "dictionary"), "--data", str(folder / "images"), "--max_images", "2", "--device", "cpu"]

@@ -32,10 +32,11 @@ def runner():
     return load(EXAMPLES / "reproduce" / "run.py")
 
 
-@pytest.mark.parametrize("scale", ["cpu", "paper"])
-def test_the_real_configurations_name_what_exists(runner, scale, tmp_path):
-    args = runner.parse_args(["--scale", scale, "--data", str(tmp_path), "--output_dir", str(tmp_path / "out")])
-    configs, runs = runner.load_configs(), runner.load_runs(scale)
+@pytest.mark.parametrize(("book", "scale"), [("papers", "cpu"), ("papers", "paper"), ("codes", "cpu")])
+def test_the_real_configurations_name_what_exists(runner, book, scale, tmp_path):
+    words = ["--book", book, "--scale", scale, "--data", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    args = runner.parse_args(words)
+    configs, runs = runner.load_configs(book), runner.load_runs(book, scale)
     for config in configs.values():
         assert config["title"] and config["about"] and set(config["comparable"]) == {"rate", "metric", "data"}
         titles = {column["title"] for column in config["columns"]}
@@ -81,6 +82,7 @@ from PIL import Image
 Image.new("RGB", (2000, 20), "red").save(pathlib.Path(folder) / "grid.png")
 """
 RUNS = """
+page: {title: A page, about: All of it., cpu: Small.}
 templates:
   script: {script: script.py, arguments: "{out}"}
 runs:
@@ -105,17 +107,18 @@ comparable: {rate: no, metric: 'yes', data: none}
 def house(runner, tmp_path, monkeypatch):
     """A house of its own for the runner: fake scripts and configurations."""
     here = tmp_path / "examples" / "reproduce"
-    (here / "configs").mkdir(parents=True)
+    book = here / "papers"
+    (book / "configs").mkdir(parents=True)
     (here / "script.py").write_text(SCRIPT)
-    (here / "runs.yaml").write_text(RUNS)
-    (here / "configs" / "table.yaml").write_text(TABLE.replace("rate: no", "rate: 'no'"))
+    (book / "runs.yaml").write_text(RUNS)
+    (book / "configs" / "table.yaml").write_text(TABLE.replace("rate: no", "rate: 'no'"))
     (tmp_path / "data").mkdir()
     monkeypatch.setattr(runner, "HERE", here)
 
     def run(*words):
         return runner.cli(["--data", str(tmp_path / "data"), "--output_dir", str(tmp_path / "out"), *words])
 
-    return run, here, tmp_path / "out"
+    return run, book, tmp_path / "out"
 
 
 def test_a_table_is_made_of_its_runs_and_a_second_start_runs_nothing(house, capsys):
@@ -135,26 +138,57 @@ def test_a_table_is_made_of_its_runs_and_a_second_start_runs_nothing(house, caps
     assert run() == 0 and (out / "runs" / "first" / "calls").read_text() == "x"
 
 
+def test_a_page_stands_beside_an_earlier_one(house, tmp_path):
+    run, book, out = house
+    (book / "configs" / "gone.yaml").write_text((book / "configs" / "table.yaml").read_text())
+    assert run() == 0
+    earlier = tmp_path / "earlier"
+    (out / "page").rename(earlier)
+    results = json.loads((earlier / "results.json").read_text())
+    results["tables"]["table"]["rows"][0]["cells"]["dB"][1] = 5.5
+    results["runs"]["third"] = results["runs"]["second"] | {"seconds": 7.0, "commit": "before"}
+    (earlier / "third-grid.png").write_bytes((earlier / "second-grid.png").read_bytes())
+    (earlier / "results.json").write_text(json.dumps(results))
+    # one table's runs are there, those of the other are not
+    (book / "runs.yaml").write_text(RUNS + '  third: {templates: [script], cpu: "4"}\n')
+    gone = book / "configs" / "gone.yaml"
+    gone.write_text(gone.read_text().replace("run: second", "run: third").replace("{run:second}", "{run:third}"))
+    words = ("--page_only", "--earlier", str(earlier / "results.json"), "--earlier_title", "old")
+    assert run(*words) == 0
+    page = (out / "page" / "results.md").read_text()
+    assert page.startswith("# A page\n") and "All of it." in page and "\nSmall.\n" in page
+    assert "dB, printed | dB, old | dB, ours |" in page and "| 5.5 | 6.0 |" in page
+    assert "| dB, printed | dB, ours |" in page and "![Red](third-grid.png)" in page
+    assert "- `third`: 7 s on" in page and "commit `before`" in page
+    found = json.loads((out / "page" / "results.json").read_text())
+    assert found["tables"]["gone"]["rows"][0]["cells"]["dB"] == [7.25, 6.0]
+    assert found["tables"]["table"]["rows"][0]["cells"]["dB"] == [7.25, 6.0, 5.5]
+    with pytest.raises(SystemExit):
+        run("--earlier", str(tmp_path / "none.json"))
+    with pytest.raises(SystemExit):
+        run("--book", "none")
+
+
 def test_a_page_can_be_without_pictures_of_the_data(house):
-    run, here, out = house
-    path = here / "configs" / "table.yaml"
+    run, book, out = house
+    path = book / "configs" / "table.yaml"
     path.write_text(path.read_text().replace("{file: ", "{data: true, file: "))
     assert run("--no_data_pictures") == 0 and not list((out / "page").glob("*.png"))
     assert run("--page_only") == 0 and (out / "page" / "second-grid.png").is_file()
 
 
 def test_another_command_is_not_taken_for_the_same_run(house, capsys):
-    run, here, _ = house
+    run, book, _ = house
     assert run() == 0
     assert run("--scale", "paper") == 2
     assert "was made by another command" in capsys.readouterr().err
-    (here / "runs.yaml").write_text(RUNS.replace('cpu: "1"', 'cpu: "5"'))
+    (book / "runs.yaml").write_text(RUNS.replace('cpu: "1"', 'cpu: "5"'))
     assert run() == 2
 
 
 def test_what_fails_is_named_and_the_rest_is_made(house, capsys):
-    run, here, out = house
-    (here / "configs" / "other.yaml").write_text(
+    run, book, out = house
+    (book / "configs" / "other.yaml").write_text(
         "title: Other\nabout: x\ncolumns: [{title: dB, key: psnr}]\n"
         "rows: [{label: late, run: after, path: [models], where: {name: a}, printed: {dB: 1.0}}]\n"
         "comparable: {rate: a, metric: b, data: c}\n"
@@ -169,10 +203,10 @@ def test_what_fails_is_named_and_the_rest_is_made(house, capsys):
 
 
 def test_runs_of_one_level_go_side_by_side(runner, house, monkeypatch):
-    run, here, _ = house
-    (here / "script.py").write_text("import time; time.sleep(0.5)\n" + SCRIPT)
-    (here / "runs.yaml").write_text(RUNS + '  third: {templates: [script], cpu: "4"}\n')
-    (here / "configs" / "third.yaml").write_text(TABLE.replace("second", "third").replace("rate: no", "rate: 'no'"))
+    run, book, _ = house
+    (book.parent / "script.py").write_text("import time; time.sleep(0.5)\n" + SCRIPT)
+    (book / "runs.yaml").write_text(RUNS + '  third: {templates: [script], cpu: "4"}\n')
+    (book / "configs" / "third.yaml").write_text(TABLE.replace("second", "third").replace("rate: no", "rate: 'no'"))
     marks, execute = [], runner.execute
 
     def timed(name, *words):
@@ -189,7 +223,7 @@ def test_runs_of_one_level_go_side_by_side(runner, house, monkeypatch):
 
 
 def test_mistakes_are_one_sentence(house, runner, capsys, tmp_path):
-    run, here, _ = house
+    run, book, _ = house
     with pytest.raises(SystemExit):
         run("--only", "nothing")
     assert "--only must be among table, got 'nothing'" in capsys.readouterr().err
@@ -197,17 +231,17 @@ def test_mistakes_are_one_sentence(house, runner, capsys, tmp_path):
         runner.parse_args([])
     with pytest.raises(SystemExit):
         runner.parse_args(["--data", str(tmp_path / "none")])
-    (here / "configs" / "table.yaml").write_text(
+    (book / "configs" / "table.yaml").write_text(
         TABLE.replace("run: second", "run: nowhere").replace("rate: no", "rate: x")
     )
     assert run() == 2
     assert "runs.yaml must have the run 'nowhere'" in capsys.readouterr().err
-    (here / "runs.yaml").write_text(RUNS.replace('"1"', '"1 {run:second}"'))
-    (here / "configs" / "table.yaml").write_text(TABLE.replace("rate: no", "rate: x"))
+    (book / "runs.yaml").write_text(RUNS.replace('"1"', '"1 {run:second}"'))
+    (book / "configs" / "table.yaml").write_text(TABLE.replace("rate: no", "rate: x"))
     assert run() == 2
     assert "no circle" in capsys.readouterr().err
-    (here / "runs.yaml").write_text(RUNS)
-    (here / "configs" / "table.yaml").write_text(TABLE.replace("name: a}", "name: b}").replace("rate: no", "rate: x"))
+    (book / "runs.yaml").write_text(RUNS)
+    (book / "configs" / "table.yaml").write_text(TABLE.replace("name: a}", "name: b}").replace("rate: no", "rate: x"))
     assert run() == 2
     assert "must be one entry of second, it is 0" in capsys.readouterr().err
 
@@ -267,21 +301,21 @@ def test_models_are_looked_into(pictures, tmp_path):
     assert (tmp_path / "out" / "curves.png").is_file()
 
 
-@pytest.mark.parametrize("scale", ["cpu", "paper"])
-def test_a_run_that_was_interrupted_can_begin_again(runner, scale):
+@pytest.mark.parametrize(("book", "scale"), [("papers", "cpu"), ("papers", "paper"), ("codes", "cpu")])
+def test_a_run_that_was_interrupted_can_begin_again(runner, book, scale):
     """Every script that refuses a folder which holds something is told that it may write over it."""
     guarded = [p.name for p in EXAMPLES.glob("*.py") if "add_hub_flags(" in p.read_text(encoding="utf-8")]
     assert {"train_dlgan.py", "train_categorical_ddpm.py", "train_refiner.py", "fit_codec.py"} <= set(guarded)
-    for name, run in runner.load_runs(scale).items():
+    for name, run in runner.load_runs(book, scale).items():
         assert run["script"] not in guarded or "--overwrite_output_dir" in run["arguments"], name
 
 
 def test_a_script_finds_its_folder_as_it_left_it(house):
     """The runner's own files are beside it, so that a script which refuses a folder with something in it begins at
     all."""
-    run, here, out = house
+    run, book, out = house
     guard = "import os, sys\nassert not os.listdir(sys.argv[1]), os.listdir(sys.argv[1])\n"
-    (here / "script.py").write_text(guard + SCRIPT)
+    (book.parent / "script.py").write_text(guard + SCRIPT)
     assert run() == 0
     assert sorted(path.name for path in (out / "runs").iterdir()) == [
         *("first", "first.json", "first.log", "second", "second.json", "second.log")
