@@ -146,7 +146,8 @@ def test_table_and_pictures(folder, run):
 
 def test_the_metrics_asked_for_and_curves_of_a_code_at_two_rates(script, folder, tmp_path, capsys):
     arguments = [str(folder / "dictionary"), "--data", str(folder / "images"), "--max_images", "2", "--device", "cpu"]
-    arguments += ["--output_dir", str(tmp_path), "--resolution", "16", "--grid_images", "0", "--metrics", "psnr", "ssim"]
+    arguments += ["--output_dir", str(tmp_path), "--resolution", "16", "--grid_images", "0"]
+    arguments += ["--metrics", "psnr", "ssim"]
     script.main(script.parse_args(arguments))
     assert not (tmp_path / "rate_distortion.png").exists()  # one rate
     script.main(script.parse_args([*arguments, "--coefficient_bits", "8"]))
