@@ -43,15 +43,8 @@ def add_model_flags(parser: argparse.ArgumentParser | Any) -> None:
         "rate_weight=1e-3; external: quantizer=lfq.",
     )
     add("--latent_channels", type=int, help="Channels of the latents. Default: 16.")
-    widths = (
-        "Widths of the networks, from fine to coarse; n of them halve the sides n + 1 times (paper: n - 1 times), so "
-    )
-    add(
-        "--block_out_channels",
-        type=int,
-        nargs="+",
-        help=f"{widths}128 128 is f = 8. Default: 128 (paper: 64 128 128).",
-    )
+    widths = "Widths of the networks, fine to coarse: 128 128 is f = 8. Default: 128, f = 4 (paper: 64 128 128)."
+    add("--block_out_channels", type=int, nargs="+", help=widths)
     add_replaced_flags(parser, REPLACED)
 
 
