@@ -41,10 +41,10 @@ def data(tmp_path_factory):
 
 
 def command_line(**flags):
-    """The flags as a command line; a dictionary is one of NAME=VALUE."""
+    """The flags as a command line; a dictionary is one of NAME=VALUE, a tuple one of several words."""
     line = []
     for name, value in flags.items():
-        words = [] if value is None else [value]
+        words = [] if value is None else value if isinstance(value, tuple) else [value]
         if isinstance(value, dict):
             words = [f"{key}={v if isinstance(v, str) else json.dumps(v)}" for key, v in value.items()]
         line += [f"--{name}", *map(str, words)]

@@ -17,6 +17,7 @@ from diffusers_lasers import AutoencoderDL, DLRestorationPipeline, PatchDiscrimi
 from diffusers_lasers.functional.images import center_mask, hide, reduce_bicubic, upscale_bicubic
 from diffusers_lasers.models.autoencoders.autoencoder_dl import BOTTLENECKS
 from diffusers_lasers.training import TrainingLog
+from diffusers_lasers.training.autoencoder import networks_from_flags
 from diffusers_lasers.training.autoencoder.autoencoder_flags import REPLACED
 from diffusers_lasers.training.run.launch import launched_fsdp
 
@@ -98,6 +99,24 @@ def test_flags_reach_the_model(run):
     assert (config["sparsity"], config["coefficient_bits"], config["pursuit"]) == (3, 6, "ols")
     floats = AutoencoderDL.from_pretrained(run(bottleneck_config={"coefficient_bits": None}))
     assert floats.bottleneck.config.coefficient_bits is None
+
+
+@pytest.mark.parametrize("widths, factor", [((16,), 4), ((16, 32), 8), ((8, 8, 16), 16)])
+def test_the_number_of_widths_says_how_often_the_sides_are_halved(run, widths, factor):
+    model = AutoencoderDL.from_pretrained(run(block_out_channels=widths, latent_channels=8, steps=1))
+    assert tuple(model.config.block_out_channels) == widths and model.config.backbone == "residual"
+    assert model.encode(images()).latents.shape == (2, 8, 32 // factor, 32 // factor)
+
+
+def test_without_widths_the_networks_are_the_presets(script, words):
+    for preset, factor in (("paper", 4), ("corrected", 4)):
+        args = script.parse_args(words(preset=preset))
+        model = networks_from_flags.build_model(args)
+        assert model.config.block_out_channels == AutoencoderDL.from_preset(preset).config.block_out_channels
+        assert model.downsampling_factor == factor
+    args = script.parse_args(words(preset="paper", block_out_channels=(8, 16, 16, 24)))
+    model = networks_from_flags.build_model(args)
+    assert model.config.backbone == "light" and model.downsampling_factor == 8
 
 
 def test_a_config_file_replaces_the_model_flags(run, tmp_path):
@@ -643,6 +662,15 @@ def test_the_token_is_nowhere(run, monkeypatch, capfd, caplog, tmp_path):
             {"model_config_name_or_path": "x", "preset": "paper"},
             "--preset cannot be given together with --model_config_name_or_path.",
         ),
+        (
+            {"model_config_name_or_path": "x", "block_out_channels": (8, 8)},
+            "--block_out_channels cannot be given together with --model_config_name_or_path.",
+        ),
+        (
+            {"pretrained_model_name_or_path": "x", "block_out_channels": (8, 8)},
+            "--block_out_channels cannot be given together with --pretrained_model_name_or_path.",
+        ),
+        ({"block_out_channels": ()}, "argument --block_out_channels: expected at least one argument"),
         ({"bottleneck": "lasers"}, "invalid choice: 'lasers'"),
         ({"lr_scheduler": "steep"}, "invalid choice: 'steep'"),
         ({"learning_rate": -1}, "--learning_rate must be at least 0, got -1.0."),
@@ -675,6 +703,9 @@ def test_bad_arguments(script, words, capsys, tmp_path, flags, sentence):
         ({"bottleneck_config": {"num_atoms": 16, "sparsity": 20}}, "`sparsity`"),
         ({"bottleneck_config": {"sparsity": "many"}}, "`sparsity`"),
         ({"resize": 8}, "`resize`"),
+        ({"block_out_channels": (0,)}, "`block_out_channels`"),
+        ({"block_out_channels": (8, 24)}, "`block_out_channels` must be multiples of 4, each 1, 2 or 4 times the one"),
+        ({"preset": "paper", "block_out_channels": (8,)}, "`block_out_channels` must have at least 2 widths"),
         ({"revive_fraction": 2}, "`revive_fraction`"),
         ({"latent_channels": 4, "bottleneck": "fsq", "bottleneck_config": {"levels": 1}}, "`levels`"),
         (

@@ -43,6 +43,8 @@ def add_model_flags(parser: argparse.ArgumentParser | Any) -> None:
         "rate_weight=1e-3; external: quantizer=lfq.",
     )
     add("--latent_channels", type=int, help="Channels of the latents. Default: 16.")
+    widths = "Widths of the networks, fine to coarse: 128 128 is f = 8. Default: 128, f = 4 (paper: 64 128 128)."
+    add("--block_out_channels", type=int, nargs="+", help=widths)
     add_replaced_flags(parser, REPLACED)
 
 
@@ -105,7 +107,7 @@ def check_autoencoder_flags(args: argparse.Namespace) -> None:
         for name in (*own, "discriminator_config", "discriminator_config_name_or_path", "lecam_weight"):
             if getattr(args, name):
                 raise ValueError(f"--{name} needs --adversarial_loss hinge or vanilla.")
-    described = ("preset", "bottleneck", "latent_channels", "bottleneck_config")
+    described = ("preset", "bottleneck", "latent_channels", "block_out_channels", "bottleneck_config")
     for name, others in (
         ("pretrained_model_name_or_path", ("model_config_name_or_path", *described)),
         ("model_config_name_or_path", described),

@@ -28,8 +28,10 @@ def build_model(args: argparse.Namespace) -> AutoencoderDL:
     kind, channels, config = args.bottleneck or "dictionary", args.latent_channels or 16, args.bottleneck_config or {}
     if kind == "fsq" and isinstance(config.get("levels", 7), int):  # one number for all channels
         config = {**config, "levels": [config.get("levels", 7)] * channels}
+    widths = {} if args.block_out_channels is None else {"block_out_channels": tuple(args.block_out_channels)}
     return AutoencoderDL.from_preset(
         args.preset or "corrected",
+        **widths,
         latent_channels=channels,
         bottleneck_type=kind,
         bottleneck_config=config,
