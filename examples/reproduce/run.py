@@ -142,6 +142,7 @@ def command(name, run, args):
 
     def fill(word):
         word = word.replace("{data}", str(args.data)).replace("{out}", str(folder))
+        word = word.replace("{book}", os.path.relpath(HERE / args.book))
         return RUN.sub(lambda match: str(args.output_dir / "runs" / match[1]), word)
 
     script = run["script"]
