@@ -36,3 +36,26 @@ def test_numbers_and_gradients_are_those_of_vector_quantize_pytorch(levels):
     indices = (values * half + half).round().long()
     assert torch.equal(output.code.indices.flatten(0, 2), indices)
     assert torch.equal(bottleneck.encode(latents).indices.flatten(0, 2), indices)
+
+
+def test_projections_start_at_the_principal_axes_and_least_squares():
+    torch.manual_seed(0)
+    mixing = torch.randn(6, 6) * torch.tensor([4.0, 3.0, 2.0, 0.1, 0.1, 0.1])[:, None]
+    latents = torch.einsum("bchw,cd->bdhw", torch.randn(4, 6, 16, 16), mixing) + 1.0
+    bottleneck = FSQBottleneck(6, (15, 15, 15))
+    error = (bottleneck.decode(bottleneck.encode(latents)) - latents).square().mean()
+    bottleneck.initialize(latents)
+    decoded = bottleneck.decode(bottleneck.encode(latents))
+    started = (decoded - latents).square().mean()
+    assert started < 0.1 * latents.var() < 0.2 * error
+    # least squares: what is left over is orthogonal to the codes, and its mean is 0
+    rest = latents_to_signals(latents - decoded, 1).double()
+    codes = bottleneck.encode(latents).indices.flatten(0, 2).double()
+    assert rest.mean(dim=0).abs().max() < 1e-4
+    assert (codes.t() @ rest).abs().max() / len(rest) < 1e-3
+    again = FSQBottleneck(6, (15, 15, 15))
+    again.initialize(latents)
+    assert torch.equal(again.decode(again.encode(latents)), decoded)  # no randomness
+    wide = FSQBottleneck(2, (5, 5, 5))  # more levels than features
+    wide.initialize(latents[:, :2], torch.Generator().manual_seed(0))
+    assert torch.isfinite(wide.decode(wide.encode(latents[:, :2]))).all()

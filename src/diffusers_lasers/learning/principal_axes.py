@@ -13,7 +13,7 @@ import torch
 from ..utils.distributed import all_reduce_sum
 
 
-__all__ = ["mean_and_covariance", "principal_axes"]
+__all__ = ["affine_fit", "mean_and_covariance", "principal_axes", "standard_axes"]
 
 
 def mean_and_covariance(signals: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,3 +60,37 @@ def principal_axes(covariance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     axes = axes.flip(1)
     sign = torch.sign(axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)))
     return variances.flip(0), axes * sign
+
+
+def standard_axes(signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Principal axes of the signals of all ranks, and the deviations along them.
+
+    Args:
+        signals (`torch.Tensor` of shape `(N, n)`): This rank's signals.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: Mean `(n,)`, axes `(n, n)` as columns and standard deviations
+        `(n,)`, at least 1e-6, in the type of the signals.
+    """
+    mean, covariance = mean_and_covariance([signals])
+    variances, axes = principal_axes(covariance)
+    deviation = variances.clamp_min(1e-12).sqrt()
+    return mean.to(signals), axes.to(signals), deviation.to(signals).clamp_min(1e-6)
+
+
+def affine_fit(inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The affine map nearest to the targets by least squares, over all ranks.
+
+    Args:
+        inputs (`torch.Tensor` of shape `(N, n)`): Inputs x of this rank.
+        targets (`torch.Tensor` of shape `(N, m)`): Targets y.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: W `(m, n)` and b `(m,)` of y ≈ W x + b, float64 on the CPU.
+    """
+    mean, covariance = mean_and_covariance([torch.cat([inputs, targets], dim=1)])
+    width = inputs.shape[1]
+    weight = covariance[width:, :width] @ torch.linalg.pinv(covariance[:width, :width], hermitian=True)
+    return weight, mean[width:] - weight @ mean[:width]

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...functional.quantisers.codebook import kmeans
-from ...learning.principal_axes import mean_and_covariance, principal_axes
+from ...learning.principal_axes import affine_fit, standard_axes
 from ...utils import config_checks as checks
 from ...utils.distributed import broadcast, rank_and_world_size
 from ...utils.import_utils import requires
@@ -228,7 +228,7 @@ class ExternalQuantizerBottleneck(IndexBottleneck):
         """
         signals, inner = self.signals(latents)[:_INITIAL_SIGNALS], self.inner
         project_in, project_out = getattr(inner, "project_in", None), getattr(inner, "project_out", None)
-        mean, axes, deviation = _axes(signals)
+        mean, axes, deviation = standard_axes(signals)
         if isinstance(project_in, nn.Linear):
             count = min(len(axes), project_in.out_features)
             project_in.weight[:count] = (axes / deviation).t()[:count]
@@ -241,18 +241,16 @@ class ExternalQuantizerBottleneck(IndexBottleneck):
             inner.load_state_dict({f"_codebook.{name}": part[None] for name, part in state.items()}, strict=False)
         for layer in getattr(inner, "layers", [inner]):
             if hasattr(layer, "code_transform"):  # codewords W e of frozen e ~ N(0, 1/n)
-                _, axes, deviation = _axes(signals)
+                _, axes, deviation = standard_axes(signals)
                 layer.code_transform.weight.copy_(axes * deviation * len(axes) ** 0.5)
                 signals = signals - layer(signals.unsqueeze(0))[0].squeeze(0)
         if isinstance(project_out, nn.Linear):
             inner.project_out = nn.Identity()
             codes = inner(signals.unsqueeze(0))[0].squeeze(0)
             inner.project_out = project_out
-            mean, covariance = mean_and_covariance([torch.cat([codes, signals], dim=1)])
-            width = codes.shape[1]
-            weight = covariance[width:, :width] @ torch.linalg.pinv(covariance[:width, :width], hermitian=True)
+            weight, bias = affine_fit(codes, signals)
             project_out.weight.copy_(weight)
-            project_out.bias.copy_(mean[width:] - weight @ mean[:width])
+            project_out.bias.copy_(bias)
 
     def summary(self) -> dict[str, Any]:
         """That of all bottlenecks, with the quantiser's name; see [`Coder.summary`]."""
@@ -271,14 +269,6 @@ class ExternalQuantizerBottleneck(IndexBottleneck):
         else:  # -1 is the library's mark of a stage that is not there
             indices = F.pad(indices, (0, len(self.levels) - indices.shape[1]), value=-1)
         return decode(indices.unsqueeze(0)).squeeze(0)
-
-
-def _axes(signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean `(n,)` of signals, principal axes `(n, n)` as columns and standard deviations `(n,)` along them."""
-    mean, covariance = mean_and_covariance([signals])
-    variances, axes = principal_axes(covariance)
-    deviation = variances.clamp_min(1e-12).sqrt().clamp_min(1e-6)
-    return mean.to(signals), axes.to(signals), deviation.to(signals)
 
 
 def _codebook_size(config: Mapping[str, Any]) -> int:

@@ -14,13 +14,16 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ...learning.principal_axes import affine_fit, standard_axes
 from ...utils import config_checks as checks
+from ...utils.distributed import broadcast
 from .bottleneck import sample_signals
 from .index_bottleneck import IndexBottleneck
 
 
 __all__ = ["FSQBottleneck"]
 
+_INITIAL_SIGNALS = 65536  # signals that the projections start from
 _MARGIN = 1e-3  # share that an interval is wider than its outermost integers, which tanh would else never reach
 
 
@@ -62,6 +65,34 @@ class FSQBottleneck(IndexBottleneck):
         """Levels of each quantised channel."""
         return tuple(self.config.levels)
 
+    @torch.no_grad()
+    def initialize(self, latents: torch.Tensor, generator: torch.Generator | None = None) -> None:
+        """
+        Starts the projections, where there are any: to the leading principal axes, each with variance 1, and back by
+        least squares from their codes; the same on all ranks.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
+            generator (`torch.Generator`, *optional*): Source of randomness, for more levels than features of a site.
+        """
+        self._start_projections(self.signals(latents)[:_INITIAL_SIGNALS], generator)
+
+    def _start_projections(self, signals: torch.Tensor, generator: torch.Generator | None) -> None:
+        project_in, project_out = self.quantizer["project_in"], self.quantizer["project_out"]
+        if isinstance(project_in, nn.Identity):
+            return
+        mean, axes, deviation = standard_axes(signals)
+        width = min(len(axes), project_in.out_features)
+        device = "cpu" if generator is None else generator.device
+        noise = torch.randn(project_in.weight.shape, generator=generator, device=device)
+        project_in.weight.copy_(broadcast(noise.to(signals)) / len(axes) ** 0.5)
+        project_in.weight[:width] = (axes / deviation).t()[:width]
+        project_in.bias.copy_(-(project_in.weight.float() @ mean))
+        codes = self._bounded(signals).round() / self.half_widths
+        weight, bias = affine_fit(codes, signals)
+        project_out.weight.copy_(weight)
+        project_out.bias.copy_(bias)
+
     def fit(
         self,
         latents: torch.Tensor | Iterable[torch.Tensor],
@@ -74,7 +105,7 @@ class FSQBottleneck(IndexBottleneck):
     ) -> None:
         """
         Learns the projections to and from the quantised space from fixed latents, by gradients straight through the
-        rounding: they start as the leading principal axes, and minimise the squared error of the latents by Adam with a
+        rounding: they start as by [`initialize`], and minimise the squared error of the latents by Adam with a
         cosine schedule. With as many levels as features of a site there are no projections, and nothing is learned.
 
         Args:
@@ -93,22 +124,11 @@ class FSQBottleneck(IndexBottleneck):
         counts = {"steps": steps, "batch_size": batch_size}
         checks.check_fields(dict.fromkeys(counts, checks.Integer()), counts)
         signals = sample_signals(self, latents, max_signals, seed)
-        project_in, project_out = self.quantizer["project_in"], self.quantizer["project_out"]
-        if isinstance(project_in, nn.Identity):
+        if isinstance(self.quantizer["project_in"], nn.Identity):
             return
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            mean = signals.mean(dim=0)
-            left, spread, axes = torch.linalg.svd(signals[:65536] - mean, full_matrices=False)
-            width = min(len(self.config.levels), len(axes))
-            deviation = (spread[:width] / min(len(signals), 65536) ** 0.5).clamp_min(1e-6)
-            generator = torch.Generator().manual_seed(seed)
-            for weight in (project_in.weight, project_out.weight):  # where there are more levels than axes
-                noise = torch.randn(weight.shape, generator=generator)
-                weight.copy_(0.1 * noise / weight.shape[1] ** 0.5)
-            project_in.weight[:width] = axes[:width] / deviation[:, None]
-            project_out.weight[:, :width] = (axes[:width] * deviation[:, None]).t()
-            project_in.bias.copy_(-(project_in.weight.float() @ mean))
-            project_out.bias.copy_(mean)
+            self._start_projections(signals[:_INITIAL_SIGNALS], generator)
         optimizer = torch.optim.Adam(self.quantizer.parameters(), lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         with torch.enable_grad():
