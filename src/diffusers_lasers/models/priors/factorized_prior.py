@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
 
 from ...coding import Code, Coder, IndexCode, SparseCode
 from ...coding.checks import check_index, check_sparse, check_values
@@ -43,11 +44,23 @@ from .index_model import IndexModel
 from .sparse_model import DENSITY_BITS, SparseModel
 
 
-__all__ = ["FactorizedPrior"]
+__all__ = ["FactorizedPrior", "PriorOutput"]
 
 _STREAM_BITS = 2**16  # of a stream, about: what its last words and its length add is little beside them
 _FREE_SITES = 2**16  # in a file without a byte for them
 _READY: weakref.WeakKeyDictionary[FactorizedPrior, tuple] = weakref.WeakKeyDictionary()  # tables made from buffers
+
+
+@dataclass
+class PriorOutput(BaseOutput):
+    """
+    Output of a prior's `forward`.
+
+    Args:
+        bits (`torch.Tensor` of shape `(B,)`): Bits of each image's code, −log₂ P, float64, on the CPU.
+    """
+
+    bits: torch.Tensor
 
 
 class FactorizedPrior(LasersModelMixin, ModelMixin, ConfigMixin):
@@ -110,12 +123,12 @@ class FactorizedPrior(LasersModelMixin, ModelMixin, ConfigMixin):
             )
         if sparse:
             checks.check_size(len(levels) ** 2 * levels[0] * (1 if ordered else 2), levels=levels)
-            self.model = SparseModel(levels[0], len(levels), ordered, coefficient_bits, components)
+            self.symbol_model = SparseModel(levels[0], len(levels), ordered, coefficient_bits, components)
             self.register_buffer("coefficient_scale", torch.ones(len(levels)))
-            self.register_buffer("mixtures", torch.zeros(3, self.model.mixtures, components))
+            self.register_buffer("mixtures", torch.zeros(3, self.symbol_model.mixtures, components))
         else:
-            self.model = IndexModel(levels)
-        shapes = self.model.shapes()
+            self.symbol_model = IndexModel(levels)
+        shapes = self.symbol_model.shapes()
         checks.check_size(sum(math.prod(shape) for shape in shapes.values()), levels=levels)
         for name, shape in shapes.items():
             if shape[1] > 1:
@@ -170,7 +183,7 @@ class FactorizedPrior(LasersModelMixin, ModelMixin, ConfigMixin):
         Raises:
             ValueError: If there is no code, or one does not fit.
         """
-        stream, sites, used = CountingStream(self.model.shapes()), 0, 0
+        stream, sites, used = CountingStream(self.symbol_model.shapes()), 0, 0
         for code in [codes] if isinstance(codes, Code) else codes:
             self._check_code(code)
             self._walk(stream, code)
@@ -184,10 +197,10 @@ class FactorizedPrior(LasersModelMixin, ModelMixin, ConfigMixin):
             name: all_reduce_sum(torch.from_numpy(found).to(self.device)).cpu()
             for name, found in stream.counts.items()
         }
-        probabilities = self.model.probabilities(counts)
+        probabilities = self.symbol_model.probabilities(counts)
         if self.config.sparse:
-            self.mixtures.copy_(self.model.fit_mixtures(counts["cells"]))
-            probabilities["cells"] = self.model.cell_probabilities(self.mixtures.cpu())
+            self.mixtures.copy_(self.symbol_model.fit_mixtures(counts["cells"]))
+            probabilities["cells"] = self.symbol_model.cell_probabilities(self.mixtures.cpu())
         bits = 0.0 if self.config.coefficient_bits is not None else 32.0 * used * self.config.sparse
         for name, chance in probabilities.items():
             if chance.shape[1] > 1:
@@ -319,7 +332,7 @@ class FactorizedPrior(LasersModelMixin, ModelMixin, ConfigMixin):
         grid = patch_grid(*header.latent_size, self.config.patch_size)
         check_sites(header.batch, grid, MAX_SITES if max_sites is None else max_sites)
         if max_sites is None:
-            least = self.model.least_bits(tables, header.slots)
+            least = self.symbol_model.least_bits(tables, header.slots)
             for number, words in enumerate(streams):
                 held = min(header.stream_images, header.batch - number * header.stream_images) * math.prod(grid)
                 if held > _FREE_SITES and held * least > 32 * len(words) + 64:
@@ -343,12 +356,26 @@ class FactorizedPrior(LasersModelMixin, ModelMixin, ConfigMixin):
         chosen = [rows[image] for image in wanted]
         return replace(parts[0], **{name: found[chosen] for name, found in tensors.items()}).to(self.device)
 
+    def forward(self, code: Code, return_dict: bool = True) -> PriorOutput | tuple[torch.Tensor]:
+        """
+        Bits of each image of a code; see [`bits`].
+
+        Args:
+            code ([`SparseCode`] or [`IndexCode`]): A code of the prior's model.
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            [`PriorOutput`] or `tuple`: Bits `(B,)`.
+        """
+        bits = self.bits(code)
+        return PriorOutput(bits=bits) if return_dict else (bits,)
+
     def _walk(self, stream: SymbolStream, code: Code) -> None:
         """Gives the symbols of a code to a stream."""
         shape = (len(code), *code.grid)
         indices = code.indices.flatten(0, 2).cpu()
         if not self.config.sparse:
-            self.model.walk(stream, shape, code.slots, indices.numpy())
+            self.symbol_model.walk(stream, shape, code.slots, indices.numpy())
             return
         coefficients = code.coefficients.flatten(0, 2).cpu().float()
         if self.config.ordered:
@@ -364,7 +391,7 @@ class FactorizedPrior(LasersModelMixin, ModelMixin, ConfigMixin):
         else:
             scale = self.coefficient_scale.cpu().float()[: code.slots]
             cells = quantize_coefficients(coefficients, scale, bits or DENSITY_BITS).numpy()
-        self.model.walk(stream, shape, code.slots, indices.numpy(), cells, values)
+        self.symbol_model.walk(stream, shape, code.slots, indices.numpy(), cells, values)
 
     def _found(
         self,
@@ -377,9 +404,9 @@ class FactorizedPrior(LasersModelMixin, ModelMixin, ConfigMixin):
         """A code of symbols that a stream finds."""
         levels = tuple(self.config.levels)[:slots]
         if not self.config.sparse:
-            indices = torch.from_numpy(self.model.walk(stream, shape, slots))
+            indices = torch.from_numpy(self.symbol_model.walk(stream, shape, slots))
             return IndexCode(indices.reshape(*shape, slots), levels, latent_size, image_size)
-        found, cells, values = self.model.walk(stream, shape, slots)
+        found, cells, values = self.symbol_model.walk(stream, shape, slots)
         indices, bits = torch.from_numpy(found), self.config.coefficient_bits
         scale = self.coefficient_scale.cpu().float()[:slots]
         if values is not None:
@@ -434,7 +461,7 @@ class FactorizedPrior(LasersModelMixin, ModelMixin, ConfigMixin):
         if int(self.site_bits) < 1:
             raise ValueError("The FactorizedPrior is not fitted: call `fit` first.")
         banks = {}
-        for name, shape in self.model.shapes().items():
+        for name, shape in self.symbol_model.shapes().items():
             if shape[1] == 1:
                 banks[name] = np.full(shape, 2**PRECISION, dtype=np.int32)
                 continue
