@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent
 _deps = [
     "accelerate>=1.0",
     "bitsandbytes>=0.45",
+    "constriction>=0.4",
     "datasets>=3.0",
     "diffusers>=0.42,<0.43",  # LOADABLE_CLASSES is not public API, see utils/registration.py
     "faiss-cpu>=1.8",
@@ -61,6 +62,7 @@ extras = {
     "training": deps_list("datasets", "scikit-image", "tensorboard", "tqdm"),
     "metrics": deps_list("datasets", "flip-evaluator", "scikit-image", "torchmetrics", "tqdm"),
     "codec": deps_list("faiss-cpu", "tqdm"),
+    "entropy": deps_list("constriction"),
     "quantizers": deps_list("vector-quantize-pytorch"),
     "benchmark": deps_list(
         "matplotlib",
@@ -88,6 +90,7 @@ extras["app"] = [
 extras["test"] = [
     *deps_list("gradio", "hypothesis", "playwright", "pytest", "pytest-xdist", "scikit-learn", "scipy"),
     *extras["quantizers"],
+    *extras["entropy"],
     *extras["training"],
     *extras["metrics"],
     *extras["codec"],

@@ -36,6 +36,7 @@ _import_structure = {
     "models.latent_refiner": ["LatentRefiner"],
     "models.patch_discriminator": ["PatchDiscriminator", "PatchDiscriminatorOutput"],
     "models.perceptual": ["PerceptualSimilarity", "PerceptualSimilarityOutput"],
+    "models.priors": ["FactorizedPrior", "PriorOutput"],
     "pipelines.latent_dl": [
         "LatentDLImg2ImgPipeline",
         "LatentDLPipeline",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from .models.latent_refiner import LatentRefiner
     from .models.patch_discriminator import PatchDiscriminator, PatchDiscriminatorOutput
     from .models.perceptual import PerceptualSimilarity, PerceptualSimilarityOutput
+    from .models.priors import FactorizedPrior, PriorOutput
     from .pipelines.latent_dl import (
         LatentDLImg2ImgPipeline,
         LatentDLPipeline,

@@ -20,6 +20,7 @@ from diffusers_lasers import (
     DLRestorationPipeline,
     EntropyScalarBottleneck,
     ExternalQuantizerBottleneck,
+    FactorizedPrior,
     FSQBottleneck,
     IdentityBottleneck,
     IndexBottleneck,
@@ -59,9 +60,15 @@ def codec():
     return model
 
 
+def dictionary():
+    torch.manual_seed(0)
+    return DictionaryBottleneck(4, num_atoms=16, sparsity=2, coefficient_bits=4)
+
+
 image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 indices = torch.randint(4, (2, 2, 8, 8), generator=torch.Generator().manual_seed(0))
+sparse_code = dictionary().encode(latents)
 MODELS = {
     "dictionary autoencoder": (lambda: autoencoder(num_atoms=16, sparsity=2), (image,)),
     "vq autoencoder": (lambda: autoencoder("vq", num_codewords=8), (image,)),
@@ -80,6 +87,7 @@ MODELS = {
     "scalar": (lambda: fitted(ScalarQuantizerBottleneck(4, bits=3)), (latents,)),
     "entropy scalar": (lambda: EntropyScalarBottleneck(4, rate_weight=1e-2), (latents,)),
     "identity": (lambda: IdentityBottleneck(4), (latents,)),
+    "prior": (lambda: FactorizedPrior.from_coder(dictionary()).fit(sparse_code), (sparse_code,)),
     "denoiser": (
         lambda: CategoricalUNet2DModel(2, 4, block_out_channels=(8, 16), norm_num_groups=4, attention_head_dim=8),
         (indices, 3),

@@ -44,6 +44,11 @@ class Code:
     _lowest: ClassVar[int] = 0  # index; −1 where a slot may be unused
 
     @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of its tensors: `indices`, and of a sparse code `coefficients`."""
+        return self._tensors
+
+    @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.indices.device

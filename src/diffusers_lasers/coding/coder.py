@@ -28,12 +28,22 @@ class Coder:
         coefficient_bits (`int`, *optional*): Bits of a coefficient; `None` for float32, and where there are none.
         slot_scales (`torch.Tensor` of shape `(S,)`, *optional*): Half-widths of the quantiser of coefficients; `None`
             where there are none.
+        site_side (`int`): Side of a site, in positions of a code's `latent_size`.
     """
 
     levels: tuple[int, ...] = ()
     ordered: bool = True
     coefficient_bits: int | None = None
     slot_scales: torch.Tensor | None = None
+    site_side: int = 1
+
+    @property
+    def fingerprint(self) -> int:
+        """32 bits of all that decoding reads, by which a file is known to be this model's."""
+        return self.coder._fingerprint()
+
+    def _fingerprint(self) -> int:
+        raise NotImplementedError
 
     @property
     def coder(self) -> Coder:

@@ -21,7 +21,7 @@ from .radix import pack_numbers, packed_size, unpack_numbers
 from .supports import rank_supports, unrank_supports
 
 
-__all__ = ["pack_levels", "pack_sparse", "unpack_levels", "unpack_sparse"]
+__all__ = ["by_magnitude", "pack_levels", "pack_sparse", "unpack_levels", "unpack_sparse"]
 
 
 def pack_levels(indices: torch.Tensor, levels: Sequence[int]) -> bytes:
@@ -179,10 +179,22 @@ def unpack_sparse(
         points = dequantize_coefficients(torch.from_numpy(cells), scale.detach().cpu(), bits)
         coefficients = torch.where(torch.from_numpy(used), points, 0.0)
     indices = torch.from_numpy(slots)
-    if not ordered:
-        order = torch.where(indices >= 0, -coefficients.abs(), torch.inf).argsort(dim=1, stable=True)
-        indices, coefficients = indices.gather(1, order), coefficients.gather(1, order)
-    return indices, coefficients
+    return (indices, coefficients) if ordered else by_magnitude(indices, coefficients)
+
+
+def by_magnitude(indices: torch.Tensor, coefficients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The slots of sets of atoms by falling magnitude of their coefficients; of equal ones, as they were.
+
+    Args:
+        indices (`torch.Tensor` of shape `(N, S)`): Atoms, −1 in unused slots.
+        coefficients (`torch.Tensor` of shape `(N, S)`): Their coefficients.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Both in the new order; unused slots last.
+    """
+    order = torch.where(indices >= 0, -coefficients.abs(), torch.inf).argsort(dim=1, stable=True)
+    return indices.gather(1, order), coefficients.gather(1, order)
 
 
 def _by_level(levels: Sequence[int]) -> list[tuple[int, list[int]]]:

@@ -1,4 +1,4 @@
-"""Models: autoencoders, bottlenecks, codecs, denoisers, the refiner, the discriminator and the perceptual network."""
+"""Models: autoencoders, bottlenecks, codecs, priors, denoisers, refiner, discriminator and perceptual network."""
 
 from .autoencoders import AutoencoderDL, AutoencoderDLEncoderOutput, AutoencoderDLOutput
 from .bottlenecks import (
@@ -19,6 +19,7 @@ from .codecs import ModelBasedVQCodec, ModelBasedVQCodecOutput
 from .latent_refiner import LatentRefiner
 from .patch_discriminator import PatchDiscriminator, PatchDiscriminatorOutput
 from .perceptual import PerceptualSimilarity, PerceptualSimilarityOutput
+from .priors import FactorizedPrior, PriorOutput
 
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "EntropyScalarBottleneck",
     "ExternalQuantizerBottleneck",
     "FSQBottleneck",
+    "FactorizedPrior",
     "IdentityBottleneck",
     "IndexBottleneck",
     "LatentRefiner",
@@ -42,6 +44,7 @@ __all__ = [
     "PatchDiscriminatorOutput",
     "PerceptualSimilarity",
     "PerceptualSimilarityOutput",
+    "PriorOutput",
     "ResidualVQBottleneck",
     "ScalarQuantizerBottleneck",
     "VectorQuantizerBottleneck",

@@ -78,6 +78,11 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
         return self.config.get("patch_size", 1)
 
     @property
+    def site_side(self) -> int:
+        """The same, by the name that all makers of codes share."""
+        return self.patch_size
+
+    @property
     def num_symbols(self) -> int:
         """Symbols of the largest alphabet of a slot."""
         return max(self.levels, default=0)
