@@ -10,6 +10,9 @@ heat maps. Where a kind of code is there twice, OUTPUT_DIR/rate_distortion.png s
 are clamped to [-1, 1] and not rounded. A model with a code is decoded from the code alone. If the package or the
 weights of a metric are missing, its column shows "–", and the reason stands below the table.
 
+"Entropy" is that of the evaluated codes themselves. With `--rate_data`, images that the models may have been trained on,
+"cross-entropy" is what the evaluated codes cost with tables fitted to the codes of those.
+
 With `--task` the encoders are given degraded images. The first row of the table then compares the degraded images
 themselves with the clean ones.
 """
@@ -35,6 +38,7 @@ from diffusers_lasers.commands.timing import median_seconds
 from diffusers_lasers.functional.dictionary import mutual_coherence
 from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.metrics import flip_map
+from diffusers_lasers.models.priors import FactorizedPrior
 from diffusers_lasers.training import Degradation, ImageDataset, load_image_dataset
 from diffusers_lasers.training.data.image_flags import check_held_out_images
 from diffusers_lasers.training.run.judgement import Judgement
@@ -60,9 +64,11 @@ COLUMNS = [
     ("coherence", "coherence", "{:.3f}"),
     ("bits_per_pixel", "bpp nominal", "{:.3f}"),
     ("entropy_bits_per_pixel", "bpp entropy", "{:.3f}"),
+    ("cross_entropy_bits_per_pixel", "bpp cross-entropy", "{:.3f}"),
     ("encode_images_per_second", "encode img/s", "{:.1f}"),
     ("decode_images_per_second", "decode img/s", "{:.1f}"),
 ]
+RATES = [("cross_entropy_bits_per_pixel", "cross-entropy"), ("entropy_bits_per_pixel", "entropy")]
 IMAGE_METRICS = ["psnr", "ssim", "lpips", "flip", "rfid"]
 TIMED_CALLS = 5
 
@@ -76,6 +82,8 @@ def parse_args(input_args=None):
     add("--resolution", type=int, help="Side of the square crops. Default: `sample_size` of the first model.")
     add("--resize", type=int, help="Resize the short side to this before cropping. Default: no resizing.")
     add("--crops_per_image", type=int, help="1: the centre crop; more: random crops. Default: 1 with --data, else 32.")
+    add("--rate_data", help="Images that tables of symbols are fitted to, for the column of the cross-entropy.")
+    add("--max_rate_images", type=int, default=10_000, help="Take only the first so many of them.")
     add("--task", choices=["reconstruction", "super_resolution", "inpainting"], default="reconstruction")
     add("--scale", type=int, default=4, help="Factor of super-resolution.")
     add("--mask", choices=["center", "random"], default="center", help="What inpainting hides.")
@@ -102,6 +110,14 @@ def parse_args(input_args=None):
     if any(bits is not None and not 1 <= bits <= 16 for bits in args.coefficient_bits):
         parser.error(f"--coefficient_bits must be from 1 to 16 or `float`, got {args.coefficient_bits}")
     return args
+
+
+def load_rate_data(args, resolution):
+    """The images that tables are fitted to, as centre crops."""
+    source = load_image_dataset(
+        train_data_dir=args.rate_data, image_column=args.image_column, max_samples=args.max_rate_images
+    )
+    return ImageDataset(source, resolution, resize=args.resize, center_crop=True)
 
 
 def load_data(args, resolution):
@@ -149,12 +165,17 @@ def compare(name, reconstruct, dataset, metrics, missing, args):
 
 
 @torch.no_grad()
-def evaluate(name, model, dataset, metrics, missing, args):
+def evaluate(name, model, dataset, metrics, missing, args, rate_data=None):
     """One row: the metrics of one model, their protocols, and its reconstructions of the first images."""
-    figures = LatentFigures(model.bottleneck, args.device)
+    figures, prior, bits = LatentFigures(model.bottleneck, args.device), None, []
+    if rate_data is not None and model.levels:
+        batches = image_batches(rate_data, args.batch_size, args.device, f"{name}, tables")
+        prior = FactorizedPrior.from_coder(model).fit(model.encode_to_code(images) for images in batches)
 
     def reconstruct(inputs):
         code, decoded = figures.update(model.encode(inputs).latents, inputs.shape[-2:])
+        if prior is not None:
+            bits.append(prior.bits(code))
         if code is not None:
             return model.decode_from_code(code).sample
         return model.decode(decoded, force_not_quantize=True).sample[..., : inputs.shape[-2], : inputs.shape[-1]]
@@ -163,6 +184,8 @@ def evaluate(name, model, dataset, metrics, missing, args):
     row |= {key: value for key, value in figures.compute().items() if key != "nominal_bits_per_pixel"}
     if model.coder.slot_scales is not None:  # a dictionary's code has coefficients
         row["coherence"] = float(mutual_coherence(model.bottleneck.dictionary.detach()))
+    if prior is not None:
+        row["cross_entropy_bits_per_pixel"] = float(torch.cat(bits).mean()) / dataset.resolution**2
     row["bits_per_pixel"] = model.bits_per_pixel(dataset.resolution, dataset.resolution)
 
     images = next(dataset.batches(args.batch_size)).to(args.device)
@@ -198,6 +221,7 @@ def variants(path, name, args):
 def markdown(rows, about, missing, args):
     left_out = [name for name in IMAGE_METRICS if name not in args.metrics]
     left_out += ["masked_psnr"] * (about["task"] != "inpainting")
+    left_out += ["cross_entropy_bits_per_pixel"] * (args.rate_data is None)
     columns = [column for column in COLUMNS if column[0] not in left_out]
     size = about["resolution"]
     lines = [figure_table("model", columns, [(row["name"], row) for row in rows]), ""]
@@ -226,14 +250,15 @@ def draw_curves(rows, path, metrics):
     panels = [
         (key, title) for key, title, _ in COLUMNS if key in metrics and any(row[key] is not None for row in rows)
     ]
+    rate = next(key for key, _ in RATES if any(row[key] is not None for row in rows))
     figure, axes = new_figure(columns=len(panels), width=6.5, height=4.5)
     for axis, (key, title) in zip(axes, panels):
         lines = {}
         for row in rows:
             if row["entropy_bits_per_pixel"] is not None and row[key] is not None:
                 kind = row["bottleneck"].get("quantizer", row["bottleneck"]["type"])
-                lines.setdefault(kind, []).append((row["entropy_bits_per_pixel"], row[key]))
-        rate_distortion(lines, "entropy, bits a pixel", title, log_rate=True, axis=axis)
+                lines.setdefault(kind, []).append((row[rate], row[key]))
+        rate_distortion(lines, f"{dict(RATES)[rate]}, bits a pixel", title, log_rate=True, axis=axis)
     save_figure(figure, path)
 
 
@@ -247,6 +272,7 @@ def main(args):
     resolution = args.resolution or int(configs[0]["sample_size"])
     Degradation(args.task, args.scale, args.mask, args.mask_fraction)(torch.zeros(1, 3, resolution, resolution))
     dataset, about = load_data(args, resolution)
+    rate_data = None if args.rate_data is None else load_rate_data(args, resolution)
     output_dir.mkdir(parents=True, exist_ok=True)
     metrics, missing = image_metrics(args.metrics, args, len(dataset))
     if "rfid" in metrics:  # the references' features serve all models
@@ -279,7 +305,7 @@ def main(args):
         record(row, images)
     for path, name in zip(args.models, names_of(args.models)):
         for label, model in variants(path, name, args):
-            row, used, images = evaluate(label, model, dataset, metrics, missing, args)
+            row, used, images = evaluate(label, model, dataset, metrics, missing, args, rate_data)
             protocols |= used
             record(row, images, str(path))
     print(markdown(rows, about, missing, args))

@@ -263,7 +263,8 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
             factor, device = self.downsampling_factor, self.device
             patches = (F.pixel_unshuffle(self._padded(batch.to(device)), factor) for batch in images)
             mean, covariance = mean_and_covariance(batch.permute(0, 2, 3, 1).flatten(0, 2) for batch in patches)
-            set_transform(self.encoder, self.decoder, mean, *principal_axes(covariance))
+            axes = principal_axes(covariance)
+            set_transform(self.encoder, self.decoder, mean, *axes, self.bottleneck.latent_evenness)
         latents, sites = [], 0
         for batch in images:
             latents.append(self.encode(batch.to(self.device, self.dtype)).latents)

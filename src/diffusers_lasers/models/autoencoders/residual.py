@@ -22,9 +22,6 @@ from .light import Checkpointed
 __all__ = ["STEM", "ResidualDecoder", "ResidualEncoder", "set_transform"]
 
 STEM = 4  # pixels a side that the first layer moves into channels; finer blocks cost four times as much for no gain
-_EVENNESS = (
-    0.25  # variances of the latents are eigenvalues to the power 1 − this: measured, docs: reproduction/networks
-)
 
 
 def _zero(layer: nn.Conv2d) -> nn.Conv2d:
@@ -174,13 +171,13 @@ def set_transform(
     mean: torch.Tensor,
     variances: torch.Tensor,
     axes: torch.Tensor,
+    evenness: float,
 ) -> None:
     r"""
     Sets both shortcuts to principal components, W = S⁻¹Uᵀ with bias −S⁻¹Uᵀμ, and V = U S with bias μ.
 
-    S = diag(c·λ^(e/2)) with e = 1/4 lies between the components' own scale (e = 0), at which VQ is best, and unit
-    variance of each (e = 1); c gives the latents variance 1 on average. Without a bottleneck the decoded image is the
-    projection on the components, for any S.
+    S = diag(c·λ^(e/2)) lies between the components' own scale (e = 0) and unit variance of each (e = 1); c gives the
+    latents variance 1 on average. Without a bottleneck the decoded image is the projection on the components, for any S.
 
     Args:
         encoder ([`ResidualEncoder`]): Of images with C channels.
@@ -188,11 +185,12 @@ def set_transform(
         mean (`torch.Tensor` of shape `(f²·C,)`): Mean μ of patches, in the order of `pixel_unshuffle`.
         variances (`torch.Tensor` of shape `(f²·C,)`): Eigenvalues λ of their covariance, descending.
         axes (`torch.Tensor` of shape `(f²·C, f²·C)`): Eigenvectors U as columns.
+        evenness (`float`): e, 0 to 1; see [`Bottleneck.latent_evenness`].
     """
     latents = encoder.shortcut.out_channels
     kept = min(latents, len(variances))
     variances, axes = variances[:kept].clamp_min(1e-8), axes[:, :kept]
-    scale = variances ** (_EVENNESS / 2)
+    scale = variances ** (evenness / 2)
     scale = scale * (variances / scale.square()).mean().sqrt()
     analysis, synthesis = (axes / scale).t(), axes * scale
     for layer in (encoder.shortcut, decoder.shortcut):

@@ -55,12 +55,15 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
         levels (`tuple[int, ...]`): Size of the alphabet of each slot; empty for a bottleneck without codes.
         patch_size (`int`): Side p of a site, in latent positions; a site has p²·`latent_channels` features.
         num_symbols (`int`): Atoms or codewords of each slot; 0 for a bottleneck without.
+        latent_evenness (`float`): How even the latents of networks that start from images are: their variances are the
+            principal components' to the power 1 − this. Measured (docs: reproduction/networks).
         latent_shift (`torch.Tensor` of shape `(L,)`): What is subtracted from each channel before coding, and added
             afterwards; 0 until [`set_latent_statistics`].
         latent_scale (`torch.Tensor` of shape `(L,)`): What each channel is then divided by, and multiplied by
             afterwards; 1 until then.
     """
 
+    latent_evenness = 0.25
     _supports_group_offloading = False
     _no_split_modules: list[str] = []
     # coding is in float32, also of a model that is loaded in half precision; a subclass adds its own tensors

@@ -227,6 +227,7 @@ class VectorQuantizerBottleneck(_RunningMeanQuantizer):
             a random signal; 0 disables that.
     """
 
+    latent_evenness = 0.0  # one codeword a site has to spend itself on the strong components
     _config_fields = _FIELDS
 
     @register_to_config
