@@ -10,8 +10,8 @@ heat maps. Where a kind of code is there twice, OUTPUT_DIR/rate_distortion.png s
 are clamped to [-1, 1] and not rounded. A model with a code is decoded from the code alone. If the package or the
 weights of a metric are missing, its column shows "–", and the reason stands below the table.
 
-"Entropy" is that of the evaluated codes themselves. With `--rate_data`, images that the models may have been trained on,
-"cross-entropy" is what the evaluated codes cost with tables fitted to the codes of those.
+"Entropy" is that of the evaluated codes themselves. With `--rate_data`, e.g. the training images, "cross-entropy" is
+what the evaluated codes cost with tables fitted to the codes of those.
 
 With `--task` the encoders are given degraded images. The first row of the table then compares the degraded images
 themselves with the clean ones.

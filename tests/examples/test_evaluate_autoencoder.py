@@ -12,6 +12,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
 from diffusers_lasers import AutoencoderDL, PerceptualSimilarity
+from diffusers_lasers.training import ImageDataset
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "evaluate_autoencoder.py"
@@ -158,6 +159,27 @@ def test_the_metrics_asked_for_and_curves_of_a_code_at_two_rates(script, folder,
         assert picture.width > 1.5 * picture.height  # two panels
     with pytest.raises(SystemExit):
         script.parse_args([*arguments, "--metrics", "fid"])
+
+
+def test_the_cross_entropy_is_that_of_tables_of_other_images(script, folder, tmp_path, capsys):
+    half = folder / "images" / "nested"
+    arguments = [str(folder / "dictionary"), str(folder / "vq"), "--data", str(folder / "images"), "--device", "cpu"]
+    arguments += ["--output_dir", str(tmp_path), "--grid_images", "0", "--metrics", "psnr", "--batch_size", "4"]
+    script.main(script.parse_args([*arguments, "--coefficient_bits", "8", "--rate_data", str(half)]))
+    floats, _, vq = json.loads((tmp_path / "results.json").read_text())["models"]
+    assert "bpp cross-entropy" in capsys.readouterr().out
+    model = AutoencoderDL.from_pretrained(folder / "vq").eval()
+    dataset = ImageDataset([Image.open(path) for path in sorted(half.glob("*.png"))], 32, center_crop=True)
+    others = ImageDataset([Image.open(p) for p in sorted((folder / "images").rglob("*.png"))], 32, center_crop=True)
+    with torch.no_grad():
+        counts = model.encode_to_code(dataset.take(range(3))).usage_counts()[0].double()
+        code = model.encode_to_code(others.take(range(6)))
+    symbols = code.indices.flatten()
+    seen = counts[symbols] > 0  # what an unseen symbol costs is the prior's choice
+    least = -(counts / counts.sum())[symbols[seen]].log2().sum() / (6 * 32 * 32)
+    assert vq["cross_entropy_bits_per_pixel"] > least
+    assert vq["cross_entropy_bits_per_pixel"] > vq["entropy_bits_per_pixel"]  # Gibbs
+    assert floats["cross_entropy_bits_per_pixel"] > 2 * 32 / 4 / 2  # 32 bits a coefficient, f = 2
 
 
 def test_missing_parts_are_dashes_with_a_reason(script, folder, tmp_path, capsys, monkeypatch):

@@ -60,6 +60,18 @@ def test_latents_have_mean_0_and_variance_1_and_strong_components_more():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("kind", "evenness"), [("vq", 0.0), ("residual_vq", 0.25), ("none", 0.25)])
+def test_how_even_the_latents_are_is_the_bottlenecks(kind, evenness):
+    config = {"vq": {"num_codewords": 8}, "residual_vq": {"num_codewords": 8, "depth": 2}, "none": None}[kind]
+    x, model = images(64), build(latents=12, bottleneck_type=kind, bottleneck_config=config)
+    model.initialize(x)
+    patches = F.pixel_unshuffle(x, 4).permute(0, 2, 3, 1).flatten(0, 2).double().numpy()
+    variances = PCA(12, svd_solver="full").fit(patches).explained_variance_ ** (1 - evenness)
+    found = model.encode(x).latents.double().var(dim=(0, 2, 3)).numpy()
+    assert np.allclose(found, variances / variances.mean(), rtol=1e-3)
+
+
+@torch.no_grad()
 def test_more_latents_than_values_of_a_patch_lose_nothing():
     x, model = images(), build(latents=60)  # of 48 values
     model.initialize(x)

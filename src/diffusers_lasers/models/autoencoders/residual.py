@@ -177,7 +177,8 @@ def set_transform(
     Sets both shortcuts to principal components, W = S⁻¹Uᵀ with bias −S⁻¹Uᵀμ, and V = U S with bias μ.
 
     S = diag(c·λ^(e/2)) lies between the components' own scale (e = 0) and unit variance of each (e = 1); c gives the
-    latents variance 1 on average. Without a bottleneck the decoded image is the projection on the components, for any S.
+    latents variance 1 on average. Without a bottleneck the decoded image is the projection on the components, for any
+    S.
 
     Args:
         encoder ([`ResidualEncoder`]): Of images with C channels.
