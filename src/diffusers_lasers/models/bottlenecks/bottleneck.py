@@ -17,6 +17,7 @@ from ...functional.operands import may_look
 from ...utils.config_checks import CHANNELS, Integer, check_fields
 from ...utils.model_loading import LasersModelMixin
 from .packed_codes import PackedCodes
+from .rated_codes import RatedCodes
 
 
 __all__ = ["Bottleneck", "BottleneckOutput"]
@@ -36,6 +37,8 @@ class BottleneckOutput(BaseOutput):
         codebook_loss (`torch.Tensor`): mean (sg[z_e] − ẑ_e)², likewise (second term); 0 where running
             means replace it.
         code ([`SparseCode`] or [`IndexCode`], *optional*): The code, without gradient.
+        rate (`torch.Tensor`, *optional*): Mean bits of a latent value under the running tables, or the density, from
+            before this step; 0-dimensional, without gradient. `None` for a bottleneck without.
     """
 
     latents: torch.Tensor
@@ -43,9 +46,10 @@ class BottleneckOutput(BaseOutput):
     commitment_loss: torch.Tensor | None = None
     codebook_loss: torch.Tensor | None = None
     code: Code | None = None
+    rate: torch.Tensor | None = None
 
 
-class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
+class Bottleneck(LasersModelMixin, PackedCodes, RatedCodes, ModelMixin, ConfigMixin):
     """
     Base of the bottlenecks. A subclass defines `encode`, `decode`, `forward`, `levels` and how codes become bytes,
     `initialize` where it learns from the first latents of a training, and `fit` where it can learn from fixed ones.
@@ -59,12 +63,14 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
             afterwards; 0 until [`set_latent_statistics`].
         latent_scale (`torch.Tensor` of shape `(L,)`): What each channel is then divided by, and multiplied by
             afterwards; 1 until then.
+        tables ([`RateTables`], *optional*): Running tables of its symbols, where the configuration has a `rate_weight`
+            above 0 that needs them, else `None`.
     """
 
     _supports_group_offloading = False
     _no_split_modules: list[str] = []
     # coding is in float32, also of a model that is loaded in half precision; a subclass adds its own tensors
-    _keep_in_fp32_modules = ["latent_shift", "latent_scale"]
+    _keep_in_fp32_modules = ["latent_shift", "latent_scale", "tables"]
     _config_fields = {"latent_channels": CHANNELS}
 
     def __init__(self):
@@ -72,6 +78,7 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
         channels = self.config.latent_channels
         self.register_buffer("latent_shift", torch.zeros(channels))
         self.register_buffer("latent_scale", torch.ones(channels))
+        self.tables = None
 
     @property
     def patch_size(self) -> int:

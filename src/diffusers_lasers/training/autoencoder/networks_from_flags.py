@@ -28,6 +28,8 @@ def build_model(args: argparse.Namespace) -> AutoencoderDL:
     kind, channels, config = args.bottleneck or "dictionary", args.latent_channels or 16, args.bottleneck_config or {}
     if kind == "fsq" and isinstance(config.get("levels", 7), int):  # one number for all channels
         config = {**config, "levels": [config.get("levels", 7)] * channels}
+    if args.rate_weight is not None:
+        config = {**config, "rate_weight": args.rate_weight}
     return AutoencoderDL.from_preset(
         args.preset or "corrected",
         latent_channels=channels,
