@@ -134,6 +134,8 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
         self.register_buffer("scale_steps", torch.zeros((), dtype=torch.int64))
         self._set_dropout(sparsity_dropout)
         if rate_weight:
+            cells = 2 ** (coefficient_bits or 0)
+            checks.check_size(sparsity * (num_atoms + cells), num_atoms=num_atoms, sparsity=sparsity)
             self.tables = RateTables(sparsity, num_atoms, coefficient_bits or 0)
 
     @property

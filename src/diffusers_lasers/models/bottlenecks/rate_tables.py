@@ -58,7 +58,6 @@ class RateTables(nn.Module):
     def __init__(self, slots: int, symbols: int, coefficient_bits: int | None = None):
         super().__init__()
         self.sparse = coefficient_bits is not None
-        checks.check_size(slots * (symbols + 2 ** (coefficient_bits or 0)), slots=slots, symbols=symbols)
         self.register_buffer("symbols", torch.zeros(slots, symbols))
         if self.sparse:
             self.register_buffer("cells", torch.zeros(slots, 2**coefficient_bits))
