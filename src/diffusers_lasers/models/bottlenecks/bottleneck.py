@@ -70,7 +70,7 @@ class Bottleneck(LasersModelMixin, PackedCodes, RatedCodes, ModelMixin, ConfigMi
     _supports_group_offloading = False
     _no_split_modules: list[str] = []
     # coding is in float32, also of a model that is loaded in half precision; a subclass adds its own tensors
-    _keep_in_fp32_modules = ["latent_shift", "latent_scale", "tables"]
+    _keep_in_fp32_modules = ["latent_shift", "latent_scale"]
     _config_fields = {"latent_channels": CHANNELS}
 
     def __init__(self):

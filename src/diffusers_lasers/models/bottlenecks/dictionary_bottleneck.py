@@ -88,7 +88,7 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
 
     _decoding_config = ("coefficient_scaling",)
     _kind, _nested = "sparse", True
-    _keep_in_fp32_modules = [*Bottleneck._keep_in_fp32_modules, "dictionary", "coefficient_scale"]
+    _keep_in_fp32_modules = [*Bottleneck._keep_in_fp32_modules, "dictionary", "coefficient_scale", "tables"]
     _config_fields = {
         "latent_channels": checks.CHANNELS,
         "num_atoms": checks.Integer(1, 2**24),

@@ -64,7 +64,7 @@ class _RunningMeanQuantizer(NestedTraining, IndexBottleneck):
     """
 
     _nested = True
-    _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "codebook", "counts", "sums"]
+    _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "codebook", "counts", "sums", "tables"]
 
     def _build(self, depth: int, config: dict) -> None:
         features = config["patch_size"] ** 2 * config["latent_channels"]
