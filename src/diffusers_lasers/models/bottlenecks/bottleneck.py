@@ -63,8 +63,8 @@ class Bottleneck(LasersModelMixin, PackedCodes, RatedCodes, ModelMixin, ConfigMi
             afterwards; 0 until [`set_latent_statistics`].
         latent_scale (`torch.Tensor` of shape `(L,)`): What each channel is then divided by, and multiplied by
             afterwards; 1 until then.
-        tables ([`RateTables`], *optional*): Running tables of its symbols, where the configuration has a `rate_weight`
-            above 0 that needs them, else `None`.
+        tables (`torch.nn.Module`, *optional*): Running tables of its symbols, where a `rate_weight` above 0 needs
+            them, else `None`.
     """
 
     _supports_group_offloading = False

@@ -74,10 +74,10 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
             up to twice the time), `"iht"` or `"fista"`; see [`get_pursuit`].
         sparsity_dropout (`float`, defaults to 0.0): Probability that a training step decodes only the first atoms of
             each site, refitted, 1 to `sparsity` of them at equal odds; truncated codes are then decoded better.
-        rate_weight (`float`, defaults to 0.0): λ, the loss of one bit a latent value by which a site chooses how many
-            of the atoms found it uses, and to which cells their coefficients go: those of the least
-            ‖y − ŷ‖² + w · bits, with running tables of bits and w of [`RateTables`]. 0 uses all, takes the nearest cell
-            and keeps no tables.
+        rate_weight (`float`, defaults to 0.0): λ, the loss of one bit a latent value, in the scale of a mean squared
+            error of pixels in [−1, 1]. A site uses as many of the atoms found, and their coefficients go to such
+            cells, as make ‖y − ŷ‖² + w · bits least, with bits by running tables and w = 4 λ times the variance of the
+            latents. 0 uses all, takes the nearest cells and keeps no tables.
 
     Attributes:
         dictionary (`torch.nn.Parameter` of shape `(p²·L, K)`): Atoms as columns, of unit norm; kept so by

@@ -241,9 +241,10 @@ class VectorQuantizerBottleneck(_RunningMeanQuantizer):
         commitment_weight (`float`, defaults to 0.25): Weight β of the commitment loss.
         revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at
             a random signal; 0 disables that.
-        rate_weight (`float`, defaults to 0.0): λ, the loss of one bit a latent value by which a site chooses its
-            codeword: that of the least ‖y − e‖² + w · bits, with running tables of bits and w of [`RateTables`]. 0
-            takes the nearest codeword and keeps no tables.
+        rate_weight (`float`, defaults to 0.0): λ, the loss of one bit a latent value, in the scale of a mean squared
+            error of pixels in [−1, 1]. A site takes the codeword of the least ‖y − e‖² + w · bits (Chou, Lookabaugh &
+            Gray, 1989), with bits by a running table and w = 4 λ times the variance of the latents. 0 takes the nearest
+            codeword and keeps no table.
     """
 
     _config_fields = _FIELDS
