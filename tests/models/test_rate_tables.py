@@ -405,6 +405,8 @@ def test_bottlenecks_without_a_rate_say_so():
         for bad in (-1.0, math.nan, math.inf, "1", None):
             with pytest.raises(ValueError, match="`rate_weight`"):
                 make(rate_weight=bad)
+    with pytest.raises(ValueError, match="`num_atoms` and `sparsity` must give a model of at most"):
+        DictionaryBottleneck(1, num_atoms=2**16, sparsity=2**16, rate_weight=1e-2)
 
 
 @pytest.mark.parametrize("name", MAKE)
