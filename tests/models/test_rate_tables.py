@@ -417,6 +417,15 @@ def test_half_precision_leaves_the_tables(name, tmp_path):
     assert all(table.dtype == torch.float32 for table in loaded.tables.buffers())
     code = bottleneck.encode(z)
     assert loaded.encode(z) == code and torch.equal(loaded.rate(code), bottleneck.rate(code))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert bottleneck.encode(z) == code and torch.equal(loaded.rate(code), bottleneck.rate(code))
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_it_compiles_to_one_graph(name):
+    bottleneck, z = build(name), latents(3, seed=1)
+    compiled = torch.compile(lambda x: bottleneck(x).latents, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(z), bottleneck(z).latents, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MAKE)

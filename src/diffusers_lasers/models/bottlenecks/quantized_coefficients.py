@@ -25,7 +25,8 @@ def cheapest_cells(coefficients: torch.Tensor, scale: torch.Tensor, costs: torch
     cells = torch.arange(costs.shape[1], device=costs.device)
     points = dequantize_coefficients(cells.unsqueeze(1), scale, bits).t()  # (S, 2ⁿ)
     signals = torch.stack([coefficients, torch.zeros_like(coefficients)], dim=2).flatten(1)
-    return encode_product(signals, torch.stack([points, costs.sqrt()], dim=2))
+    with torch.autocast(costs.device.type, enabled=False):
+        return encode_product(signals, torch.stack([points, costs.sqrt()], dim=2))
 
 
 class QuantizedCoefficients:
