@@ -257,6 +257,7 @@ def training_loss(
     terms = run.criterion(output.sample, pixel_values)
     loss = terms.loss + output.loss
     parts = {"mse": terms.mse, "commitment": output.commitment_loss, "codebook": output.codebook_loss}
+    parts["rate"] = output.rate  # bits a pixel; None without running tables or a density
     if terms.perceptual is not None:
         parts["perceptual"] = terms.perceptual
     if run.adversarial is not None and run.adversarial.active(run.state.step):

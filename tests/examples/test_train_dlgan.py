@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -53,6 +54,8 @@ def test_the_launch_configurations_are_accelerates(name, processes, machines):
         {"bottleneck": "fsq", "bottleneck_config": {"levels": 5}},
         {"bottleneck": "residual_vq", "bottleneck_config": {"depth": 2, "num_codewords": 8, "patch_size": 2}},
         {"bottleneck": "scalar", "bottleneck_config": {"bits": 6, "rate_weight": 0.01}},
+        {"bottleneck": "residual_vq", "bottleneck_config": {"depth": 2, "num_codewords": 8}, "rate_weight": 0.01},
+        {"rate_weight": 0.01, "use_ema": None, "dictionary_update": "bcd", "revive_every": 1},
         {"bottleneck": "none", "channels_last": None},
         {
             **{"preset": "paper", "latent_channels": 4},
@@ -117,6 +120,23 @@ def test_without_widths_the_networks_are_the_presets(script, words):
     args = script.parse_args(words(preset="paper", block_out_channels=(8, 16, 16, 24)))
     model = networks_from_flags.build_model(args)
     assert model.config.backbone == "light" and model.downsampling_factor == 8
+
+
+@pytest.mark.parametrize("bottleneck", ["vq", "dictionary", "scalar"])
+def test_the_rate_is_logged_in_bits_a_pixel(run, data, bottleneck):
+    folder = run(bottleneck=bottleneck, rate_weight=0.02, train_batch_size=2)
+    model = AutoencoderDL.from_pretrained(folder).eval()
+    assert model.bottleneck.config.rate_weight == model.config.bottleneck_config["rate_weight"] == 0.02
+    pictures = [Image.open(path) for path in sorted(Path(data["validation_data_dir"]).iterdir())]
+    pixels = torch.stack([torch.tensor(np.asarray(picture))[:, 4:36] for picture in pictures])
+    code = model.encode_to_code(pixels.permute(0, 3, 1, 2) / 127.5 - 1)
+    expected = model.bottleneck.rate(code).sum().item() / (5 * 32 * 32)
+    log = TrainingLog.read(folder / "training_log.jsonl")
+    assert log[-1]["validation_rate"] == pytest.approx(expected, abs=1e-3) and 0.01 < expected < 24
+    assert all(0.01 < line["rate"] < 24 for line in log if "loss" in line)
+    written = re.search(r"cross-entropy *\| *([\d.]+)", (folder / "README.md").read_text())
+    assert float(written[1]) == pytest.approx(expected, abs=1e-3)
+    assert not any("rate" in line for line in TrainingLog.read(run(bottleneck="fsq") / "training_log.jsonl"))
 
 
 def test_a_config_file_replaces_the_model_flags(run, tmp_path):
@@ -679,6 +699,18 @@ def test_the_token_is_nowhere(run, monkeypatch, capfd, caplog, tmp_path):
         (
             {"streaming": None, "train_data_dir": "a", "max_train_steps": 1, "cache_in_memory": None},
             "--cache_in_memory has no meaning with --streaming.",
+        ),
+        (
+            {"bottleneck": "fsq", "rate_weight": 0.1},
+            "--rate_weight needs --bottleneck dictionary, vq, residual_vq, scalar, got fsq.",
+        ),
+        (
+            {"rate_weight": 0.1, "bottleneck_config": {"rate_weight": 0.1}},
+            "--rate_weight cannot be given together with --bottleneck_config rate_weight.",
+        ),
+        (
+            {"rate_weight": 0.1, "model_config_name_or_path": "x"},
+            "--rate_weight cannot be given together with --model_config_name_or_path.",
         ),
         ({"discriminator_start": 3}, "--discriminator_start needs --adversarial_loss hinge or vanilla."),
         ({"lecam_weight": 0.1}, "--lecam_weight needs --adversarial_loss hinge or vanilla."),

@@ -34,6 +34,8 @@ DICTIONARIES = {
     "variable-depth": {"tolerance": 1.5, "coefficient_bits": 16},
     "variable-shared": {"tolerance": 1.5, "coefficient_bits": 1, "coefficient_scaling": "shared"},
     "lasso": {"pursuit": "fista", "coefficient_bits": 5},
+    "rate": {"rate_weight": 1e-2, "coefficient_bits": 5},
+    "rate-shared": {"rate_weight": 1e-2, "coefficient_bits": 5, "coefficient_scaling": "shared"},
 }
 MAKE = {
     **{
@@ -42,6 +44,7 @@ MAKE = {
     },
     "vq": lambda p: VectorQuantizerBottleneck(6, num_codewords=50, patch_size=p),
     "residual_vq": lambda p: ResidualVQBottleneck(6, num_codewords=50, depth=3, patch_size=p),
+    "residual_vq, rate": lambda p: ResidualVQBottleneck(6, 50, depth=3, patch_size=p, rate_weight=1e-2),
     "fsq": lambda p: FSQBottleneck(6, levels=(7, 5, 5, 3), patch_size=p),
     "lfq": lambda p: ExternalQuantizerBottleneck(6, "lfq", {"codebook_size": 16, "num_codebooks": 3}, patch_size=p),
     "cosine_vq": lambda p: ExternalQuantizerBottleneck(6, "cosine_vq", {"codebook_size": 50}, patch_size=p),

@@ -34,6 +34,11 @@ LEARNED = {
 }
 CODED = {
     **LEARNED,
+    "vq, rate": lambda **kw: VectorQuantizerBottleneck(6, num_codewords=24, rate_weight=1e-2, **kw),
+    "residual_vq, rate": lambda **kw: ResidualVQBottleneck(6, num_codewords=24, depth=3, rate_weight=1e-2, **kw),
+    "dictionary, rate": lambda **kw: DictionaryBottleneck(
+        6, num_atoms=24, sparsity=3, coefficient_bits=6, rate_weight=1e-2, **kw
+    ),
     "fsq": lambda patch_size=1: FSQBottleneck(6, levels=(5,) * (6 * patch_size**2), patch_size=patch_size),
     "entropy_scalar": lambda **kw: EntropyScalarBottleneck(6, rate_weight=1e-2, **kw),
     "int4": lambda **kw: EntropyScalarBottleneck(6, bits=4, quantization="straight_through", **kw),

@@ -13,13 +13,14 @@ are reset, so that the next average does not pull it back (espnet/espnet#6284 sh
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F
 
 from ..kernels.codewords import fused_nearest_codewords
 from ..kernels.operators import uses_fused
 from ..operands import as_tensor, check_indices, check_operands
 
 
-__all__ = ["codeword_statistics", "kmeans", "nearest_codewords", "update_codebook"]
+__all__ = ["codeword_statistics", "kmeans", "nearest_codewords", "update_codebook", "with_costs"]
 
 _BLOCK_ELEMENTS = 2**26  # distances held at a time (signals × codewords)
 
@@ -47,6 +48,29 @@ def nearest_codewords(signals: torch.Tensor, codebook: torch.Tensor) -> torch.Te
     half_norms = codebook.square().sum(dim=1) / 2
     blocks = signals.split(max(1, _BLOCK_ELEMENTS // codebook.shape[0]))
     return torch.cat([torch.addmm(half_norms, y, codebook.t(), alpha=-1.0).min(dim=1).indices for y in blocks])
+
+
+def with_costs(
+    signals: torch.Tensor, codebooks: torch.Tensor, costs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""
+    Appends features that make a codeword's cost a part of its squared distance. Any search for the nearest codeword, or
+    for the nearest sum of one codeword of each stage, then minimises the squared error plus the costs.
+
+    Stage j has a feature of its own, where signals have 0 and codeword k has \(\sqrt{cost_{jk}}\). A sum of codewords
+    has such a root in each of these features, which adds \(\sum_j cost_{jk_j}\) to its squared distance.
+
+    Args:
+        signals (`torch.Tensor` of shape `(N, n)`): Signals.
+        codebooks (`torch.Tensor` of shape `(m, codewords, n)`): One codebook for each stage.
+        costs (`torch.Tensor` of shape `(m, codewords)`): Costs, at least 0, in units of the squared error.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Signals `(N, n + m)` and codebooks `(m, codewords, n + m)`.
+    """
+    return F.pad(signals, (0, len(costs))), torch.cat(
+        [codebooks, torch.diag_embed(costs.sqrt().t()).transpose(0, 1)], 2
+    )
 
 
 def codeword_statistics(

@@ -94,6 +94,8 @@ class AutoencoderDLOutput(BaseOutput):
         latents (`torch.Tensor` of shape `(B, latent_channels, h, w)`): Latents before the bottleneck, z_e.
         quantized_latents (`torch.Tensor` of shape `(B, latent_channels, h, w)`): Latents after it, ẑ_e.
         code ([`SparseCode`] or [`IndexCode`], *optional*): The code, without gradient.
+        rate (`torch.Tensor`, *optional*): Mean bits a pixel of the code under the bottleneck's running tables or
+            density; 0-dimensional, without gradient. `None` for a bottleneck without.
     """
 
     sample: torch.Tensor
@@ -103,6 +105,7 @@ class AutoencoderDLOutput(BaseOutput):
     latents: torch.Tensor | None = None
     quantized_latents: torch.Tensor | None = None
     code: Code | None = None
+    rate: torch.Tensor | None = None
 
 
 class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, AutoencoderMixin, ConfigMixin):
@@ -416,9 +419,12 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
         height, width = sample.shape[-2:]
         latents = self._sliced(self._encode, sample)
         bottleneck = self.bottleneck(latents)
-        code = bottleneck.code
+        code, rate = bottleneck.code, bottleneck.rate
         if code is not None:
             code = replace(code, image_size=(height, width))
+        if rate is not None:  # a site codes p²·L values, those of padding included
+            values = code.num_sites * self.bottleneck.patch_size**2 * self.config.latent_channels
+            rate = rate * (values / (len(code) * height * width))
         output = AutoencoderDLOutput(
             sample=self._sliced(self._decode, bottleneck.latents)[..., :height, :width],
             loss=bottleneck.loss,
@@ -427,6 +433,7 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
             latents=latents,
             quantized_latents=bottleneck.latents,
             code=code,
+            rate=rate,
         )
         return output if return_dict else output.to_tuple()
 

@@ -17,6 +17,7 @@ from ...functional.operands import may_look
 from ...utils.config_checks import CHANNELS, Integer, check_fields
 from ...utils.model_loading import LasersModelMixin
 from .packed_codes import PackedCodes
+from .rated_codes import RatedCodes
 
 
 __all__ = ["Bottleneck", "BottleneckOutput"]
@@ -36,6 +37,8 @@ class BottleneckOutput(BaseOutput):
         codebook_loss (`torch.Tensor`): mean (sg[z_e] − ẑ_e)², likewise (second term); 0 where running
             means replace it.
         code ([`SparseCode`] or [`IndexCode`], *optional*): The code, without gradient.
+        rate (`torch.Tensor`, *optional*): Mean bits of a latent value under the running tables, or the density, from
+            before this step; 0-dimensional, without gradient. `None` for a bottleneck without.
     """
 
     latents: torch.Tensor
@@ -43,9 +46,10 @@ class BottleneckOutput(BaseOutput):
     commitment_loss: torch.Tensor | None = None
     codebook_loss: torch.Tensor | None = None
     code: Code | None = None
+    rate: torch.Tensor | None = None
 
 
-class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
+class Bottleneck(LasersModelMixin, PackedCodes, RatedCodes, ModelMixin, ConfigMixin):
     """
     Base of the bottlenecks. A subclass defines `encode`, `decode`, `forward`, `levels` and how codes become bytes,
     `initialize` where it learns from the first latents of a training, and `fit` where it can learn from fixed ones.
@@ -61,6 +65,8 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
             afterwards; 0 until [`set_latent_statistics`].
         latent_scale (`torch.Tensor` of shape `(L,)`): What each channel is then divided by, and multiplied by
             afterwards; 1 until then.
+        tables (`torch.nn.Module`, *optional*): Running tables of its symbols, where a `rate_weight` above 0 needs
+            them, else `None`.
     """
 
     latent_evenness = 0.25
@@ -75,6 +81,7 @@ class Bottleneck(LasersModelMixin, PackedCodes, ModelMixin, ConfigMixin):
         channels = self.config.latent_channels
         self.register_buffer("latent_shift", torch.zeros(channels))
         self.register_buffer("latent_scale", torch.ones(channels))
+        self.tables = None
 
     @property
     def patch_size(self) -> int:

@@ -32,6 +32,7 @@ from ...functional.dictionary import dictionary_from_signals, mutual_coherence
 from ...functional.dictionary.coherence import similar_atoms, welch_bound
 from ...functional.images.patch_signals import patch_grid
 from ...functional.pursuit.by_name import PURSUITS, get_pursuit
+from ...functional.pursuit.prefixes import prefix_coefficients
 from ...functional.pursuit.synthesis import projection_synthesis, synthesize
 from ...learning import OnlineDictionaryLearner
 from ...utils import config_checks as checks
@@ -40,10 +41,12 @@ from ...visualization import atom_map, atom_tiles, coherence_histogram
 from .bottleneck import Bottleneck, BottleneckOutput
 from .nested_training import NestedTraining
 from .quantized_coefficients import SCALE_SAMPLES, QuantizedCoefficients
+from .rate_tables import RATE_WEIGHT, RateTables
 
 
 __all__ = ["DictionaryBottleneck"]
 
+_MEMORY = 0.99  # decay of the running tables in a step, as that of codebooks
 _SIMILAR = 0.99  # least inner product of atoms that count as near-duplicates
 
 
@@ -71,6 +74,10 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
             up to twice the time), `"iht"` or `"fista"`; see [`get_pursuit`].
         sparsity_dropout (`float`, defaults to 0.0): Probability that a training step decodes only the first atoms of
             each site, refitted, 1 to `sparsity` of them at equal odds; truncated codes are then decoded better.
+        rate_weight (`float`, defaults to 0.0): λ, the loss of one bit a latent value, in the scale of a mean squared
+            error of pixels in [−1, 1]. A site uses as many of the atoms found, and their coefficients go to such
+            cells, as make ‖y − ŷ‖² + w · bits least, with bits by running tables and w = 4 λ times the variance of the
+            latents. 0 uses all, takes the nearest cells and keeps no tables.
 
     Attributes:
         dictionary (`torch.nn.Parameter` of shape `(p²·L, K)`): Atoms as columns, of unit norm; kept so by
@@ -81,7 +88,7 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
 
     _decoding_config = ("coefficient_scaling",)
     _kind, _nested = "sparse", True
-    _keep_in_fp32_modules = [*Bottleneck._keep_in_fp32_modules, "dictionary", "coefficient_scale"]
+    _keep_in_fp32_modules = [*Bottleneck._keep_in_fp32_modules, "dictionary", "coefficient_scale", "tables"]
     _config_fields = {
         "latent_channels": checks.CHANNELS,
         "num_atoms": checks.Integer(1, 2**24),
@@ -95,6 +102,7 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
         "tolerance": checks.Optional(checks.WEIGHT),
         "pursuit": checks.Word(*PURSUITS),
         "sparsity_dropout": checks.Number(0.0, 1.0),
+        "rate_weight": RATE_WEIGHT,
     }
 
     @register_to_config
@@ -112,6 +120,7 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
         tolerance: float | None = None,
         pursuit: str = "omp",
         sparsity_dropout: float = 0.0,
+        rate_weight: float = 0.0,
     ):
         super().__init__()
         if sparsity > num_atoms:
@@ -124,6 +133,10 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
         self.register_buffer("coefficient_scale", torch.ones(sparsity))
         self.register_buffer("scale_steps", torch.zeros((), dtype=torch.int64))
         self._set_dropout(sparsity_dropout)
+        if rate_weight:
+            cells = 2 ** (coefficient_bits or 0)
+            checks.check_size(sparsity * (num_atoms + cells), num_atoms=num_atoms, sparsity=sparsity)
+            self.tables = RateTables(sparsity, num_atoms, coefficient_bits or 0)
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -148,6 +161,7 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
         self.dictionary.copy_(broadcast(atoms.contiguous()))
         self.coefficient_scale.copy_(self._batch_scale(*self._pursue(signals)))
         self._start_dropout(generator)
+        self._start_tables(signals)
 
     @torch.no_grad()
     def fit(
@@ -200,6 +214,7 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
         first = signals if torch.is_tensor(signals) else next(iter(signals))
         spread = first[:: max(1, len(first) // SCALE_SAMPLES)]  # over all of its images
         self.coefficient_scale.copy_(self._batch_scale(*self._pursue(spread)))
+        self._start_tables(spread)
         return learner
 
     @apply_forward_hook
@@ -215,7 +230,7 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
             [`SparseCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites of `sparsity` slots; coefficients are float32, on the
             quantiser's grid where `coefficient_bits` is set.
         """
-        indices, coefficients = self._pursue(self.signals(latents))
+        indices, coefficients = self._choose(self.signals(latents))
         return self._code(indices, self._quantize(indices, coefficients), latents)
 
     def truncate(self, code: SparseCode, sparsity: int) -> SparseCode:
@@ -293,11 +308,14 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)
             dictionary = self.dictionary.float()
-            indices, exact = self._pursue(signals)
+            indices, exact = self._choose(signals)
             if self.training:
                 self._track_scale(indices, exact)
             coefficients = self._quantize(indices, exact)
             code, kept = self._code(indices, coefficients, latents), self._kept_slots()
+            rate = self._mean_rate(code, signals)
+            if self.training:
+                self._observe_code(code, signals, _MEMORY)
             if kept is not None:
                 fewer = self._code(indices, exact, latents).truncate(kept, dictionary)
                 indices, exact = fewer.indices.flatten(0, 2), fewer.coefficients.flatten(0, 2)
@@ -317,6 +335,7 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
                 commitment_loss=commitment_loss.detach(),
                 codebook_loss=codebook_loss.detach(),
                 code=code,
+                rate=rate,
             )
         return output if return_dict else output.to_tuple()
 
@@ -345,6 +364,34 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
         return pursue(
             signals.detach(), dictionary, self.config.sparsity, self.config.tolerance, check_finite=check_finite
         )
+
+    def _choose(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes of signals `(N, p²·L)`; with tables only the first atoms of each site, where more would not pay."""
+        indices, coefficients = self._pursue(signals)
+        if self.tables is None:
+            return indices, coefficients
+        weight, dictionary = self.tables.weight(self.config.rate_weight), self.dictionary.detach().float()
+        exact = [torch.zeros_like(coefficients), *prefix_coefficients(indices, coefficients, dictionary)]
+        slot, losses = torch.arange(indices.shape[1], device=indices.device), []
+        for count, values in enumerate(exact):
+            kept = torch.where(slot < count, indices, -1)
+            values = self._quantize(kept, values)
+            errors = (signals.detach() - synthesize(kept, values, dictionary)).square().sum(dim=1)
+            losses.append(errors + weight * self.tables.bits(kept, self._cells(values), self.ordered))
+        count = torch.stack(losses).argmin(dim=0)  # the fewest of equal ones
+        chosen = torch.stack(exact)[count, torch.arange(len(count), device=count.device)]
+        chosen = torch.where(coefficients.isnan(), coefficients, chosen)  # of signals that are not finite
+        return torch.where(slot < count.unsqueeze(1), indices, -1), chosen
+
+    def _site_bits(self, code: SparseCode) -> torch.Tensor:
+        indices, coefficients = code.indices.flatten(0, 2), code.coefficients.flatten(0, 2).float()
+        return self.tables.bits(indices, self._cells(coefficients), self.ordered)
+
+    def _code_of_signals(self, signals: torch.Tensor) -> SparseCode:
+        indices, coefficients = self._choose(signals)
+        parts = (indices, self._quantize(indices, coefficients))
+        side = self.config.patch_size
+        return SparseCode(*(part[:, None, None] for part in parts), self.config.num_atoms, (side, side))
 
     def _code(self, indices: torch.Tensor, coefficients: torch.Tensor, latents: torch.Tensor) -> SparseCode:
         height, width = latents.shape[-2:]

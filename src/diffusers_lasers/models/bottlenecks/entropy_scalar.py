@@ -27,13 +27,13 @@ from ...utils import config_checks as checks
 from ...utils.distributed import broadcast
 from .bottleneck import BottleneckOutput
 from .index_bottleneck import IndexBottleneck
+from .rate_tables import IMAGE_VARIANCE, RATE_WEIGHT
 
 
 __all__ = ["EntropyScalarBottleneck"]
 
 _SPEED = 10.0  # steps and density move so much faster than their parameters, whose learning rate is that of weights
 _COMPONENTS = 3  # logistic densities a channel
-_IMAGE_VARIANCE = 0.25  # of pixel values in [−1, 1], from which λ gives the first step
 _TAIL = 5e-4  # share of the first values below the first cell, and above the last, without λ
 _FIRST_SITES = 2**14  # most sites that `initialize` draws for offsets and steps
 _FIT_SITES, _FIT_STEPS = 2**12, 200  # of them for the first density, and steps of its fit
@@ -72,7 +72,7 @@ class EntropyScalarBottleneck(IndexBottleneck):
         "latent_channels": checks.CHANNELS,
         "bits": checks.Integer(2, 16),
         "patch_size": checks.Integer(1, 2**10),
-        "rate_weight": checks.Number(low=0.0, high=1e6),
+        "rate_weight": RATE_WEIGHT,
         "step": checks.Optional(checks.Number(low=1e-6, high=1e6)),
         "learned_steps": checks.Flag(),
         "quantization": checks.Word("noise", "straight_through"),
@@ -106,7 +106,7 @@ class EntropyScalarBottleneck(IndexBottleneck):
         if config.step is not None:
             return config.step
         if config.rate_weight:
-            return max(1e-6, math.sqrt(6 * config.rate_weight / (_IMAGE_VARIANCE * math.log(2.0))))
+            return max(1e-6, math.sqrt(6 * config.rate_weight / (IMAGE_VARIANCE * math.log(2.0))))
         return 6.6 / 2**config.bits  # 99.9 % of a normal distribution
 
     @property
@@ -167,26 +167,14 @@ class EntropyScalarBottleneck(IndexBottleneck):
                 optimizer.step()
         self.density.copy_(broadcast(density.detach()))
 
-    @torch.no_grad()
-    def rate(self, code: IndexCode) -> torch.Tensor:
-        """
-        What an ideal entropy coder needs for a code under the density that training has left. For held-out images this
-        is their cross-entropy: nothing is estimated from the code itself.
+    @property
+    def has_rate(self) -> bool:
+        """Yes: each code has bits under the density."""
+        return True
 
-        Args:
-            code ([`IndexCode`]): A code of this bottleneck.
-
-        Returns:
-            `torch.Tensor` of shape `(B,)`: Bits of each image.
-
-        Raises:
-            ValueError: If it is none.
-        """
-        self._check_code(code)
-        with torch.autocast(code.device.type, enabled=False):
-            cells = (code.indices.flatten(0, 2) - self.num_symbols // 2).float()
-            bits = self._bits(cells, 0.0, self.steps, self.density)
-            return bits.reshape(len(code), -1).double().sum(dim=1)
+    def _site_bits(self, code: IndexCode) -> torch.Tensor:
+        cells = (code.indices.flatten(0, 2) - self.num_symbols // 2).float()
+        return self._bits(cells, 0.0, self.steps, self.density).double().sum(dim=1)
 
     def forward(self, latents: torch.Tensor, return_dict: bool = True) -> BottleneckOutput | tuple:
         """
@@ -210,7 +198,8 @@ class EntropyScalarBottleneck(IndexBottleneck):
                 indices = self._quantize(signals)
                 error = F.mse_loss(self._dequantize(indices), signals)
             if self.config.rate_weight:
-                loss = self.config.rate_weight * self._bits(cells, noise, steps, self.density).mean()
+                rate = self._bits(cells, noise, steps, self.density).mean()
+                loss = self.config.rate_weight * rate
             else:  # only the density learns from it
                 rate = self._bits(cells.detach(), noise, steps.detach(), self.density).mean()
                 loss = rate - rate.detach()
@@ -220,6 +209,7 @@ class EntropyScalarBottleneck(IndexBottleneck):
                 commitment_loss=error,
                 codebook_loss=signals.new_zeros(()),
                 code=self._code(indices, latents),
+                rate=rate.detach(),
             )
         return output if return_dict else output.to_tuple()
 

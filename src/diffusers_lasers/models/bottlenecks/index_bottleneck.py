@@ -84,14 +84,15 @@ class IndexBottleneck(Bottleneck):
             with torch.no_grad():
                 indices = self._quantize(signals)
                 quantized = self._dequantize(indices[:, : self._kept_slots()])
-            weight = self.config.get("commitment_weight")
+            code, weight = self._code(indices, latents), self.config.get("commitment_weight")
             commitment_loss = signals.new_zeros(()) if weight is None else F.mse_loss(signals, quantized)
             output = BottleneckOutput(
                 latents=self.latents(self._straight_through(signals, quantized), latents.shape[-2:], latents.dtype),
                 loss=(weight or 0.0) * commitment_loss,
                 commitment_loss=commitment_loss.detach(),
                 codebook_loss=signals.new_zeros(()),
-                code=self._code(indices, latents),
+                code=code,
+                rate=self._mean_rate(code, signals),
             )
             if self.training:
                 self._observe(signals.detach(), indices)
@@ -120,6 +121,14 @@ class IndexBottleneck(Bottleneck):
         size = tuple(latents.shape[-2:])
         shape = (latents.shape[0], *patch_grid(*size, self.patch_size), len(self.levels))
         return IndexCode(indices.reshape(shape), self.levels, size)
+
+    def _code_of_signals(self, signals: torch.Tensor) -> IndexCode:
+        return self._code_of_indices(self._quantize(signals))
+
+    def _code_of_indices(self, indices: torch.Tensor) -> IndexCode:
+        """Indices `(N, slots)` as the code of N images of one site."""
+        side = self.patch_size
+        return IndexCode(indices[:, None, None], self.levels, (side, side))
 
     @property
     def _slots_wanted(self) -> str:

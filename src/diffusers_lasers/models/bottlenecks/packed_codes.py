@@ -11,7 +11,9 @@ from ...functional.images.patch_signals import patch_grid
 
 
 _FREE_SITES = 2**16  # where a site costs no bits, so that a header alone may ask a decoder for an image
-_TRAINING_STATE = ("counts", "sums", "scale_steps", "dropout_steps")  # buffers that decoding does not read
+# buffers that decoding does not read
+_TRAINING_STATE = ("counts", "sums", "scale_steps", "dropout_steps")
+_TRAINING_STATE += tuple(f"tables.{name}" for name in ("symbols", "cells", "sizes", "variance"))
 
 
 class PackedCodes(Coder):

@@ -10,12 +10,23 @@ from __future__ import annotations
 import torch
 
 from ...coding.coefficients import coefficient_scale, dequantize_coefficients, quantize_coefficients
+from ...functional.quantisers.subquantizers import encode_product
 from ...functional.rates import support_bits
 from ...utils.distributed import all_gather, rank_and_world_size
 
 
 SCALE_SAMPLES = 4096  # sites that a step's coefficient scale is read from
 _SCALE_MEMORY = 100.0  # steps that the running scale remembers
+
+
+def cheapest_cells(coefficients: torch.Tensor, scale: torch.Tensor, costs: torch.Tensor) -> torch.Tensor:
+    """Cells `(N, S)` of the least (c − ĉ)² + cost for coefficients `(N, S)`, half-widths `(S,)` and costs `(S, 2ⁿ)`."""
+    bits = costs.shape[1].bit_length() - 1
+    cells = torch.arange(costs.shape[1], device=costs.device)
+    points = dequantize_coefficients(cells.unsqueeze(1), scale, bits).t()  # (S, 2ⁿ)
+    signals = torch.stack([coefficients, torch.zeros_like(coefficients)], dim=2).flatten(1)
+    with torch.autocast(costs.device.type, enabled=False):
+        return encode_product(signals, torch.stack([points, costs.sqrt()], dim=2))
 
 
 class QuantizedCoefficients:
@@ -68,6 +79,8 @@ class QuantizedCoefficients:
             ValueError: If `bits` is out of range.
         """
         self.register_to_config(coefficient_bits=bits)
+        if self.tables is not None:
+            self.tables.set_coefficient_bits(bits)
 
     def _quantize(self, indices: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
         """Coefficients `(N, S)` on the quantiser's grid; unused slots stay 0."""
@@ -75,8 +88,19 @@ class QuantizedCoefficients:
         if bits is None:
             return coefficients
         scale = self.slot_scales[: indices.shape[1]]
-        cells = quantize_coefficients(coefficients, scale, bits)
+        if self.tables is None:
+            cells = quantize_coefficients(coefficients, scale, bits)
+        else:
+            costs = self.tables.weight(self.config.rate_weight) * self.tables.cell_bits(self.ordered)
+            cells = cheapest_cells(coefficients, scale, costs[: len(scale)])
         return torch.where(indices >= 0, dequantize_coefficients(cells, scale, bits), coefficients)  # 0, or NaN, stays
+
+    def _cells(self, coefficients: torch.Tensor) -> torch.Tensor:
+        """Cells `(N, slots)` of quantised coefficients, int64; zeros for floats."""
+        bits = self.config.coefficient_bits
+        if bits is None:
+            return torch.zeros_like(coefficients, dtype=torch.int64)
+        return quantize_coefficients(coefficients, self.slot_scales[: coefficients.shape[1]], bits)
 
     @torch.no_grad()
     def _track_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> None:

@@ -20,7 +20,13 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from tqdm.auto import tqdm
 
-from ...functional.quantisers.codebook import codeword_statistics, kmeans, nearest_codewords, update_codebook
+from ...functional.quantisers.codebook import (
+    codeword_statistics,
+    kmeans,
+    nearest_codewords,
+    update_codebook,
+    with_costs,
+)
 from ...functional.quantisers.subquantizers import encode_residual
 from ...functional.rates import perplexity
 from ...learning.codebooks import fit_quantizer
@@ -30,6 +36,7 @@ from ...visualization import atom_map, atom_tiles, usage_histogram
 from .bottleneck import sample_signals
 from .index_bottleneck import IndexBottleneck
 from .nested_training import NestedTraining
+from .rate_tables import RATE_WEIGHT, RateTables
 
 
 __all__ = ["ResidualVQBottleneck", "VectorQuantizerBottleneck"]
@@ -42,6 +49,7 @@ _FIELDS = {
     "decay": checks.Number(0.0, 1.0, below=True),
     "commitment_weight": checks.WEIGHT,
     "revive_threshold": checks.Number(0.0, 1.0, below=True),
+    "rate_weight": RATE_WEIGHT,
 }
 
 
@@ -56,7 +64,7 @@ class _RunningMeanQuantizer(NestedTraining, IndexBottleneck):
     """
 
     _nested = True
-    _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "codebook", "counts", "sums"]
+    _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "codebook", "counts", "sums", "tables"]
 
     def _build(self, depth: int, config: dict) -> None:
         features = config["patch_size"] ** 2 * config["latent_channels"]
@@ -68,6 +76,8 @@ class _RunningMeanQuantizer(NestedTraining, IndexBottleneck):
         self.register_buffer("counts", torch.ones(depth, config["num_codewords"]))
         self.register_buffer("sums", codebook.clone())
         self._set_dropout(config.get("stage_dropout", 0.0))
+        if config["rate_weight"]:
+            self.tables = RateTables(depth, config["num_codewords"])
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -83,7 +93,7 @@ class _RunningMeanQuantizer(NestedTraining, IndexBottleneck):
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents of the untrained encoder.
             generator (`torch.Generator`, *optional*): Source of randomness.
         """
-        residual = self.signals(latents)[:_INITIAL_SIGNALS]
+        residual = signals = self.signals(latents)[:_INITIAL_SIGNALS]
         for stage in range(self.depth):
             codebook, counts = kmeans(residual, self.config.num_codewords, generator=generator)
             counts = counts.clamp_min(1e-3)
@@ -92,6 +102,7 @@ class _RunningMeanQuantizer(NestedTraining, IndexBottleneck):
             self.sums[stage] = self.codebook[stage] * self.counts[stage].unsqueeze(1)
             residual = residual - codebook[nearest_codewords(residual, codebook)]
         self._start_dropout(generator)
+        self._start_tables(signals)
 
     @torch.no_grad()
     def fit(
@@ -136,6 +147,7 @@ class _RunningMeanQuantizer(NestedTraining, IndexBottleneck):
                 **quantizer_arguments,
             )
         self.codebook.copy_(torch.from_numpy(books))
+        self._start_tables(signals)
         indices = self._quantize(signals)
         for stage, given in enumerate(self._stage_inputs(signals, indices)):
             counts, _ = codeword_statistics(given, indices[:, stage], codewords)
@@ -171,6 +183,9 @@ class _RunningMeanQuantizer(NestedTraining, IndexBottleneck):
 
     def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
         codebook, beam = self.codebook.float(), self.config.get("beam_size", 1)
+        if self.tables is not None:
+            costs = self.tables.weight(self.config.rate_weight) * self.tables.symbol_bits()
+            signals, codebook = with_costs(signals, codebook, costs)
         if beam > 1:
             return encode_residual(signals, codebook, beam)
         indices, residual = [], signals
@@ -195,6 +210,7 @@ class _RunningMeanQuantizer(NestedTraining, IndexBottleneck):
         Moves the running means of each stage by the statistics of all ranks; dead codewords restart at rank 0's
         signals.
         """
+        self._observe_code(self._code_of_indices(indices), signals, self.config.decay)
         codewords = self.config.num_codewords
         for stage, signals in enumerate(list(self._stage_inputs(signals, indices))):
             counts, sums = codeword_statistics(signals, indices[:, stage], codewords)
@@ -225,6 +241,10 @@ class VectorQuantizerBottleneck(_RunningMeanQuantizer):
         commitment_weight (`float`, defaults to 0.25): Weight β of the commitment loss.
         revive_threshold (`float`, defaults to 0.03): Share of the mean running count below which a codeword restarts at
             a random signal; 0 disables that.
+        rate_weight (`float`, defaults to 0.0): λ, the loss of one bit a latent value, in the scale of a mean squared
+            error of pixels in [−1, 1]. A site takes the codeword of the least ‖y − e‖² + w · bits (Chou, Lookabaugh &
+            Gray, 1989), with bits by a running table and w = 4 λ times the variance of the latents. 0 takes the nearest
+            codeword and keeps no table.
     """
 
     latent_evenness = 0.0  # one codeword a site has to spend itself on the strong components
@@ -239,6 +259,7 @@ class VectorQuantizerBottleneck(_RunningMeanQuantizer):
         decay: float = 0.99,
         commitment_weight: float = 0.25,
         revive_threshold: float = 0.03,
+        rate_weight: float = 0.0,
     ):
         super().__init__()
         self._build(1, self.config)
@@ -262,6 +283,7 @@ class ResidualVQBottleneck(_RunningMeanQuantizer):
         stage_dropout (`float`, defaults to 0.0): Probability that a training step decodes only its first stages, 1 to
             `depth` of them at equal odds; codes cut to their first stages are then decoded better. All stages code and
             learn in every step.
+        rate_weight (`float`, defaults to 0.0): λ, as in [`VectorQuantizerBottleneck`], at each stage.
     """
 
     _config_fields = (
@@ -282,6 +304,7 @@ class ResidualVQBottleneck(_RunningMeanQuantizer):
         revive_threshold: float = 0.03,
         beam_size: int = 1,
         stage_dropout: float = 0.0,
+        rate_weight: float = 0.0,
     ):
         super().__init__()
         self._build(depth, self.config)

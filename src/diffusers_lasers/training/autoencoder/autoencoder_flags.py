@@ -6,6 +6,7 @@ Which arguments a bottleneck has, its class says: a new bottleneck needs no new 
 from __future__ import annotations
 
 import argparse
+import inspect
 from typing import Any
 
 from ...models.autoencoders.autoencoder_dl import BOTTLENECKS
@@ -39,12 +40,13 @@ def add_model_flags(parser: argparse.ArgumentParser | Any) -> None:
         parser,
         "bottleneck_config",
         "Arguments of the bottleneck's class. dictionary: num_atoms=512 sparsity=5 coefficient_bits=8; vq: "
-        "num_codewords=512; residual_vq: num_codewords=512 depth=5; fsq: levels=7 or levels=[8,8,5]; scalar: bits=8 "
-        "rate_weight=1e-3; external: quantizer=lfq.",
+        "num_codewords=512; residual_vq: num_codewords=512 depth=5; fsq: levels=7 or levels=[8,8,5]; scalar: bits=8; "
+        "external: quantizer=lfq.",
     )
     add("--latent_channels", type=int, help="Channels of the latents. Default: 16.")
     widths = "Widths of the networks, fine to coarse: 128 128 is f = 8. Default: 128, f = 4 (paper: 64 128 128)."
     add("--block_out_channels", type=int, nargs="+", help=widths)
+    add("--rate_weight", type=float, help="λ: loss of one bit a latent value, in --bottleneck_config. Default: 0.")
     add_replaced_flags(parser, REPLACED)
 
 
@@ -107,7 +109,7 @@ def check_autoencoder_flags(args: argparse.Namespace) -> None:
         for name in (*own, "discriminator_config", "discriminator_config_name_or_path", "lecam_weight"):
             if getattr(args, name):
                 raise ValueError(f"--{name} needs --adversarial_loss hinge or vanilla.")
-    described = ("preset", "bottleneck", "latent_channels", "block_out_channels", "bottleneck_config")
+    described = ("preset", "bottleneck", "latent_channels", "block_out_channels", "bottleneck_config", "rate_weight")
     for name, others in (
         ("pretrained_model_name_or_path", ("model_config_name_or_path", *described)),
         ("model_config_name_or_path", described),
@@ -118,4 +120,10 @@ def check_autoencoder_flags(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{other} cannot be given together with --{name}.")
     kind = args.bottleneck or "dictionary"
     check_config("--bottleneck_config", args.bottleneck_config, BOTTLENECKS[kind], f" of --bottleneck {kind}")
+    if args.rate_weight is not None:
+        rated = [name for name, made in BOTTLENECKS.items() if "rate_weight" in inspect.signature(made).parameters]
+        if kind not in rated:
+            raise ValueError(f"--rate_weight needs --bottleneck {', '.join(rated)}, got {kind}.")
+        if "rate_weight" in (args.bottleneck_config or {}):
+            raise ValueError("--rate_weight cannot be given together with --bottleneck_config rate_weight.")
     check_config("--discriminator_config", args.discriminator_config, PatchDiscriminator)

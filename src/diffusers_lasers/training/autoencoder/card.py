@@ -73,6 +73,7 @@ def _sections(
         ("validation_psnr", "PSNR", "{:.2f} dB"),
         ("validation_masked_psnr", "PSNR inside the mask", "{:.2f} dB"),
         ("validation_lpips", f"LPIPS ({args.perceptual})", "{:.4f}"),
+        ("validation_rate", "bits per pixel, cross-entropy", "{:.4g}"),
         ("validation_perplexity", "perplexity", "{:.1f}"),
         ("validation_dead_atoms", "symbols never used", "{:d}"),
     ):

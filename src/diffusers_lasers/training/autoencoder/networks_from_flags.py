@@ -29,6 +29,8 @@ def build_model(args: argparse.Namespace) -> AutoencoderDL:
     if kind == "fsq" and isinstance(config.get("levels", 7), int):  # one number for all channels
         config = {**config, "levels": [config.get("levels", 7)] * channels}
     widths = {} if args.block_out_channels is None else {"block_out_channels": tuple(args.block_out_channels)}
+    if args.rate_weight is not None:
+        config = {**config, "rate_weight": args.rate_weight}
     return AutoencoderDL.from_preset(
         args.preset or "corrected",
         **widths,

@@ -32,9 +32,10 @@ def held_out_figures(
 ) -> dict[str, float]:
     """
     Figures over held-out images, which the processes share: PSNR; with masks also inside them; with a network LPIPS;
-    and, if each process had a code, perplexity and unused symbols. All processes have to call it.
+    the rate in bits a pixel where the bottleneck has one; and, if each process had a code, perplexity and unused
+    symbols. All processes have to call it.
     """
-    window = Window(accelerator.num_processes)
+    window, rated = Window(accelerator.num_processes), model.bottleneck.has_rate
 
     def sums(indices: range) -> dict[str, torch.Tensor]:
         images = held_out.take(indices).to(accelerator.device)
@@ -47,9 +48,16 @@ def held_out_figures(
             found["masked_psnr"] = clipped_psnr(output.sample, images, mask)
         if perceptual is not None:
             found["lpips"] = perceptual(output.sample.float().clamp(-1, 1), images).distances
+        if rated:
+            found["rate"] = output.rate.expand(len(indices))
         return {name: values.double().sum() for name, values in found.items()}
 
-    names = ["psnr"] + ["masked_psnr"] * (degrade.task == "inpainting") + ["lpips"] * (perceptual is not None)
+    names = (
+        ["psnr"]
+        + ["masked_psnr"] * (degrade.task == "inpainting")
+        + ["lpips"] * (perceptual is not None)
+        + ["rate"] * rated
+    )
     figures = shared_means(accelerator, len(held_out), batch_size, sums, names)
     if len(held_out) > batch_size * (accelerator.num_processes - 1):  # each process has a code
         usage = window.summary()
