@@ -55,8 +55,8 @@ def fit_gaussian_mixture(
     lower: torch.Tensor,
     upper: torch.Tensor,
     components: int,
-    steps: int = 200,
-    tolerance: float = 1e-6,
+    steps: int = 100,
+    tolerance: float = 1e-5,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[float]]:
     """
     The mixture of Gaussians of greatest likelihood that EM finds for counts of cells.
@@ -66,8 +66,8 @@ def fit_gaussian_mixture(
         lower (`torch.Tensor` of shape `(C,)`): Lower ends of the cells, ascending; the first may be −∞.
         upper (`torch.Tensor` of shape `(C,)`): Upper ends, above the lower ones; the last may be ∞.
         components (`int`): Gaussians J. They start at quantiles of the counts.
-        steps (`int`, defaults to 200): Most steps.
-        tolerance (`float`, defaults to 1e-6): Gain of a step, in nats a value, below which it stops.
+        steps (`int`, defaults to 100): Most steps.
+        tolerance (`float`, defaults to 1e-5): Gain of a step, in nats a value, below which it stops.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[float]]`: Weights, means and deviations `(J,)`, float64,

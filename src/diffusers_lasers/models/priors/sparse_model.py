@@ -29,8 +29,8 @@ from ...functional.quantisers.gaussian_mixtures import fit_gaussian_mixture, gau
 
 _RANGES = 16  # of the largest earlier coefficient
 _BORROWED = 16.0  # values of its slot that the mixture of a context is fitted to, beside its own
-_FITTED_CELLS = 2**10  # most that EM tells apart
-DENSITY_BITS = 10  # of the cells by which float coefficients are counted and drawn
+_FITTED_CELLS = 2**8  # most that EM tells apart
+DENSITY_BITS = 8  # of the cells by which float coefficients are counted and drawn
 
 
 class SparseModel:
