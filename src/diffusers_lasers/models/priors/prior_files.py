@@ -17,7 +17,7 @@ from .prior_symbols import PriorSymbols
 
 
 _STREAM_BITS = 2**16  # of a stream, about: what its last words and its length add is little beside them
-_FREE_SITES = 2**16  # in a file without a byte for them
+_FREE_SITES = 2**16  # where a site may cost no bits
 
 
 class PriorFiles(PriorSymbols):
@@ -65,8 +65,8 @@ class PriorFiles(PriorSymbols):
                 is taken.
             images (`slice`, *optional*): Images to read, e.g. `slice(2, 5)`; streams without them are not decoded.
                 Defaults to all.
-            max_sites (`int`, *optional*): Most sites of all images together. Defaults to 2²⁴, and to 2¹⁶ beyond those
-                that the bytes account for.
+            max_sites (`int`, *optional*): Most sites of all images together. Defaults to 2²⁴, and to 2¹⁶ where a site
+                may cost no bits.
 
         Returns:
             [`SparseCode`] or [`IndexCode`]: The code, on the prior's device.
@@ -89,14 +89,13 @@ class PriorFiles(PriorSymbols):
             raise ValueError(f"`images` must be a slice, e.g. slice(2, 5), got {images!r}.")
         grid = patch_grid(*header.latent_size, self.config.patch_size)
         check_sites(header.batch, grid, MAX_SITES if max_sites is None else max_sites)
-        if max_sites is None:
-            least = self.symbol_model.least_bits(tables, header.slots)
-            for number, words in enumerate(streams):
-                held = min(header.stream_images, header.batch - number * header.stream_images) * math.prod(grid)
-                if held > _FREE_SITES and held * least > 32 * len(words) + 64:
-                    raise ValueError(f"`data` must have the bits of {held} sites in a stream, it has fewer.")
-            if least == 0:
-                check_sites(header.batch, grid, _FREE_SITES)
+        least = self.symbol_model.least_bits(tables, header.slots)
+        if least == 0 and max_sites is None:  # a header alone may ask for any number of sites
+            check_sites(header.batch, grid, _FREE_SITES)
+        for number, words in enumerate(streams):
+            held = min(header.stream_images, header.batch - number * header.stream_images) * math.prod(grid)
+            if held * least > 32 * len(words) + 64:
+                raise ValueError(f"`data` must have the bits of {held} sites in a stream, it has fewer.")
         wanted = list(range(header.batch)[slice(None) if images is None else images])
         parts, rows = [], {}  # decoded streams, and the row in them of each of their images
         for number in sorted({image // header.stream_images for image in wanted}):
