@@ -92,11 +92,13 @@ class SymbolStream:
 
     Attributes:
         exact (`bool`): Whether float coefficients pass as they are. Else they are counted and drawn by cells.
+        tables ([`Tables`], *optional*): Its tables.
         redraws (`int`): How often a symbol that cannot stand beside earlier ones is drawn again; 0 where none is drawn.
     """
 
     exact = True
     redraws = 0
+    tables: Tables | None = None
 
     def code(
         self, bank: str, tables: np.ndarray | int, rows: np.ndarray, symbols: np.ndarray | None = None
@@ -126,11 +128,13 @@ class CountingStream(SymbolStream):
 
     Args:
         shapes (`dict[str, tuple[int, int]]`): Tables and symbols of each bank.
+        tables ([`Tables`], *optional*): Tables that a walk asks for.
     """
 
     exact = False
 
-    def __init__(self, shapes: Mapping[str, tuple[int, int]]):
+    def __init__(self, shapes: Mapping[str, tuple[int, int]], tables: Tables | None = None):
+        self.tables = tables
         self.counts = {name: np.zeros(shape, dtype=np.int64) for name, shape in shapes.items()}
 
     def code(self, bank, tables, rows, symbols=None):

@@ -1,6 +1,19 @@
-r"""The model of an index code: a table of frequencies for each slot.
+r"""The model of an index code: for each slot tables of frequencies, one for each context.
 
-With slots s and sites i, P(code) = ∏_i ∏_s p_s(k_{i s}). Slots of one alphabet share a bank, a table each.
+Without contexts the symbols are independent, P(code) = ∏_i ∏_s p_s(k_{i s}) over sites i and slots s.
+
+With contexts the table of a symbol depends on symbols that come before it, all of earlier slots and those sites of its
+own slot that were coded already. Slots follow one another; the sites of a slot come in passes over finer and finer
+lattices, as in Adam7: after the sites of a lattice of width 2d come those in the middle of four of them, and then
+those on the edges between, at distance d of up to four. Two numbers choose the table:
+
+* **value**, the mean of these neighbours' indices, which of 16 ranges of equal probability it lies in, or none;
+* **activity**, how improbable the symbols of earlier slots at the site and beside it were, and the neighbours of its
+  own slot, in bits: which of 6 ranges around what is expected.
+
+The value helps where indices have an order that means something (scalar and finite scalar quantisation, sorted
+codebooks), the activity where signals are of different strength in different places, which images are everywhere. All
+of it is integers. Bits are those of the slots' tables without contexts, in eighths.
 """
 
 from __future__ import annotations
@@ -8,8 +21,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ...coding.frequencies import smoothed
+from ...coding.frequencies import PRECISION, frequencies, smoothed
 from ...coding.symbol_streams import SymbolStream, Tables
+
+
+VALUES, ACTIVITIES = 16, 6  # ranges of each
+_BOUNDS = (0.6, 0.8, 1.0, 1.25, 1.6)  # of activity, as shares of the expected one
+_TRUST = 8.0  # in a wider table, see `smoothed`
+_WIDEST = 8  # width of the first lattice
+_AXES, _DIAGONALS = ((0, 1), (1, 0), (0, -1), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1))
 
 
 class IndexModel:
@@ -18,24 +38,38 @@ class IndexModel:
 
     Args:
         levels (`tuple[int, ...]`): Size of the alphabet of each slot.
+        contexts (`bool`): Whether there are contexts.
     """
 
-    def __init__(self, levels: tuple[int, ...]):
+    def __init__(self, levels: tuple[int, ...], contexts: bool):
         self.levels = levels
+        self.contexts = (VALUES + 1) * ACTIVITIES if contexts else 0
         self.places = [levels[:slot].count(level) for slot, level in enumerate(levels)]  # of each slot in its bank
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Tables and symbols of each bank."""
-        return {f"symbols_{level}": (self.levels.count(level), level) for level in dict.fromkeys(self.levels)}
+        shapes = {f"symbols_{level}": (self.levels.count(level), level) for level in dict.fromkeys(self.levels)}
+        if self.contexts:
+            shapes |= {f"contexts_{level}": (self.contexts * self.levels.count(level), level) for level in self.levels}
+        return shapes
+
+    def coded(self) -> set[str]:
+        """Banks by which symbols are coded."""
+        return {name for name in self.shapes() if name.startswith("contexts" if self.contexts else "symbols")}
 
     def walk(
-        self, stream: SymbolStream, shape: tuple[int, int, int], slots: int, indices: np.ndarray | None = None
+        self,
+        stream: SymbolStream,
+        shape: tuple[int, int, int],
+        slots: int,
+        indices: np.ndarray | None = None,
     ) -> np.ndarray:
         """
         All symbols of a code, in order.
 
         Args:
-            stream ([`SymbolStream`]): What becomes of them.
+            stream ([`SymbolStream`]): What becomes of them. Its tables without contexts tell contexts apart; a stream
+                without tables gets no contexts.
             shape (`tuple[int, int, int]`): Images, and sites down and across.
             slots (`int`): Slots a site.
             indices (`numpy.ndarray` of shape `(N, slots)`, *optional*): The code, where it is known.
@@ -43,18 +77,124 @@ class IndexModel:
         Returns:
             `numpy.ndarray` of shape `(N, slots)`: The code.
         """
+        tables = stream.tables if self.contexts else None
         rows = np.arange(shape[0] * shape[1] * shape[2])
         found = np.empty((len(rows), slots), dtype=np.int64)
+        activity, expected = np.zeros(shape, dtype=np.int64), 0
         for slot in range(slots):
             known = None if indices is None else indices[:, slot]
-            found[:, slot] = stream.code(f"symbols_{self.levels[slot]}", self.places[slot], rows, known)
+            level, place = self.levels[slot], self.places[slot]
+            if tables is None:
+                found[:, slot] = stream.code(f"symbols_{level}", place, rows, known)
+                continue
+            describe = _SlotContexts(tables.banks[f"symbols_{level}"][place], activity, expected)
+            plane = np.zeros(shape, dtype=np.int64)
+            numbers = rows.reshape(shape)
+            for sites, neighbours in _passes(shape[1:]):
+                here = numbers[:, sites[0], sites[1]].ravel()
+                table = describe.tables(plane, sites, neighbours).ravel() + place * self.contexts
+                symbols = stream.code(f"contexts_{level}", table, here, None if known is None else known[here])
+                plane.reshape(-1)[here] = symbols
+            found[:, slot] = plane.ravel()
+            costs = describe.costs[plane]
+            activity = activity + 4 * costs + _beside(costs)
+            expected = expected + 8 * describe.expected
         return found
 
     def probabilities(self, counts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Probabilities of each bank's symbols from their counts."""
-        return {name: smoothed(found) for name, found in counts.items()}
+        found = {name: smoothed(part) for name, part in counts.items() if name.startswith("symbols")}
+        for name in list(found):
+            inside = counts.get(name.replace("symbols", "contexts"))
+            if inside is not None:
+                inside = inside.view(len(found[name]), VALUES + 1, ACTIVITIES, -1)
+                wider = smoothed(inside.sum(dim=2), found[name][:, None], _TRUST)
+                found[name.replace("symbols", "contexts")] = smoothed(inside, wider[:, :, None], _TRUST).flatten(0, 2)
+        return found
+
+    def marginal_tables(self, counts: dict[str, torch.Tensor]) -> Tables:
+        """Tables of the slots without contexts, from their counts."""
+        names = [name for name in counts if name.startswith("symbols")]
+        return Tables({name: frequencies(smoothed(counts[name])).numpy() for name in names})
 
     def least_bits(self, tables: Tables, slots: int) -> float:
         """Bits below which no site costs."""
+        if self.contexts:
+            costs = (
+                tables.costs(f"contexts_{level}")[place * self.contexts : (place + 1) * self.contexts]
+                for level, place in zip(self.levels[:slots], self.places)
+            )
+            return float(sum(part.min() for part in costs))
         levels = zip(self.levels[:slots], self.places)
         return float(sum(tables.costs(f"symbols_{level}")[place].min() for level, place in levels))
+
+
+class _SlotContexts:
+    """
+    The contexts of one slot.
+
+    Args:
+        frequency (`numpy.ndarray` of shape `(A,)`): Its table without contexts.
+        activity (`numpy.ndarray` of shape `(B, h, w)`): Bits of earlier slots, weighted, in eighths.
+        expected (`int`): Their mean.
+    """
+
+    def __init__(self, frequency: np.ndarray, activity: np.ndarray, expected: int):
+        self.costs = _eighths(frequency)
+        self.expected = int((frequency.astype(object) * self.costs.astype(object)).sum()) >> PRECISION
+        sums = frequency.astype(np.int64).cumsum()
+        self.values = np.searchsorted(
+            sums, np.arange(1, VALUES) * (2**PRECISION // VALUES)
+        )  # indices that part ranges
+        self.activity, self.beside = activity, 8 * self.expected
+        total = expected + self.beside
+        self.bounds = np.array([int(64 * bound) * total >> 6 for bound in _BOUNDS])
+
+    def tables(
+        self, plane: np.ndarray, sites: tuple[slice, slice], neighbours: tuple[tuple[int, int], ...]
+    ) -> np.ndarray:
+        """Table of each of some sites of all images, `(B, …, …)`."""
+        rows, columns = (np.arange(side)[part] for side, part in zip(plane.shape[1:], sites))
+        shape = (len(plane), len(rows), len(columns))
+        total, bits, count = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64), np.zeros(shape[1:], int)
+        for down, across in neighbours:
+            r, c = rows + down, columns + across
+            inside = ((r >= 0) & (r < plane.shape[1]))[:, None] & ((c >= 0) & (c < plane.shape[2]))[None]
+            found = plane[:, r.clip(0, plane.shape[1] - 1)[:, None], c.clip(0, plane.shape[2] - 1)[None]]
+            total += found * inside
+            bits += self.costs[found] * inside
+            count += inside
+        some = np.maximum(count, 1)
+        value = np.searchsorted(self.values, (2 * total + count) // (2 * some), side="left")
+        value = np.where(count > 0, value, VALUES)
+        near = np.where(count > 0, 8 * bits // some, self.beside)
+        level = np.searchsorted(self.bounds, self.activity[:, rows[:, None], columns[None]] + near)
+        return value * ACTIVITIES + level
+
+
+def _eighths(frequency: np.ndarray) -> np.ndarray:
+    """24 − log₂ f in eighths of a bit, from the highest four bits of f, in integers."""
+    frequency = frequency.astype(np.int64)
+    exponent = np.frexp(frequency.astype(np.float64))[1] - 1  # exact
+    mantissa = (frequency << 3 >> exponent) & 7
+    return 8 * (PRECISION - exponent) - mantissa
+
+
+def _beside(costs: np.ndarray) -> np.ndarray:
+    """Sum over the four neighbours of each site `(B, h, w)`; at an edge the site stands for what is missing."""
+    padded = np.pad(costs, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    return padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:] + padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1]
+
+
+def _passes(grid: tuple[int, int]) -> list[tuple[tuple[slice, slice], tuple[tuple[int, int], ...]]]:
+    """Sites of each pass, as slices down and across, and where their neighbours are; only passes that have sites."""
+    passes = [((slice(0, None, _WIDEST), slice(0, None, _WIDEST)), ())]
+    width = _WIDEST
+    while width > 1:
+        half = width // 2
+        along = tuple((half * down, half * across) for down, across in _AXES)
+        middle = tuple((half * down, half * across) for down, across in _DIAGONALS)
+        odd, even = slice(half, None, width), slice(0, None, width)
+        passes += [((odd, odd), middle), ((even, odd), along), ((odd, even), along)]
+        width = half
+    return [(sites, near) for sites, near in passes if all(range(side)[part] for side, part in zip(grid, sites))]

@@ -3,7 +3,8 @@ r"""The model of a sparse code: which atoms a site has, and a mixture of Gaussia
 LASERS (2024), eqs 8 and 9, after Olshausen and Millman (1999): each atom k is active with a probability of its own, and
 an active atom's coefficient has the density \(Σ_j w_j N(μ_j, σ_j^2)\), each slot's mixture by EM on the cells of the
 quantiser (`functional/quantisers/gaussian_mixtures.py`). An inactive atom's coefficient is 0 here: its Gaussian has
-variance 0, which is where a hard-sparse code leaves eq 8.
+variance 0, which is where a hard-sparse code leaves eq 8. The coefficients of a site are alike in size: with contexts
+the mixture depends on the magnitude of the coefficient before it, or of a set on the largest of those before.
 
 **Sequences** (coefficients with a scale for each depth): slot s has a table of the K atoms and the end of the support.
 
@@ -26,7 +27,10 @@ from ...coding.symbol_streams import SymbolStream, Tables
 from ...functional.quantisers.gaussian_mixtures import fit_gaussian_mixture, gaussian_cell_log_probabilities
 
 
-DENSITY_BITS = 12  # of the cells by which float coefficients are counted and drawn
+_RANGES = 16  # of the largest earlier coefficient
+_BORROWED = 16.0  # values of its slot that the mixture of a context is fitted to, beside its own
+_FITTED_CELLS = 2**8  # most that EM tells apart
+DENSITY_BITS = 8  # of the cells by which float coefficients are counted and drawn
 
 
 class SparseModel:
@@ -39,18 +43,20 @@ class SparseModel:
         ordered (`bool`): Whether the order of a site's atoms is part of the code.
         bits (`int`, *optional*): Bits of a coefficient; `None` for float32.
         components (`int`): Gaussians of a mixture.
+        contexts (`bool`): Whether each range of the largest earlier coefficient of a site has a mixture of its own.
     """
 
-    def __init__(self, atoms: int, sparsity: int, ordered: bool, bits: int | None, components: int):
+    def __init__(self, atoms: int, sparsity: int, ordered: bool, bits: int | None, components: int, contexts: bool):
         self.atoms, self.sparsity, self.ordered, self.bits = atoms, sparsity, ordered, bits
         self.components = components
-        self.depth = (atoms - 1).bit_length()  # of the tree of sets
         self.cells = 2 ** (bits or DENSITY_BITS)
+        self.contexts = min(_RANGES, self.cells // 2) if contexts else 1
+        self.depth = (atoms - 1).bit_length()  # of the tree of sets
 
     @property
     def mixtures(self) -> int:
-        """Mixtures of Gaussians: one a slot of a sequence, one for sets."""
-        return self.sparsity if self.ordered else 1
+        """Mixtures of Gaussians: for each slot of a sequence, or once for sets, one a context."""
+        return self.contexts * (self.sparsity if self.ordered else 1)
 
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Tables and symbols of each bank."""
@@ -63,6 +69,10 @@ class SparseModel:
         for number in range(2, self.sparsity + 1):
             shapes[f"split_{number}"] = (2**self.depth - 1, number + 1)
         return shapes
+
+    def coded(self) -> set[str]:
+        """Banks by which symbols are coded."""
+        return set(self.shapes()) - ({"cells"} if self.bits is None else set())
 
     def walk(
         self,
@@ -97,11 +107,15 @@ class SparseModel:
             kept = np.zeros((rows, slots), dtype=np.uint32)
             kept[used] = stream.code_raw(np.nonzero(used)[0], None if values is None else values[used])
             return found, None, kept
-        chosen = np.zeros((rows, slots), dtype=np.int64)
+        chosen, largest = np.zeros((rows, slots), dtype=np.int64), np.zeros(rows, dtype=np.int64)
         for slot in range(slots):
             here = np.nonzero(used[:, slot])[0]
             known = None if cells is None else cells[here, slot]
-            chosen[here, slot] = stream.code("cells", slot if self.ordered else 0, here, known)
+            table = largest[here] * self.contexts // self.cells + self.contexts * (slot if self.ordered else 0)
+            found_cells = stream.code("cells", table, here, known)
+            chosen[here, slot] = found_cells
+            magnitude = np.abs(2 * found_cells + 1 - self.cells)  # odd, below the number of cells
+            largest[here] = magnitude if self.ordered else np.maximum(largest[here], magnitude)
         return found, chosen, None
 
     def _walk_sequences(self, stream: SymbolStream, rows: int, slots: int, indices: np.ndarray | None) -> np.ndarray:
@@ -207,21 +221,28 @@ class SparseModel:
         total = chance.sum(dim=1, keepdim=True)
         return torch.where(total > 0, chance / total.clamp_min(1e-300), 1 / (number + 1))
 
-    def edges(self) -> torch.Tensor:
-        """Inner ends of the cells, in units of their slot's scale."""
-        return 2 * torch.arange(1, self.cells, dtype=torch.float64) / self.cells - 1
-
     def fit_mixtures(self, counts: torch.Tensor) -> torch.Tensor:
-        """Weights, means and deviations `(3, mixtures, components)`, float64, from counts of cells."""
-        return torch.stack(
-            [torch.stack(fit_gaussian_mixture(row, self.edges(), self.components)[:3]) for row in counts]
-        ).transpose(0, 1)
+        """
+        Weights, means and deviations `(3, mixtures, components)`, float64, from counts of cells. The mixture of a
+        context counts a few values more, spread as those of its slot, and these a few spread as all.
+        """
+        fine = min(self.cells, _FITTED_CELLS)
+        counts = counts.double().view(self.mixtures, fine, -1).sum(dim=2)
+        slots = counts.view(-1, self.contexts, fine).sum(dim=1)
+        if not counts.any():
+            slots = slots + 1.0
+        slots = slots + slots.sum(dim=0) / slots.sum()
+        if self.contexts > 1:
+            shares = slots / slots.sum(dim=1, keepdim=True)
+            slots = counts + _BORROWED * shares.repeat_interleave(self.contexts, dim=0)
+        found = [fit_gaussian_mixture(row, *_ends(fine), self.components)[:3] for row in slots]
+        return torch.stack([torch.stack(parts) for parts in zip(*found)])
 
     def cell_probabilities(self, mixtures: torch.Tensor) -> torch.Tensor:
         """Probabilities `(mixtures, cells)` of all cells."""
-        weights, means, deviations = mixtures.double()
-        rows = [gaussian_cell_log_probabilities(self.edges(), *pair) for pair in zip(means, deviations)]
-        return torch.stack([(row.exp() * weight[:, None]).sum(dim=0) for row, weight in zip(rows, weights)])
+        ends = _ends(self.cells)
+        rows = [gaussian_cell_log_probabilities(*ends, *pair).exp() for pair in zip(*mixtures[1:].double())]
+        return torch.stack([(row * weight[:, None]).sum(dim=0) for row, weight in zip(rows, mixtures[0].double())])
 
     def least_bits(self, tables: Tables, slots: int) -> float:
         """Bits below which no site costs."""
@@ -238,6 +259,13 @@ class SparseModel:
             first = "single_0" if number == 1 else f"split_{number}"
             least.append(sizes[number] + tables.costs(first)[0].min() + number * cells[0])
         return float(min(least))
+
+
+def _ends(cells: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lower and upper ends of the cells, in units of their slot's scale; the outermost reach to infinity."""
+    inner = 2 * torch.arange(1, cells, dtype=torch.float64) / cells - 1
+    infinity = torch.full((1,), math.inf, dtype=torch.float64)
+    return torch.cat([-infinity, inner]), torch.cat([inner, infinity])
 
 
 def _check_different(indices: np.ndarray) -> None:
