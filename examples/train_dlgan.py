@@ -53,9 +53,9 @@ PRESETS = {
     },
     "corrected": {
         **{"max_grad_norm": 1.0, "revive_every": 100, "data_initialization": True, "tangent_projection": True},
-        **{"bcd_memory": 500, "adversarial_weight": 0.75},
+        **{"bcd_memory": 500, "adversarial_weight": 0.1},
         **{"learning_rate": 1e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 100},
-        **{"discriminator_adam_beta1": 0.5, "discriminator_adam_beta2": 0.9},
+        **{"discriminator_learning_rate": 1e-3, "discriminator_adam_beta1": 0.5, "discriminator_adam_beta2": 0.9},
     },
 }
 DISCRIMINATOR_NORM = {"paper": "batch", "corrected": "group"}
@@ -112,7 +112,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def set_defaults(args: argparse.Namespace) -> None:
     """Sets what was not given as the preset, or other arguments, say."""
-    for name, value in PRESETS[args.preset or "corrected"].items():
+    defaults = dict(PRESETS[args.preset or "corrected"])
+    if args.adversarial_loss == "none":
+        defaults.pop("discriminator_learning_rate", None)  # given, it would be a mistake
+    for name, value in defaults.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
     if args.eta is None:

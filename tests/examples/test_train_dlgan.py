@@ -564,6 +564,14 @@ def test_training_starts_from_trained_weights(run, tmp_path, place):
     assert PatchDiscriminator.from_pretrained(other / "discriminator").config.base_channels == 64
 
 
+@pytest.mark.parametrize("preset, weight, rate", [("corrected", 0.1, 1e-3), ("paper", 1, 5e-4)])
+def test_the_discriminator_has_defaults_of_its_own(run, preset, weight, rate):
+    flags = {"adversarial_loss": "hinge", "discriminator_config": {"base_channels": 8}, "discriminator_start": 0}
+    folder = run(preset=preset, learning_rate=5e-4, no_adaptive_weight=None, discriminator_warmup_steps=0, **flags)
+    line = next(line for line in TrainingLog.read(folder / "training_log.jsonl") if "loss" in line)
+    assert line["adversarial_weight"] == pytest.approx(weight) and line["discriminator_lr"] == pytest.approx(rate)
+
+
 def test_learning_rates_are_scaled_by_the_images_of_a_step(run):
     flags = {"learning_rate": 1e-4, "adversarial_loss": "hinge", "discriminator_config": {"base_channels": 8}}
     flags |= {"gradient_accumulation_steps": 2, "discriminator_learning_rate": 2e-4, "lr_scheduler": "constant"}

@@ -71,11 +71,11 @@ def add_adversarial_flags(parser: argparse.ArgumentParser | Any) -> None:
     """Adds the flags of [`AdversarialObjective`] and of the discriminator, its learning rate included."""
     add = parser.add_argument
     add("--adversarial_loss", choices=["hinge", "vanilla", "none"], default="none", help="Adds a discriminator.")
-    add("--adversarial_weight", type=float, help="Factor on the adaptive weight. Default: 0.75 (paper: 1).")
+    add("--adversarial_weight", type=float, help="Factor on the adaptive weight. Default: 0.1 (paper: 1).")
     add("--no_adaptive_weight", action="store_true", help="Use 1 instead of the adaptive weight of eq 16.")
     add("--discriminator_start", type=int, help="Steps before it learns. Default: half of them (paper: 10/11).")
     add("--discriminator_warmup_steps", type=int, help="Steps until it counts in full. Default: a tenth (paper: 0).")
-    add("--discriminator_learning_rate", type=float, help="Default: the learning rate.")
+    add("--discriminator_learning_rate", type=float, help="Default: 1e-3 (paper: the learning rate).")
     add("--discriminator_lr_scheduler", choices=LEARNING_RATE_SCHEDULES, default="constant", help="From its start on.")
     add("--discriminator_lr_warmup_steps", type=int, default=0)
     add("--discriminator_adam_beta1", type=float, help="Default: 0.5 (paper: 0.9).")
