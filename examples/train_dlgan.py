@@ -92,6 +92,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--revive_fraction", type=float, default=0.05, help="Largest share of the atoms revived at once.")
     add("--dictionary_update", choices=["gradient", "bcd"], default="gradient", help="bcd: by eqs 23–28.")
     add("--bcd_memory", type=int, help="Steps that bcd remembers; 0: all, as in the paper. Default: 500.")
+    add(
+        "--no_data_initialization",
+        dest="data_initialization",
+        action="store_false",
+        default=None,
+        help="Start networks and bottleneck at random instead of from images, as --preset paper does.",
+    )
     add("--gradient_checkpointing", action="store_true", help="Recompute activations; less memory, more time.")
     add("--allow_tf32", action="store_true", help="TF32 on GPUs that have it; sparse coding included.")
     add("--channels_last", action="store_true", help="Memory format of the convolutions.")

@@ -90,6 +90,18 @@ def test_variants_train_and_load(run, flags):
         assert model(images()).sample.isfinite().all()
 
 
+def test_networks_start_from_images_unless_told_otherwise(run):
+    def shortcut(**flags):
+        model = AutoencoderDL.from_pretrained(run(learning_rate=0.0, steps=1, **flags))
+        weight = model.encoder.shortcut.weight.detach().flatten(1)
+        return torch.nn.functional.normalize(weight, dim=1)
+
+    started, at_random = shortcut(), shortcut(no_data_initialization=None)
+    identity = torch.eye(len(started))
+    assert (started @ started.t() - identity).abs().max() < 1e-4  # principal axes
+    assert (at_random @ at_random.t() - identity).abs().max() > 0.05
+
+
 def test_flags_reach_the_model(run):
     folder = run(
         preset="paper",
