@@ -82,7 +82,7 @@ def test_help_shows_an_example(run, command):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ("", "name a command: env, encode, decode, evaluate, inspect"),
+        ("", "name a command: env, encode, decode, evaluate, fit-prior, inspect"),
         ("compress", "invalid choice: 'compress'"),
         ("encode saved/a.png", "required: CODE_FILE, --model"),
         ("encode saved/a.png x.code --model saved/dl --coefficient_bits many", "an integer or `float`, got 'many'"),

@@ -26,7 +26,7 @@ from ..utils.config_checks import Integer, Optional, check_fields
 from ..utils.config_checks import Sequence as SequenceField
 
 
-__all__ = ["StreamHeader", "pack_streams", "unpack_streams"]
+__all__ = ["StreamHeader", "is_stream", "pack_streams", "unpack_streams"]
 
 _MAGIC, _VERSION = b"DLPR", 1
 _FIELDS = struct.Struct("<4sB7IHI")
@@ -132,6 +132,11 @@ def unpack_streams(data: bytes) -> tuple[StreamHeader, list[np.ndarray]]:
         raise ValueError("`data` must have the words that its lengths name, it has others.")
     words = np.frombuffer(data, dtype="<u4", offset=position) if sum(lengths) else np.zeros(0, dtype="<u4")
     return header, np.split(words, np.cumsum(lengths)[:-1]) if count else []
+
+
+def is_stream(data: bytes) -> bool:
+    """Whether bytes begin as those of [`pack_streams`] do."""
+    return data[: len(_MAGIC)] == _MAGIC
 
 
 def _leb128(number: int) -> bytes:

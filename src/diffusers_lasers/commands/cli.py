@@ -20,10 +20,11 @@ from .decode import DecodeCommand
 from .encode import EncodeCommand
 from .env import EnvironmentCommand
 from .evaluate import EvaluateCommand
+from .fit_prior import FitPriorCommand
 from .inspect import InspectCommand
 
 
-COMMANDS = (EnvironmentCommand, EncodeCommand, DecodeCommand, EvaluateCommand, InspectCommand)
+COMMANDS = (EnvironmentCommand, EncodeCommand, DecodeCommand, EvaluateCommand, FitPriorCommand, InspectCommand)
 
 
 class _Parser(CommandParser):

@@ -12,7 +12,7 @@ from ..utils.command_line import check_at_least
 from ..utils.files import image_format, save_image
 from .batch import about, check_targets, for_each
 from .image_io import cost_lines, output_paths, picture_levels, psnr_metric, read_image
-from .loading import add_model_arguments, get_device, load_model
+from .loading import PRIOR, add_model_arguments, get_device, load_model, load_prior
 
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class DecodeCommand:
         parser.set_defaults(command=DecodeCommand)
 
     def __init__(self, args: argparse.Namespace):
-        self.args = args
+        self.args, self.prior = args, None
 
     def run(self) -> None:
         args = self.args
@@ -121,8 +121,10 @@ class DecodeCommand:
         import torch
 
         from ..coding.container import unpack_container
+        from ..coding.streams import is_stream, unpack_streams
 
-        header, wanted = unpack_container(data)[0], self.args.max_pixels
+        compressed, wanted = is_stream(data), self.args.max_pixels
+        header = (unpack_streams if compressed else unpack_container)(data)[0]
         limit = wanted or MAX_PIXELS
         if header.batch != 1:
             raise ValueError(f"it holds the codes of {header.batch} images: unpack it in Python.")
@@ -132,10 +134,22 @@ class DecodeCommand:
                 f"it names an image of {pixels} pixels, more than --max_pixels {limit}: raise it for a file you trust."
             )
         with torch.no_grad():
-            code = model.unpack(data, wanted)
-            if code.coefficients is not None:  # the file may have other bits than the model
-                model.coder.set_coefficient_bits(header.coefficient_bits)
+            if compressed:
+                code = self._prior(model).decompress(data, max_sites=wanted)
+            else:
+                code = model.unpack(data, wanted)
+                if code.coefficients is not None:  # the file may have other bits than the model
+                    model.coder.set_coefficient_bits(header.coefficient_bits)
             return model.decode_from_code(code).sample, model.bits(code)
+
+    def _prior(self, model: Any) -> Any:
+        """The prior of the model, loaded when a file first needs it."""
+        args = self.args
+        if self.prior is None:
+            self.prior = load_prior(args.model, args.subfolder, args.revision, model)
+        if self.prior is None:
+            raise ValueError(f"it needs the prior that compressed it, in the folder {PRIOR!r} of {args.model}.")
+        return self.prior
 
 
 def check_writable(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..utils.files import write_bytes
 from .batch import about, check_targets, for_each
 from .image_io import cost_lines, output_paths, picture_levels, psnr_metric, read_image
-from .loading import add_model_arguments, get_device, load_model
+from .loading import add_model_arguments, get_device, load_model, load_prior
 
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ class EncodeCommand:
             metavar="BITS",
             help="bits of a coefficient, 1 to 16 or `float`, of a dictionary model; default: as it was saved",
         )
+        parser.add_argument(
+            "--no_prior",
+            action="store_true",
+            help="write the nominal bits, also where the model has a prior (see `fit-prior`)",
+        )
         parser.add_argument("--psnr", action="store_true", help="also print the PSNR of what `decode` will give")
         parser.set_defaults(command=EncodeCommand)
 
@@ -75,18 +80,19 @@ class EncodeCommand:
         device = get_device(args.device)
         model = load_model(args.model, args.subfolder, args.revision, device)
         self._prepare(model)
+        prior = None if args.no_prior else load_prior(args.model, args.subfolder, args.revision, model)
 
         def encode(pair: tuple[str, Path]) -> None:
             source, path = pair
             with about(source):
-                self._encode_file(model, source, path, device, metric)
+                self._encode_file(model, prior, source, path, device, metric)
 
         for_each(args, zip(args.images, paths), encode, "images")
 
-    def _encode_file(self, model: Any, source: str, path: Path, device: torch.device, metric: Any) -> None:
+    def _encode_file(self, model: Any, prior: Any, source: str, path: Path, device: torch.device, metric: Any) -> None:
         """Writes an image's code, and says what it costs."""
         pixels = read_image(source)
-        data, sample, nominal = self._encode(model, pixels.to(device), metric is not None)
+        data, sample, nominal = self._encode(model, prior, pixels.to(device), metric is not None)
         write_bytes(path, data)
         lines = [f"{source} -> {path}", *cost_lines(tuple(pixels.shape[-2:]), len(data), nominal)]
         if metric is not None:
@@ -113,7 +119,9 @@ class EncodeCommand:
         if new_bits:
             model.coder.set_coefficient_bits(self.args.coefficient_bits)
 
-    def _encode(self, model: Any, pixels: torch.Tensor, decoded: bool) -> tuple[bytes, torch.Tensor | None, float]:
+    def _encode(
+        self, model: Any, prior: Any, pixels: torch.Tensor, decoded: bool
+    ) -> tuple[bytes, torch.Tensor | None, float]:
         """Bytes, where wanted the decoded image, and nominal bits."""
         import torch
 
@@ -122,4 +130,5 @@ class EncodeCommand:
             if self.args.sparsity is not None:
                 code = model.coder.truncate(code, self.args.sparsity)
             sample = model.decode_from_code(code).sample if decoded else None
-        return model.pack(code), sample, model.bits(code)
+        data = model.pack(code) if prior is None else prior.compress(code)
+        return data, sample, model.bits(code)

@@ -1,7 +1,8 @@
 """`evaluate`: models on whole images: quality, and the bits that it costs.
 
 Reconstructions come from the codes alone, are clamped to [-1, 1] and not rounded; figures are means over images,
-entropies those of all codes together with one table a slot. `examples/evaluate_autoencoder.py` judges crops, degraded
+entropies those of all codes together with one table a slot, and the prior's bits, where the model has one
+(`fit-prior`), what files cost but for their headers. `examples/evaluate_autoencoder.py` judges crops, degraded
 inputs, speed and usage, `examples/benchmark_codec.py` file formats beside codecs.
 """
 
@@ -15,7 +16,7 @@ from ..utils.command_line import one_line
 from ..utils.files import write_json
 from .batch import SomeFailed, check_targets, for_each, report
 from .image_io import to_tensor
-from .loading import add_device_argument, get_device, load_model
+from .loading import add_device_argument, get_device, load_model, load_prior
 
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   diffusers-lasers evaluate outputs/dl outputs/vq outputs/opq --data photos/ --json results.json
 """
+PRIOR_RATE = "prior_bits_per_pixel"
 # Key, heading, format.
 COLUMNS = [
     ("psnr", "PSNR dB", "{:.2f}"),
@@ -31,6 +33,7 @@ COLUMNS = [
     ("flip", "FLIP", "{:.4f}"),
     ("bits_per_pixel", "bpp nominal", "{:.4f}"),
     ("entropy_bits_per_pixel", "bpp entropy", "{:.4f}"),
+    (PRIOR_RATE, "bpp prior", "{:.4f}"),
 ]
 METRICS = ("psnr", "ssim", "flip")
 
@@ -78,7 +81,8 @@ class EvaluateCommand:
 
         def judge(name: str) -> None:
             model = load_model(name, device=device)
-            row, used, skipped = evaluate(name, model, source, dict(metrics), missing, device)
+            prior = load_prior(name, None, None, model) if model.levels else None
+            row, used, skipped = evaluate(name, model, source, dict(metrics), missing, device, prior)
             for index in skipped.keys() - unreadable.keys():
                 report(args, skipped[index])
             unreadable.update(skipped)
@@ -127,7 +131,13 @@ class EvaluateCommand:
 
 
 def evaluate(
-    name: str, model: Any, source: Any, metrics: dict[str, Any], missing: dict[str, str], device: torch.device
+    name: str,
+    model: Any,
+    source: Any,
+    metrics: dict[str, Any],
+    missing: dict[str, str],
+    device: torch.device,
+    prior: Any = None,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[int, Exception]]:
     """
     One model's figures and the protocols of the metrics.
@@ -140,6 +150,7 @@ def evaluate(
             in `missing`.
         missing (`dict[str, str]`): What is not computed, and why; added to.
         device (`torch.device`): Where to compute.
+        prior ([`FactorizedPrior`], *optional*): Prior of the model. Defaults to `None`: its rate is left out.
 
     Returns:
         `tuple[dict, dict, dict]`: Row, protocols, and by their numbers the errors of images that could not be read
@@ -156,7 +167,7 @@ def evaluate(
 
     for metric in metrics.values():
         metric.reset()
-    coder, unreadable = _Coder(model), {}
+    coder, unreadable = _Coder(model, prior), {}
     for index in tqdm(range(len(source)), desc=name, leave=False, disable=None):
         try:
             pixels = to_tensor(source[index]).to(device)
@@ -176,8 +187,9 @@ def evaluate(
 class _Coder:
     """Reconstructs images by their codes, and counts what the codes cost."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, prior: Any = None):
         self.model, self.pixels, self.bits, self.rate = model, 0, 0.0, None
+        self.prior, self.prior_bits = prior, 0.0
         if model.levels:
             from ..metrics import CodeRate
 
@@ -193,19 +205,23 @@ class _Coder:
             return model.decode(stored, force_not_quantize=True).sample[..., :height, :width]
         code = model.encode_to_code(images)
         self.rate.update(code)
+        if self.prior is not None:
+            self.prior_bits += float(self.prior.bits(code).sum())
         return model.decode_from_code(code).sample
 
     def rates(self) -> dict[str, float | None]:
-        """Nominal and entropy bits a pixel of all images; no entropy without a code."""
+        """Nominal, entropy and prior's bits a pixel of all images; those that there are without a code or a prior."""
         entropy = None if self.rate is None else float(self.rate.compute()["entropy_bits_per_pixel"])
-        return {"bits_per_pixel": self.bits / self.pixels, "entropy_bits_per_pixel": entropy}
+        rates = {"bits_per_pixel": self.bits / self.pixels, "entropy_bits_per_pixel": entropy}
+        return rates if self.prior is None else rates | {PRIOR_RATE: self.prior_bits / self.pixels}
 
 
 def table(rows: list[dict[str, Any]], about: str, missing: dict[str, str]) -> str:
     """A Markdown table whose columns stand under each other, and notes."""
-    cells = [["model", *(title for _, title, _ in COLUMNS)]]
+    columns = [column for column in COLUMNS if column[0] != PRIOR_RATE or any(PRIOR_RATE in row for row in rows)]
+    cells = [["model", *(title for _, title, _ in columns)]]
     for row in rows:
-        figures = [form.format(row[key]) if row[key] is not None else "–" for key, _, form in COLUMNS]
+        figures = [form.format(row[key]) if row.get(key) is not None else "–" for key, _, form in columns]
         cells.append([row["model"], *figures])
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]

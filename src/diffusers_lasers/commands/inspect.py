@@ -17,7 +17,7 @@ EXAMPLE = """example:
   diffusers-lasers inspect outputs/dl --save pictures/
   diffusers-lasers inspect path/to/pipeline --subfolder vae --json
 """
-OTHERS = ("CategoricalUNet2DModel", "LatentRefiner", "PatchDiscriminator", "PerceptualSimilarity")
+OTHERS = ("CategoricalUNet2DModel", "FactorizedPrior", "LatentRefiner", "PatchDiscriminator", "PerceptualSimilarity")
 
 
 class InspectCommand:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-CONFIG, PIPELINE = "config.json", "model_index.json"
+CONFIG, PIPELINE, PRIOR = "config.json", "model_index.json", "prior"
 CODERS = ("AutoencoderDL", "ModelBasedVQCodec")
 
 
@@ -154,6 +154,34 @@ def load_model(
     except Exception as error:  # truncated weights, missing files, another configuration: each library has its own
         raise ValueError(f"{where} cannot be loaded: {_first_line(error)}") from error
     return loaded.to(device).eval() if device is not None else loaded.eval()
+
+
+def load_prior(model: str, subfolder: str | None, revision: str | None, coder: Any) -> Any:
+    """
+    The prior that lies beside a saved model.
+
+    Args:
+        model (`str`): A folder, or a repository on the Hub.
+        subfolder (`str`, *optional*): Folder of the model in it.
+        revision (`str`, *optional*): Branch, tag or commit of a repository.
+        coder ([`Coder`]): The loaded model.
+
+    Returns:
+        [`FactorizedPrior`] or `None`: The prior; `None` where none is found, or the model's coefficients have other
+        bits than the prior's.
+
+    Raises:
+        ValueError: If it cannot be loaded, or is of other weights.
+    """
+    where = "/".join(part for part in (subfolder, PRIOR) if part)
+    try:
+        read_config(model, where, revision)
+    except ValueError:  # no such folder, here, on the Hub or in its cache
+        return None
+    prior = load_model(model, where, revision, supported=("FactorizedPrior",))
+    if int(prior.coder_fingerprint) != coder.fingerprint:
+        raise ValueError(f"{model}/{where} is the prior of other weights: run `fit-prior` again, or use --no_prior.")
+    return prior if prior.config.coefficient_bits == coder.coder.coefficient_bits else None
 
 
 def _first_line(error: BaseException) -> str:
