@@ -1,4 +1,4 @@
-# `make demo` trains three autoencoders on photos and shows them beside JPEG; `make test` runs the tests. Both first
+# `make demo` trains four autoencoders on photos and shows them beside JPEG; `make test` runs the tests. Both first
 # install what they need into .venv, once, and again only when setup.py, the constraints or the kernels' source change.
 
 .PHONY: help demo test test_cuda test_sanitized fuzz quality style docs env clean
@@ -11,7 +11,7 @@ STAMP := $(VENV)/.dev
 check_dirs := src tests examples benchmarks utils setup.py
 
 help:
-	@echo "make demo     train a dictionary, residual VQ and VQ on photos and show them beside JPEG at the same bytes"
+	@echo "make demo     train a dictionary, residual VQ, a scalar code and VQ on photos and show them beside JPEG at the same bytes"
 	@echo "make test     run the tests (PYTEST_ARGS='-m slow' for the slow ones)"
 	@echo "make test_cuda   run the tests that need a GPU, and no others"
 	@echo "make test_sanitized   run the kernels' tests with address and undefined-behaviour sanitizers (gcc)"
@@ -33,14 +33,14 @@ $(VENV)/.%: setup.py requirements/constraints.txt $(wildcard src/diffusers_laser
 # photographs that were held out, beside JPEG at the same bytes.
 DEMO_OUT ?= outputs/demo
 DEMO_ARGS ?= --resolution 64 --max_train_steps 600 --seed 0 --checkpointing_steps 0 --report_to none
-DEMO_CODES := dictionary residual_vq vq
+DEMO_CODES := dictionary residual_vq scalar vq
+# a scalar code has no size of its own: it is as fine as its bits are worth
+DEMO_RATE_scalar := --rate_weight 1e-3
 launch := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 demo: $(VENV)/.demo
-	for code in $(DEMO_CODES); do \
-		$(launch) examples/train_dlgan.py --bottleneck $$code --output_dir $(DEMO_OUT)/$$code --overwrite_output_dir \
-			$(DEMO_ARGS) || exit 1; \
-	done
+	$(foreach code,$(DEMO_CODES),$(launch) examples/train_dlgan.py --bottleneck $(code) --output_dir $(DEMO_OUT)/$(code) \
+		--overwrite_output_dir $(DEMO_ARGS) $(DEMO_RATE_$(code)) &&) true
 	$(BIN)/python examples/benchmark_codec.py $(DEMO_CODES:%=$(DEMO_OUT)/%) --formats jpeg --metrics psnr ssim --repeats 1 \
 		--output_dir $(DEMO_OUT)
 

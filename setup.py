@@ -76,7 +76,7 @@ extras = {
     "stable-diffusion": deps_list("transformers"),
     "visualization": deps_list("matplotlib", "scipy", "umap-learn"),
     # what `make demo` needs, and no development tool
-    "demo": deps_list("datasets", "matplotlib", "scikit-image", "torchmetrics", "tqdm"),
+    "demo": deps_list("constriction", "datasets", "matplotlib", "scikit-image", "torchmetrics", "tqdm"),
     "docs": deps_list("hf-doc-builder"),
     "quality": deps_list("ruff"),
 }

@@ -3,9 +3,10 @@
 
     python examples/benchmark_codec.py vq opq rq --data photos/ --lpips_weights weights/ --output_dir outputs/codecs
 
-Each folder of a `ModelBasedVQCodec` or an `AutoencoderDL` is a row. Below it stands, for each file format, the best
-quality whose file is no longer than the model's packed code of the same image. If even the lowest quality needs more
-bytes, that file is taken, and the row says how many are longer.
+Each folder of a `ModelBasedVQCodec` or an `AutoencoderDL` is a row. Its files are those of its prior, in `prior/` of
+the folder, or else packed codes, as with `--no_prior`. Below it stands, for each file format, the best quality whose
+file is no longer than the model's of the same image. If even the lowest quality needs more bytes, that file is taken,
+and the row says how many are longer. Times are those from pixels to bytes and back.
 
 Reconstructions of models are floats clamped to [-1, 1]; files hold 8 bits a channel. PSNR (one squared error over RGB)
 and SSIM (Gaussian window of 11 × 11) are means over images; "7×7" is scikit-image's default, a uniform window, as in
@@ -31,7 +32,7 @@ from tqdm.auto import tqdm
 
 from diffusers_lasers.commands.image_io import to_tensor
 from diffusers_lasers.commands.image_metrics import add_lpips_flags, image_metrics, update_metrics
-from diffusers_lasers.commands.loading import load_model
+from diffusers_lasers.commands.loading import load_model, load_prior
 from diffusers_lasers.commands.picture_formats import FORMATS, available_formats, best_file, encode_picture
 from diffusers_lasers.commands.scripts import add_device_flag, run_script
 from diffusers_lasers.commands.timing import median_seconds
@@ -70,6 +71,7 @@ def parse_args(input_args=None):
     add("--data", help="Folder of images (recursive), parquet, or pattern. Default: scikit-image's held-out photos.")
     add("--image_column", default="image", help="Column of the images in parquet files.")
     add("--max_images", type=int, help="Take only the first so many images.")
+    add("--no_prior", action="store_true", help="Write the nominal bits, also where a model has a prior.")
     add("--formats", nargs="*", choices=list(FORMATS), default=list(FORMATS), help="File formats to compare with.")
     add("--wrapped_uint8", action="store_true", help="Also compute the PSNR in wrapped uint8 arithmetic.")
     add("--metrics", nargs="+", choices=["psnr", "ssim", "lpips"], default=["psnr", "ssim", "lpips"])
@@ -118,12 +120,14 @@ class Judge:
 
 
 @torch.no_grad()
-def judge_model(model, pixels, judge, args):
-    """Figures, reconstruction and bytes of one image under a model."""
+def judge_model(model, prior, pixels, judge, args):
+    """Figures, reconstruction and bytes of one image under a model, and its prior where there is one."""
     height, width = pixels.shape[-2:]
     code, encoding = median_seconds(lambda: model.encode_to_code(pixels), args.repeats, args.device)
     sample, decoding = median_seconds(lambda: model.decode_from_code(code).sample, args.repeats, args.device)
-    size, rate = len(model.pack(code)), CodeRate(model).to(args.device)
+    data, writing = median_seconds(lambda: model.pack(code) if prior is None else prior.compress(code), args.repeats)
+    _, reading = median_seconds(lambda: model.unpack(data) if prior is None else prior.decompress(data), args.repeats)
+    size, rate = len(data), CodeRate(model).to(args.device)
     rate.update(code)
     figures = {
         "bytes": size,
@@ -131,8 +135,8 @@ def judge_model(model, pixels, judge, args):
         "nominal_bits_per_pixel": model.bits_per_pixel(height, width),
         "entropy_bits_per_pixel": float(rate.compute()["entropy_bits_per_pixel"]),
         **judge(sample, pixels),
-        "encode_megapixels_per_second": height * width / 1e6 / encoding,
-        "decode_megapixels_per_second": height * width / 1e6 / decoding,
+        "encode_megapixels_per_second": height * width / 1e6 / (encoding + writing),
+        "decode_megapixels_per_second": height * width / 1e6 / (decoding + reading),
     }
     return figures, sample
 
@@ -186,7 +190,10 @@ def main(args):
     source = load_image_dataset(
         train_data_dir=args.data, split="validation", image_column=args.image_column, max_samples=args.max_images
     )
-    models = [(load_model(path, device=args.device), path) for path in args.models]
+    models = []
+    for path in args.models:
+        model = load_model(path, device=args.device)
+        models.append((model, None if args.no_prior else load_prior(path, None, None, model), path))
     check_held_out_images(source)
     output_dir.mkdir(parents=True, exist_ok=True)
     formats, missing = available_formats(args.formats)
@@ -219,15 +226,15 @@ def main(args):
         return rows
 
     labels = []
-    for model, path in models:
+    for model, _, path in models:
         label = getattr(model, "notation", Path(path).name)
         labels.append(label if label not in labels else f"{label} ({path})")
     for index in tqdm(range(len(source)), desc="Images"):
         image = source[index]
         pixels = to_tensor(image).to(args.device)
         show("original", pixels)
-        for (model, _), label in zip(models, labels):
-            entry, sample = judge_model(model, pixels, judge, args)
+        for (model, prior, _), label in zip(models, labels):
+            entry, sample = judge_model(model, prior, pixels, judge, args)
             record(label, label, {"image": names[index], **entry}, sample)
             for name in formats:
                 compared, sample = judge_file(image, pixels, name, entry["bytes"], judge, args)
