@@ -163,7 +163,7 @@ def test_every_format_stands_beside_the_codec_at_its_bytes(benchmark, fitted, pi
 
 
 def test_an_autoencoders_bytes_are_those_of_its_packed_code():
-    from diffusers_lasers import AutoencoderDL
+    from diffusers_lasers import AutoencoderDL, FactorizedPrior
 
     torch.manual_seed(0)
     config = {"num_atoms": 24, "sparsity": 2, "coefficient_bits": 6}
@@ -171,7 +171,10 @@ def test_an_autoencoders_bytes_are_those_of_its_packed_code():
     pixels = torch.rand(1, 3, 21, 30, generator=torch.Generator().manual_seed(0)) * 2 - 1
     judge = type("Judge", (), {"__call__": lambda self, sample, pixels: {}})()
     args = type("Arguments", (), {"repeats": 1, "device": "cpu"})
-    figures, sample = module("benchmark_codec").judge_model(model, pixels, judge, args)
+    figures, sample = module("benchmark_codec").judge_model(model, None, pixels, judge, args)
+    prior = FactorizedPrior.from_coder(model).fit(model.encode_to_code(pixels))
+    smaller, _ = module("benchmark_codec").judge_model(model, prior, pixels, judge, args)
+    assert smaller["bytes"] == len(prior.compress(model.encode_to_code(pixels))) < figures["bytes"]
     with torch.no_grad():
         data = model.bottleneck.pack(model.encode_to_code(pixels))
         torch.testing.assert_close(
