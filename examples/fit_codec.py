@@ -5,10 +5,10 @@
     python examples/fit_codec.py --train_data_dir photos/ --notation "RQ-{32-8-8}" --validation_data_dir more_photos/ \\
         --output_dir rq
 
-OUTPUT_DIR gets the codec, settings.json (command, data, seconds, peak memory) and a model card with the rate. With
---validation_data_dir the card also has the PSNR of held-out images, and reconstructions.png shows some. The codec is
-saved before it is judged. Without --train_data_dir or --dataset_name the codec is fitted to photographs that
-scikit-image installs, and judged on two others of them.
+OUTPUT_DIR gets the codec, a prior of its codes in prior/, settings.json (command, data, seconds, peak memory) and a
+model card with the rate. With --validation_data_dir the card also has the PSNR of held-out images, and
+reconstructions.png shows some. The codec is saved before it is judged. Without --train_data_dir or --dataset_name the
+codec is fitted to photographs that scikit-image installs, and judged on two others of them.
 """
 
 import time
@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusers_lasers import ModelBasedVQCodec
-from diffusers_lasers.commands.image_io import to_tensor
+from diffusers_lasers import FactorizedPrior, ModelBasedVQCodec
+from diffusers_lasers.commands.image_io import Pictures, to_tensor
 from diffusers_lasers.commands.scripts import run_script
 from diffusers_lasers.commands.timing import peak_memory_gib
 from diffusers_lasers.functional.images.psnr import image_psnr
+from diffusers_lasers.models.priors.image_codes import ImageCodes
 from diffusers_lasers.training.data.image_flags import add_data_flags, check_held_out_images, open_images
 from diffusers_lasers.training.run.cards import run_record
 from diffusers_lasers.training.run.judgement import Judgement
@@ -147,6 +148,9 @@ def main(args):
     memory = "" if peak is None else f", peak memory {peak:.2f} GiB"
     print(f"{codec.notation} fitted to {len(train)} images in {seconds:.0f} s{memory}: {folder}")
     judgement = Judgement(folder, secret=args.hub_token)
+    with judgement.of("the prior of its codes"):
+        prior = FactorizedPrior.from_coder(codec).fit(ImageCodes(codec, Pictures(train)))
+        prior.save_pretrained(folder / "prior")
     if held_out is not None:
         with judgement.of("the held-out images"):
             figures, picture = judge(codec, held_out)

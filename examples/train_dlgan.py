@@ -11,7 +11,8 @@ given degraded images, and all losses look at the clean ones (sections 12.1 and 
 
 `--output_dir` receives the model (`AutoencoderDL.from_pretrained` loads it), the discriminator in `discriminator/`, a
 card, `settings.json`, `training_log.jsonl`, pictures in `validation/` and `checkpoint-N/` to resume from; with a task
-also a `DLRestorationPipeline` in `pipeline/`. The model is saved before it is judged.
+also a `DLRestorationPipeline` in `pipeline/`, and the prior of its codes in `prior/`. The model is saved before it is
+judged.
 """
 
 import argparse
@@ -27,7 +28,13 @@ from torch import nn
 from diffusers_lasers import DLRestorationPipeline, PerceptualSimilarity
 from diffusers_lasers.models.autoencoders import AutoencoderDLOutput
 from diffusers_lasers.training import Degradation, DictionaryUpkeep, FullySharded, ModelAverage, ReconstructionLoss
-from diffusers_lasers.training.autoencoder import autoencoder_flags, card, networks_from_flags, reconstruction_figures
+from diffusers_lasers.training.autoencoder import (
+    autoencoder_flags,
+    card,
+    code_prior,
+    networks_from_flags,
+    reconstruction_figures,
+)
 from diffusers_lasers.training.data import image_flags
 from diffusers_lasers.training.data.training_images import TrainingImages
 from diffusers_lasers.training.dictionaries.block_coordinate import BlockCoordinateUpdate
@@ -352,6 +359,11 @@ def finish(run: DLGANRun, recorder: Recorder) -> None:
         if main_process:
             discriminator.save_pretrained(folder / "discriminator")
     card.write_card(run, recorder, {}, "")
+    with recorder.validation() as model, recorder.judgement.of("the prior of its codes"):
+        images = (run.accelerator, run.images, lambda batch: run.degrade(batch)[0])
+        prior = code_prior.fit_code_prior(model, *images)
+        if main_process and prior is not None:
+            prior.save_pretrained(folder / code_prior.FOLDER)
     figures, picture = judge(run, recorder)
     with recorder.judgement.of("the card"):
         card.write_card(run, recorder, figures, picture)

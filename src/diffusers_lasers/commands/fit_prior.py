@@ -6,18 +6,12 @@ They are written beside the model, to its folder `prior`, where `encode`, `decod
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ..utils.command_line import check_at_least
-from .image_io import to_tensor
+from .image_io import Pictures
 from .loading import PRIOR, add_model_arguments, get_device, load_model
 
-
-if TYPE_CHECKING:
-    import torch
 
 EXAMPLE = """example:
   diffusers-lasers fit-prior outputs/dl --data photos/
@@ -68,7 +62,7 @@ class FitPriorCommand:
         source = load_image_dataset(train_data_dir=args.data, split="train", max_samples=args.max_images)
         arguments = {"contexts": False} if args.no_contexts else {}
         prior = FactorizedPrior.from_coder(model, **arguments)
-        prior.fit(ImageCodes(model, _Images(source)))
+        prior.fit(ImageCodes(model, Pictures(source)))
         prior.save_pretrained(target)
         size = sum(path.stat().st_size for path in target.iterdir() if path.is_file())
         site, nominal = int(prior.site_bits), model.coder.bits_per_site
@@ -76,13 +70,3 @@ class FitPriorCommand:
             f"{target}: fitted to {len(source)} images; {site} bits a site on them, nominal {nominal:.1f}; "
             f"{size} bytes of tables"
         )
-
-
-@dataclass(frozen=True)
-class _Images:
-    """Pictures as tensors, one after another, as often as wanted."""
-
-    source: Any
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        return (to_tensor(self.source[index]) for index in range(len(self.source)))

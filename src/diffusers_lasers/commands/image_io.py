@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,21 @@ RGB_BITS = 24  # of a pixel of 8 bits a channel
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """An RGB picture as `(1, 3, H, W)` in [-1, 1]."""
     return _levels(image).float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """
+    RGB pictures as tensors `(1, 3, H, W)` in [-1, 1], one after another, as often as wanted.
+
+    Args:
+        source (`Sequence[PIL.Image.Image]`): The pictures.
+    """
+
+    source: Sequence[Image.Image]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (to_tensor(self.source[index]) for index in range(len(self.source)))
 
 
 def read_image(path: str | Path) -> torch.Tensor:
