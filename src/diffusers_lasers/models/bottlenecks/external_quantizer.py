@@ -56,7 +56,7 @@ class _Quantizer:
 _SIZE = {"codebook_size": (512, checks.Integer(2, 2**16))}
 _STAGES = {"num_quantizers": (5, checks.Integer(1, 64))}
 _ENTROPY = {
-    "entropy_loss_weight": (0.01, checks.WEIGHT),
+    "entropy_loss_weight": (0.0, checks.WEIGHT),  # 0.01 costs dB where the loss is a squared error of pixels
     "commitment_loss_weight": (0.25, checks.WEIGHT),
     "diversity_gamma": (1.0, checks.WEIGHT),
 }
@@ -200,6 +200,9 @@ class ExternalQuantizerBottleneck(IndexBottleneck):
             return super().forward(latents, return_dict)
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)
+            if self.config.quantizer_config.get("entropy_loss_weight") == 0:
+                for layer in getattr(self.inner, "layers", [self.inner]):
+                    layer.frac_per_sample_entropy = 1.5 / len(signals)  # of one site: the loss is not wanted
             self.inner.train()
             try:
                 quantized, indices, *loss = self.inner(signals.unsqueeze(0))
