@@ -71,6 +71,7 @@ test_sanitized: $(STAMP)
 # Damaged files for every decoder of codes and every reader of images, by the hundred thousand; `make test` runs a few thousand.
 fuzz: $(STAMP)
 	$(BIN)/python utils/fuzz_codes.py
+	$(BIN)/python utils/fuzz_priors.py
 	$(BIN)/python utils/fuzz_images.py
 
 quality: $(STAMP)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from diffusers_lasers import ModelBasedVQCodec, PerceptualSimilarity
+from diffusers_lasers import FactorizedPrior, ModelBasedVQCodec, PerceptualSimilarity
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -52,6 +52,8 @@ def test_the_folder_loads_and_its_card_has_the_rate(fitted, pictures):
     folder, out, err = fitted
     codec = ModelBasedVQCodec.from_pretrained(folder)
     assert codec.notation == "PQ-{16-4-4}"
+    prior, code = FactorizedPrior.from_pretrained(folder / "prior"), codec.encode_to_code(torch.zeros(1, 3, 33, 47))
+    assert int(prior.coder_fingerprint) == codec.fingerprint and prior.decompress(prior.compress(code)) == code
     settings = json.loads((folder / "settings.json").read_text())
     psnr = []
     for path in sorted(pictures.glob("*.png")):

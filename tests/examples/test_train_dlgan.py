@@ -14,7 +14,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from diffusers_lasers import AutoencoderDL, DLRestorationPipeline, PatchDiscriminator, PerceptualSimilarity
+from diffusers_lasers import (
+    AutoencoderDL,
+    DLRestorationPipeline,
+    FactorizedPrior,
+    PatchDiscriminator,
+    PerceptualSimilarity,
+)
 from diffusers_lasers.functional.images import center_mask, hide, reduce_bicubic, upscale_bicubic
 from diffusers_lasers.models.autoencoders.autoencoder_dl import BOTTLENECKS
 from diffusers_lasers.training import TrainingLog
@@ -85,9 +91,17 @@ def test_the_launch_configurations_are_accelerates(name, processes, machines):
     ids=lambda flags: next(iter(flags.values())) or next(iter(flags)),
 )
 def test_variants_train_and_load(run, flags):
-    model = AutoencoderDL.from_pretrained(run(**flags)).eval()
+    folder = Path(run(**flags))
+    model = AutoencoderDL.from_pretrained(folder).eval()
     with torch.no_grad():
         assert model(images()).sample.isfinite().all()
+        if not model.levels:
+            assert not (folder / "prior").exists()
+            return
+        # its prior was fitted to the codes of the weights that are saved
+        prior, code = FactorizedPrior.from_pretrained(folder, subfolder="prior"), model.encode_to_code(images())
+        assert int(prior.coder_fingerprint) == model.fingerprint and 0 < int(prior.site_bits) <= model.bits_per_site
+        assert prior.decompress(prior.compress(code)) == model.unpack(model.pack(code))
 
 
 def test_networks_start_from_images_unless_told_otherwise(run):
