@@ -1,5 +1,6 @@
 """Quantisers of vector-quantize-pytorch as bottlenecks: what the library gives when it is called directly."""
 
+import copy
 import subprocess
 import sys
 
@@ -229,3 +230,22 @@ def test_without_the_library_only_this_bottleneck_is_missing():
         "else:\n    raise SystemExit('no error')\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("quantizer", ["lfq", "bsq"])
+@pytest.mark.parametrize("side", [1, 5])  # one site, and some
+def test_without_an_entropy_loss_its_entropies_are_left_out(quantizer, side):
+    torch.manual_seed(0)
+    bottleneck = ExternalQuantizerBottleneck(4, quantizer, {"codebook_size": 16, "num_codebooks": 2}).train()
+    assert bottleneck.config.quantizer_config["entropy_loss_weight"] == 0.0
+    latents = torch.randn(1, 4, side, side).requires_grad_()
+    output = bottleneck(latents)
+    (gradient,) = torch.autograd.grad(output.loss + output.latents.square().sum(), latents)
+    whole = copy.deepcopy(bottleneck.inner).train()
+    whole.frac_per_sample_entropy = 1.0
+    signals = latents.flatten(2).transpose(1, 2)
+    quantized, _, loss = whole(signals)
+    (expected,) = torch.autograd.grad(loss + quantized.square().sum(), latents)
+    torch.testing.assert_close(output.loss, loss)
+    torch.testing.assert_close(gradient, expected)
+    assert loss > 0
