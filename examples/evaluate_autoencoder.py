@@ -17,6 +17,7 @@ With `--task` the encoders are given degraded images. The first row of the table
 themselves with the clean ones.
 """
 
+import json
 import platform
 from pathlib import Path
 
@@ -103,6 +104,12 @@ def parse_args(input_args=None):
     add_lpips_flags(parser)
     add_fid_flags(parser)
     add("--grid_images", type=int, default=8, help="Columns of the picture grid; 0: no grid.")
+    add(
+        "--earlier",
+        nargs="*",
+        default=[],
+        help="Folders of earlier evaluations of these images: first rows.",
+    )
     add("--output_dir", default="evaluation")
     add_device_flag(parser)
     parser.check(check_at_least, 1, "batch_size", "resolution", "resize", "crops_per_image", "max_images")
@@ -245,6 +252,17 @@ def draw(dataset, shown):
     return image_grid(pictures)
 
 
+def earlier_rows(folders, about):
+    """The rows of evaluations of the same images."""
+    rows = []
+    for folder in folders:
+        results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
+        if results["data"] != about:
+            raise ValueError(f"--earlier must be of the same images, {about}, but {folder} is of {results['data']}.")
+        rows += results["models"]
+    return rows
+
+
 def draw_curves(rows, path, metrics):
     """Quality over rate, one line for each kind of bottleneck."""
     panels = [
@@ -279,7 +297,7 @@ def main(args):
         for images in image_batches(dataset, args.batch_size, args.device, "rFID references"):
             metrics["rfid"].update(None, images)
 
-    rows, shown, protocols = [], [], {}
+    rows, shown, protocols = earlier_rows(args.earlier, about), [], {}
     cpu = platform.processor() or "cpu"
 
     def record(row, images, path=None):

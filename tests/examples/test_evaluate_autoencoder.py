@@ -157,6 +157,15 @@ def test_the_metrics_asked_for_and_curves_of_a_code_at_two_rates(script, folder,
     assert "LPIPS" not in table and "rFID" not in table and "SSIM" in table
     with Image.open(tmp_path / "rate_distortion.png") as picture:
         assert picture.width > 1.5 * picture.height  # two panels
+    later = [str(folder / "vq"), *arguments[1:7], "--output_dir", str(tmp_path / "later"), *arguments[9:]]
+    script.main(script.parse_args([*later, "--earlier", str(tmp_path)]))
+    both = json.loads((tmp_path / "later" / "results.json").read_text())
+    assert both["models"][:2] == results["models"] and [row["name"] for row in both["models"]][2:] == ["vq"]
+    assert (
+        capsys.readouterr().out.count("| dictionary") == 2 and (tmp_path / "later" / "rate_distortion.png").is_file()
+    )
+    with pytest.raises(ValueError, match="--earlier must be of the same images"):
+        script.main(script.parse_args([*later, "--earlier", str(tmp_path), "--crops_per_image", "2"]))
     with pytest.raises(SystemExit):
         script.parse_args([*arguments, "--metrics", "fid"])
 
