@@ -20,6 +20,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 
 from ...coding import Code, Coder
+from ...coding.checks import is_code
 from ...coding.frequencies import PRECISION, frequencies
 from ...coding.symbol_streams import CountingStream, DrawingStream, MeasuringStream, Tables
 from ...utils import config_checks as checks
@@ -176,7 +177,7 @@ class FactorizedPrior(LasersModelMixin, PriorFiles, ModelMixin, ConfigMixin):
         Raises:
             ValueError: If there is no code, one does not fit, or `codes` is an iterator where it is read twice.
         """
-        codes = [codes] if isinstance(codes, Code) else codes
+        codes = [codes] if is_code(codes) else codes
         counts, sites, used = self._count(codes)
         if not self.config.sparse and self.symbol_model.contexts:
             if iter(codes) is codes:
