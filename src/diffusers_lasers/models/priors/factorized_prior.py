@@ -270,6 +270,22 @@ class FactorizedPrior(LasersModelMixin, PriorFiles, ModelMixin, ConfigMixin):
         stream = DrawingStream(self._tables()[0], generator)
         return self._found(stream, (batch, *grid), sizes["slots"], size, None).to(self.device)
 
+    def summary(self) -> dict[str, Any]:
+        """
+        Facts on the prior beyond its configuration, for a reader.
+
+        Returns:
+            `dict[str, Any]`: Under `prior`: mean bits of a site of the fitted codes, 0 before `fit`; number of tables,
+            and their bytes in a file.
+        """
+        tables = [tensor for name, tensor in self.named_buffers() if name.startswith("table_")]
+        facts = {
+            "bits_per_site": int(self.site_bits),
+            "tables": sum(len(table) for table in tables),
+            "table_bytes": sum(table.numel() * table.element_size() for table in tables),
+        }
+        return {"prior": facts}
+
     def forward(self, code: Code, return_dict: bool = True) -> PriorOutput | tuple[torch.Tensor]:
         """
         Bits of each image of a code; see [`bits`].
