@@ -76,7 +76,15 @@ def test_inspect_describes_it(run):
     copied("vq")
     assert run("fit-prior vq --data images --output elsewhere")[0] == 0
     status, output, errors = run("inspect elsewhere --json")
-    assert (status, errors) == (0, "") and json.loads(output)["class"] == "FactorizedPrior"
+    facts = json.loads(output)
+    assert (status, errors) == (0, "") and facts["class"] == "FactorizedPrior"
+    prior = FactorizedPrior.from_pretrained("elsewhere")
+    # two slots of 12 codewords, each with a table and one for each of 17 × 6 contexts
+    assert facts["prior"] == {
+        "bits_per_site": int(prior.site_bits),
+        "tables": 2 * (1 + 17 * 6),
+        "table_bytes": 4 * 12 * 2 * (1 + 17 * 6),
+    }
 
 
 def test_what_does_not_fit_is_one_line(run):

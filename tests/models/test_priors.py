@@ -546,3 +546,32 @@ def test_two_ranks_fit_what_one_does(tmp_path):
             found = torch.load(tmp_path / f"{name}-{rank}.pt", weights_only=True)
             assert found.keys() == expected.keys()
             assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_passes_code_each_site_once_after_its_neighbours(height, width):
+    from diffusers_lasers.models.priors.index_model import _passes
+
+    coded = np.zeros((height, width), dtype=bool)
+    alone = 0
+    for (rows, columns), neighbours in _passes((height, width)):
+        assert not coded[rows, columns].any()
+        for row in range(height)[rows]:
+            for column in range(width)[columns]:
+                near = [(row + down, column + across) for down, across in neighbours]
+                near = [(r, c) for r, c in near if 0 <= r < height and 0 <= c < width]
+                assert all(coded[place] for place in near)
+                alone += not near
+        coded[rows, columns] = True
+    assert coded.all() and alone <= max(height, 8) * max(width, 8) / 64 + (height + width) / 4
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 2**24))
+def test_costs_of_contexts_are_eighths_of_a_bit(frequency):
+    """Within an eighth and what a straight line between powers of two misses of the logarithm."""
+    from diffusers_lasers.models.priors.index_model import _eighths
+
+    found = int(_eighths(np.array([frequency]))[0])
+    assert -0.001 <= found - 8 * (24 - math.log2(frequency)) <= 1 + 8 * 0.0861
