@@ -11,7 +11,7 @@ STAMP := $(VENV)/.dev
 check_dirs := src tests examples benchmarks utils setup.py
 
 help:
-	@echo "make demo     train a dictionary, residual VQ, a scalar code and VQ on photos and show them beside JPEG at the same bytes"
+	@echo "make demo     train four codes on photos and show them beside JPEG at the same bytes"
 	@echo "make test     run the tests (PYTEST_ARGS='-m slow' for the slow ones)"
 	@echo "make test_cuda   run the tests that need a GPU, and no others"
 	@echo "make test_sanitized   run the kernels' tests with address and undefined-behaviour sanitizers (gcc)"
