@@ -11,7 +11,7 @@ are clamped to [-1, 1] and not rounded. A model with a code is decoded from the 
 weights of a metric are missing, its column shows "–", and the reason stands below the table.
 
 "Entropy" is that of the evaluated codes themselves. With `--rate_data`, e.g. the training images, "cross-entropy" is
-what the evaluated codes cost with tables fitted to the codes of those.
+what the evaluated codes cost under a `FactorizedPrior` of the codes of those.
 
 With `--task` the encoders are given degraded images. The first row of the table then compares the degraded images
 themselves with the clean ones.
@@ -84,7 +84,7 @@ def parse_args(input_args=None):
     add("--resize", type=int, help="Resize the short side to this before cropping. Default: no resizing.")
     add("--crops_per_image", type=int, help="1: the centre crop; more: random crops. Default: 1 with --data, else 32.")
     add("--rate_data", help="Images that tables of symbols are fitted to, for the column of the cross-entropy.")
-    add("--max_rate_images", type=int, default=10_000, help="Take only the first so many of them.")
+    add("--max_rate_images", type=int, default=4000, help="Take only the first so many of them.")
     add("--task", choices=["reconstruction", "super_resolution", "inpainting"], default="reconstruction")
     add("--scale", type=int, default=4, help="Factor of super-resolution.")
     add("--mask", choices=["center", "random"], default="center", help="What inpainting hides.")
@@ -177,7 +177,7 @@ def evaluate(name, model, dataset, metrics, missing, args, rate_data=None):
     figures, prior, bits = LatentFigures(model.bottleneck, args.device), None, []
     if rate_data is not None and model.levels:
         batches = image_batches(rate_data, args.batch_size, args.device, f"{name}, tables")
-        prior = FactorizedPrior.from_coder(model).fit(model.encode_to_code(images) for images in batches)
+        prior = FactorizedPrior.from_coder(model).fit([model.encode_to_code(images) for images in batches])
 
     def reconstruct(inputs):
         code, decoded = figures.update(model.encode(inputs).latents, inputs.shape[-2:])
