@@ -689,7 +689,7 @@ def test_the_token_is_nowhere(run, monkeypatch, capfd, caplog, tmp_path):
         (
             {"bottleneck": "vq", "bottleneck_config": {"sparsity": 2}},
             "--bottleneck_config of --bottleneck vq takes num_codewords, patch_size, decay, commitment_weight, "
-            "revive_threshold, got sparsity.",
+            "revive_threshold, rate_weight, got sparsity.",
         ),
         (
             {"bottleneck_config": {"depth": 2}},
