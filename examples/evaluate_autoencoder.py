@@ -77,7 +77,7 @@ TIMED_CALLS = 5
 def parse_args(input_args=None):
     parser = CommandParser(description=__doc__)
     add = parser.add_argument
-    add("models", nargs="+", help="Folders (or Hub names) of saved AutoencoderDL models.")
+    add("models", nargs="*", help="Folders (or Hub names) of saved AutoencoderDL models.")
     add("--data", help="Folder of images (recursive), parquet, or pattern. Default: scikit-image's held-out photos.")
     add("--image_column", default="image", help="Column of the images in parquet files.")
     add("--resolution", type=int, help="Side of the square crops. Default: `sample_size` of the first model.")
@@ -114,6 +114,10 @@ def parse_args(input_args=None):
     add_device_flag(parser)
     parser.check(check_at_least, 1, "batch_size", "resolution", "resize", "crops_per_image", "max_images")
     args = parser.parse_args(input_args)
+    if not (args.models or args.earlier):
+        parser.error("give models, or --earlier evaluations")
+    if not (args.models or args.resolution):
+        parser.error("--earlier without models needs --resolution")
     if any(bits is not None and not 1 <= bits <= 16 for bits in args.coefficient_bits):
         parser.error(f"--coefficient_bits must be from 1 to 16 or `float`, got {args.coefficient_bits}")
     return args
@@ -253,14 +257,15 @@ def draw(dataset, shown):
 
 
 def earlier_rows(folders, about):
-    """The rows of evaluations of the same images."""
-    rows = []
+    """The rows of evaluations of the same images; of two rows of one name the first."""
+    rows = {}
     for folder in folders:
         results = json.loads((Path(folder) / "results.json").read_text(encoding="utf-8"))
         if results["data"] != about:
             raise ValueError(f"--earlier must be of the same images, {about}, but {folder} is of {results['data']}.")
-        rows += results["models"]
-    return rows
+        for row in results["models"]:
+            rows.setdefault(row["name"], row)
+    return list(rows.values())
 
 
 def draw_curves(rows, path, metrics):
@@ -293,7 +298,7 @@ def main(args):
     rate_data = None if args.rate_data is None else load_rate_data(args, resolution)
     output_dir.mkdir(parents=True, exist_ok=True)
     metrics, missing = image_metrics(args.metrics, args, len(dataset))
-    if "rfid" in metrics:  # the references' features serve all models
+    if "rfid" in metrics and args.models:  # the references' features serve all models
         for images in image_batches(dataset, args.batch_size, args.device, "rFID references"):
             metrics["rfid"].update(None, images)
 
@@ -305,6 +310,9 @@ def main(args):
         rows.append({"path": path} | row)
         if images is not None:
             shown.append((rows[-1], images))
+        write()
+
+    def write():
         results = {
             "settings": vars(args),
             "versions": environment(),
@@ -326,6 +334,8 @@ def main(args):
             row, used, images = evaluate(label, model, dataset, metrics, missing, args, rate_data)
             protocols |= used
             record(row, images, str(path))
+    if not args.models:
+        write()
     print(markdown(rows, about, missing, args))
     judgement = Judgement(output_dir, saved="The results are")
     if shown:

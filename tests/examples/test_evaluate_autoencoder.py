@@ -164,6 +164,9 @@ def test_the_metrics_asked_for_and_curves_of_a_code_at_two_rates(script, folder,
     assert (
         capsys.readouterr().out.count("| dictionary") == 2 and (tmp_path / "later" / "rate_distortion.png").is_file()
     )
+    again = [*later[1:], "--earlier", str(tmp_path / "later"), str(tmp_path)]  # no model, and each name once
+    script.main(script.parse_args(again))
+    assert json.loads((tmp_path / "later" / "results.json").read_text())["models"] == both["models"]
     with pytest.raises(ValueError, match="--earlier must be of the same images"):
         script.main(script.parse_args([*later, "--earlier", str(tmp_path), "--crops_per_image", "2"]))
     with pytest.raises(SystemExit):

@@ -21,7 +21,7 @@ from diffusers.utils import BaseOutput
 
 from ...coding import Code, Coder
 from ...coding.checks import is_code
-from ...coding.frequencies import PRECISION, frequencies
+from ...coding.frequencies import PRECISION, frequencies, smoothed
 from ...coding.symbol_streams import CountingStream, DrawingStream, MeasuringStream, Tables
 from ...utils import config_checks as checks
 from ...utils.distributed import all_reduce_sum
@@ -189,7 +189,11 @@ class FactorizedPrior(LasersModelMixin, PriorFiles, ModelMixin, ConfigMixin):
         probabilities = self.symbol_model.probabilities(counts)
         if self.config.sparse:
             self.mixtures.copy_(self.symbol_model.fit_mixtures(counts["cells"]))
-            probabilities["cells"] = self.symbol_model.cell_probabilities(self.mixtures.cpu())
+            chances = self.symbol_model.cell_probabilities(self.mixtures.cpu())
+            # counts bend the mixture: with the rate in the loss some cells are used, and those beside them are not
+            probabilities["cells"] = (
+                chances if self.config.coefficient_bits is None else smoothed(counts["cells"], chances)
+            )
         bits = 0.0 if self.config.coefficient_bits is not None else 32.0 * used * self.config.sparse
         for name, chance in probabilities.items():
             if chance.shape[1] > 1:
