@@ -64,7 +64,7 @@ def parse_args(input_args=None):
     add("--dry_run", action="store_true", help="Print the commands, and run nothing.")
     add("--page_only", action="store_true", help="Run nothing; write the page from the runs that are there.")
     add("--earlier", type=Path, help="results.json of an earlier page of the book.")
-    add("--earlier_title", default="before", help="Heading of its figures.")
+    add("--earlier_title", default="the page before", help="How its figures are called.")
     add("--no_data_pictures", action="store_true", help="Leave out pictures that show images of the data sets.")
     parser.check(check_at_least, 1, "jobs")
     args = parser.parse_args(input_args)
@@ -326,6 +326,8 @@ def write_page(configs, args):
         lines += ["", f"## {config['title']}", "", config["about"].strip()]
         if rows:
             lines += ["", config_table(config, rows, args.earlier_title)]
+        if kept:
+            lines += ["", f"No run of this table was repeated. Its figures are those of {args.earlier_title}."]
         comparable = config["comparable"]
         lines += [""] + [f"- {what.capitalize()}: {comparable[what].strip()}" for what in ("rate", "metric", "data")]
         for picture in config.get("pictures", []):
