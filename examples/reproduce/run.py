@@ -258,9 +258,8 @@ def table(config, runs_folder):
     return rows
 
 
-def add_earlier(rows, earlier):
-    """Puts an earlier page's figures beside those of a table's rows, or in their place where no run is there."""
-    missing = all(cell[1] is None for row in rows for cell in row["cells"].values())
+def add_earlier(rows, earlier, missing):
+    """Puts an earlier page's figures beside those of a table's rows, or in their place where its runs are missing."""
     before = {row["label"]: row["cells"] for row in earlier}
     for row in rows:
         for title, cell in row["cells"].items():
@@ -269,7 +268,6 @@ def add_earlier(rows, earlier):
                 cell[1] = value
             else:
                 cell.append(value)
-    return missing
 
 
 def config_table(config, rows, earlier_title):
@@ -322,12 +320,14 @@ def write_page(configs, args):
     results, used, taken = {}, {}, set()
     for name, config in configs.items():
         rows = table(config, runs_folder)
-        kept = rows and name in earlier["tables"] and add_earlier(rows, earlier["tables"][name]["rows"])
+        kept = name in earlier["tables"] and not any(record(runs_folder / run) for run in wanted(config))
+        if name in earlier["tables"]:
+            add_earlier(rows, earlier["tables"][name]["rows"], kept)
         lines += ["", f"## {config['title']}", "", config["about"].strip()]
         if rows:
             lines += ["", config_table(config, rows, args.earlier_title)]
         if kept:
-            lines += ["", f"No run of this table was repeated. Its figures are those of {args.earlier_title}."]
+            lines += ["", f"No run behind this was repeated since the page before ({args.earlier_title})."]
         comparable = config["comparable"]
         lines += [""] + [f"- {what.capitalize()}: {comparable[what].strip()}" for what in ("rate", "metric", "data")]
         for picture in config.get("pictures", []):

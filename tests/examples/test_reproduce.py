@@ -159,7 +159,7 @@ def test_a_page_stands_beside_an_earlier_one(house, tmp_path):
     assert page.startswith("# A page\n") and "All of it." in page and "\nSmall.\n" in page
     assert "dB, printed | dB, old | dB, ours |" in page and "| 5.5 | 6.0 |" in page
     assert "| dB, printed | dB, ours |" in page and "![Red](third-grid.png)" in page
-    assert page.count("No run of this table was repeated. Its figures are those of old.") == 1
+    assert page.count("No run behind this was repeated since the page before (old).") == 1
     assert "- `third`: 7 s on" in page and "commit `before`" in page
     found = json.loads((out / "page" / "results.json").read_text())
     assert found["tables"]["gone"]["rows"][0]["cells"]["dB"] == [7.25, 6.0]
