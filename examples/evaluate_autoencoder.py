@@ -269,17 +269,20 @@ def earlier_rows(folders, about):
 
 
 def draw_curves(rows, path, metrics):
-    """Quality over rate, one line for each kind of bottleneck."""
+    """Quality over rate, one line for each kind of bottleneck, and one more for those with the rate in their loss."""
     panels = [
         (key, title) for key, title, _ in COLUMNS if key in metrics and any(row[key] is not None for row in rows)
     ]
+    panels = [panel for panel in panels if panel[0] in ("psnr", "lpips")] or panels[:2]
     rate = next(key for key, _ in RATES if any(row[key] is not None for row in rows))
-    figure, axes = new_figure(columns=len(panels), width=6.5, height=4.5)
+    figure, axes = new_figure(columns=len(panels), width=6.5, height=5)
     for axis, (key, title) in zip(axes, panels):
         lines = {}
         for row in rows:
-            if row["entropy_bits_per_pixel"] is not None and row[key] is not None:
-                kind = row["bottleneck"].get("quantizer", row["bottleneck"]["type"])
+            if row[rate] is not None and row[key] is not None:
+                settings = row["bottleneck"]
+                kind = settings.get("quantizer", settings["type"])
+                kind += ", rate in the loss" * bool(settings.get("rate_weight"))
                 lines.setdefault(kind, []).append((row[rate], row[key]))
         rate_distortion(lines, f"{dict(RATES)[rate]}, bits a pixel", title, log_rate=True, axis=axis)
     save_figure(figure, path)
