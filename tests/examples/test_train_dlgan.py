@@ -572,9 +572,8 @@ def test_training_starts_from_trained_weights(run, tmp_path, place):
     flags = {"adversarial_loss": "hinge", "discriminator_start": 0, "revive_every": 0}
     folder = run(steps=2, checkpointing_steps=2, discriminator_config={"base_channels": 8}, **flags)
     source = shutil.copytree(folder if place == "model" else folder / "checkpoint-2", tmp_path / "source")
-    folder = run(
-        steps=1, pretrained_model_name_or_path=source, learning_rate=0, discriminator_lr_scheduler="constant", **flags
-    )
+    still = {"learning_rate": 0, "discriminator_learning_rate": 0, "discriminator_lr_scheduler": "constant"}
+    folder = run(steps=1, pretrained_model_name_or_path=source, **still, **flags)
     old = load_file(source / ("autoencoder" if place == "checkpoint" else ".") / WEIGHTS)
     new = load_file(folder / WEIGHTS)
     for name in set(old) - {"bottleneck.coefficient_scale", "bottleneck.scale_steps"}:  # moved by every batch
