@@ -113,6 +113,7 @@ def parse_args(input_args=None):
     add("--output_dir", default="evaluation")
     add_device_flag(parser)
     parser.check(check_at_least, 1, "batch_size", "resolution", "resize", "crops_per_image", "max_images")
+    parser.check(check_at_least, 1, "max_rate_images")
     args = parser.parse_args(input_args)
     if not (args.models or args.earlier):
         parser.error("give models, or --earlier evaluations")
