@@ -18,6 +18,7 @@ _import_structure = {
     "metrics": [],
     "models": [],
     "models.autoencoders.autoencoder_dl": ["AutoencoderDL", "AutoencoderDLEncoderOutput", "AutoencoderDLOutput"],
+    "models.autoencoders.coded_autoencoder": ["CodedAutoencoder"],
     "models.bottlenecks": [
         "Bottleneck",
         "BottleneckOutput",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from .coding import IndexCode, SparseCode
     from .learning import OnlineDictionaryLearner
     from .models.autoencoders.autoencoder_dl import AutoencoderDL, AutoencoderDLEncoderOutput, AutoencoderDLOutput
+    from .models.autoencoders.coded_autoencoder import CodedAutoencoder
     from .models.bottlenecks import (
         Bottleneck,
         BottleneckOutput,
