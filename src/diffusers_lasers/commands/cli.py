@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 
 from ..utils.command_line import CommandParser, without_values
 from .batch import PROGRAM, USER_ERRORS, printable, report
+from .cache import CacheCommand, CacheExportCommand
 from .decode import DecodeCommand
 from .encode import EncodeCommand
 from .env import EnvironmentCommand
@@ -24,7 +25,16 @@ from .fit_prior import FitPriorCommand
 from .inspect import InspectCommand
 
 
-COMMANDS = (EnvironmentCommand, EncodeCommand, DecodeCommand, EvaluateCommand, FitPriorCommand, InspectCommand)
+COMMANDS = (
+    EnvironmentCommand,
+    EncodeCommand,
+    DecodeCommand,
+    EvaluateCommand,
+    FitPriorCommand,
+    InspectCommand,
+    CacheCommand,
+    CacheExportCommand,
+)
 
 
 class _Parser(CommandParser):

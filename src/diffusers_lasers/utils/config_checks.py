@@ -186,6 +186,29 @@ class Sequence(Field):
 
 
 @dataclass(frozen=True)
+class OneOrEach(Field):
+    """
+    One value for all, or a list with a value for each.
+
+    Args:
+        one (`Field`): Field of the one value.
+        each (`Field`): Field of the entries of a list.
+        most (`int`): Largest number of entries.
+    """
+
+    one: Field
+    each: Field
+    most: int
+
+    def fits(self, value: Any) -> bool:
+        return self.one.fits(value) or Sequence(self.each, most=self.most).fits(value)
+
+    @property
+    def words(self) -> str:
+        return f"{self.one.words}, or {Sequence(self.each, most=self.most).words}"
+
+
+@dataclass(frozen=True)
 class Arguments(Field):
     """A dictionary with strings as keys. The class that receives its values as arguments checks them."""
 

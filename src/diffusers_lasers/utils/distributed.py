@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -12,14 +14,29 @@ __all__ = [
     "all_gather",
     "all_reduce_max",
     "all_reduce_sum",
+    "alone",
     "broadcast",
     "rank_and_world_size",
     "wait_after_collectives",
 ]
 
 
+_ALONE = 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within the block, this process computes by itself: reductions change nothing, and there is one rank."""
+    global _ALONE
+    _ALONE += 1
+    try:
+        yield
+    finally:
+        _ALONE -= 1
+
+
 def _active() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return not _ALONE and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def rank_and_world_size() -> tuple[int, int]:

@@ -143,7 +143,12 @@ def write_model_card(
     return _save_card(card, folder / CARD_NAME)
 
 
-def create_repository(folder: str | os.PathLike, repository: str | None = None, token: str | None = None) -> str:
+def create_repository(
+    folder: str | os.PathLike,
+    repository: str | None = None,
+    token: str | None = None,
+    repo_type: str = "model",
+) -> str:
     """
     Makes the repository of a folder on the Hub if it is missing. Called before a long run, it finds a wrong name or
     token early.
@@ -152,6 +157,7 @@ def create_repository(folder: str | os.PathLike, repository: str | None = None, 
         folder (`str` or `os.PathLike`): The folder that will be uploaded. It need not exist yet.
         repository (`str`, *optional*): Repository id. Defaults to the folder's name, under the user of the token.
         token (`str`, *optional*): The token. Defaults to the one that is logged in.
+        repo_type (`str`, defaults to `"model"`): `"model"` or `"dataset"`.
 
     Returns:
         `str`: Repository id.
@@ -166,7 +172,7 @@ def create_repository(folder: str | os.PathLike, repository: str | None = None, 
     name = repository or Path(folder).resolve().name
     validate_repo_id(name)
     try:
-        return HfApi(token=token).create_repo(name, exist_ok=True).repo_id
+        return HfApi(token=token).create_repo(name, exist_ok=True, repo_type=repo_type).repo_id
     except Exception as error:  # errors of the network are those of huggingface_hub's HTTP library, which may change
         raise OSError(f"The repository {name!r} cannot be made on the Hub: {one_line(error)}") from error
 
@@ -177,6 +183,7 @@ def push_folder(
     token: str | None = None,
     message: str = "Upload",
     ignore_patterns: list[str] | None = None,
+    repo_type: str = "model",
 ) -> str:
     """
     Uploads a folder to the Hub without changing it. The repository is made if it is missing.
@@ -188,16 +195,21 @@ def push_folder(
         message (`str`, defaults to `"Upload"`): Message of the commit.
         ignore_patterns (`list[str]`, *optional*): Files that are not uploaded, such as `["checkpoint-*"]`. Hidden files
             never are.
+        repo_type (`str`, defaults to `"model"`): `"model"` or `"dataset"`.
 
     Returns:
         `str`: Repository id.
     """
     from huggingface_hub import HfApi
 
-    repository = create_repository(folder, repository, token)
+    repository = create_repository(folder, repository, token, repo_type)
     ignored = [*(ignore_patterns or []), ".*", "*/.*"]
     HfApi(token=token).upload_folder(
-        repo_id=repository, folder_path=folder, commit_message=message, ignore_patterns=ignored
+        repo_id=repository,
+        repo_type=repo_type,
+        folder_path=folder,
+        commit_message=message,
+        ignore_patterns=ignored,
     )
     return repository
 

@@ -62,6 +62,10 @@ class _FileSource(Sequence):
     def __getitem__(self, index: int) -> Image.Image:
         return to_rgb(self.paths[index], self.paths[index])
 
+    def content(self, index: int) -> bytes:
+        """The file's bytes."""
+        return Path(self.paths[index]).read_bytes()
+
 
 def undecoded(table: Any, column: str) -> Any:
     """
@@ -108,12 +112,20 @@ class _ColumnSource(Sequence):
 
     def __init__(self, table: Any, column: str):
         self.table, self.column = undecoded(table, column), column
+        self.others = table.remove_columns(column)  # of the caller: captions, labels
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, index: int) -> Image.Image:
         return to_rgb(self.table[int(index)][self.column], f"row {int(index)}")
+
+    def content(self, index: int) -> bytes:
+        """The bytes of the image's file."""
+        cell = self.table[int(index)][self.column]
+        if isinstance(cell, dict):
+            cell = cell["path"] if cell.get("bytes") is None else cell["bytes"]
+        return Path(cell).read_bytes() if isinstance(cell, str) else bytes(cell)
 
 
 def bundled_photos(split: str = "train") -> Sequence:

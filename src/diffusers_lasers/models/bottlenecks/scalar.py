@@ -8,12 +8,13 @@ Each value y_f of a site, centred and, with `transform="klt"`, turned into the p
 and decoded as the mean of the training values in that cell (Lloyd's condition; the midpoint where there were none).
 Without `step` each Δ_f is the one of least squared error for 2ⁿ cells: per-channel int8 or int4. With `step` all values
 share it, which is the best allotment of an entropy coder's bits at high rate: such a code is judged by the entropy of
-its cells, its nominal n bits are only an upper bound.
+its cells, its nominal n bits are only an upper bound. n may differ from value to value: bits that follow the variances
+are what a code without an entropy coder wants.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -36,7 +37,8 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
 
     Args:
         latent_channels (`int`, defaults to 16): Channels L of the latents.
-        bits (`int`, defaults to 8): Bits n of a value, 1 to 12.
+        bits (`int` or `Sequence[int]`, defaults to 8): Bits n of a value, 1 to 12; or of each of the p²·L values, 0 to
+            16: those of an axis of little variance need fewer.
         patch_size (`int`, defaults to 1): Side p of a site, in latent positions.
         transform (`str`, *optional*): `"klt"` quantises in the principal axes of the sites. Defaults to `None`: as they
             are.
@@ -48,13 +50,13 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
         basis (`torch.Tensor` of shape `(p²·L, p²·L)`): Principal axes as columns; the identity without transform.
         low (`torch.Tensor` of shape `(p²·L,)`): Centre of cell 0.
         steps (`torch.Tensor` of shape `(p²·L,)`): Distances Δ; 0 until fitted.
-        points (`torch.Tensor` of shape `(p²·L, 2ⁿ)`): What each cell is decoded as.
+        points (`torch.Tensor` of shape `(p²·L, 2ⁿ)`): What each cell is decoded as; n is the largest.
     """
 
     _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "mean", "basis", "low", "steps", "points"]
     _config_fields = {
         "latent_channels": checks.CHANNELS,
-        "bits": checks.Integer(1, 12),
+        "bits": checks.OneOrEach(checks.Integer(1, 12), checks.Integer(0, 16), most=2**16),
         "patch_size": checks.Integer(1, 2**10),
         "transform": checks.Optional(checks.Word("klt")),
         "step": checks.Optional(checks.Number(low=0.0, above=True)),
@@ -64,30 +66,39 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
     def __init__(
         self,
         latent_channels: int = 16,
-        bits: int = 8,
+        bits: int | Sequence[int] = 8,
         patch_size: int = 1,
         transform: str | None = None,
         step: float | None = None,
     ):
         super().__init__()
         self.depth = patch_size * patch_size * latent_channels
+        if not isinstance(bits, int) and len(bits) != self.depth:
+            raise ValueError(
+                f"`bits` must be one number or {self.depth}, one for each value of a site, got {len(bits)}."
+            )
         checks.check_size(
-            self.depth * (self.depth + 2**bits), latent_channels=latent_channels, patch_size=patch_size, bits=bits
+            self.depth * (self.depth + self.num_symbols),
+            latent_channels=latent_channels,
+            patch_size=patch_size,
+            bits=bits,
         )
         self.register_buffer("mean", torch.zeros(self.depth))
         self.register_buffer("basis", torch.eye(self.depth))
         self.register_buffer("low", torch.zeros(self.depth))
         self.register_buffer("steps", torch.zeros(self.depth))
-        self.register_buffer("points", torch.zeros(self.depth, 2**bits))
+        self.register_buffer("points", torch.zeros(self.depth, self.num_symbols))
 
     @property
     def levels(self) -> tuple[int, ...]:
         """Cells of each value of a site."""
-        return (2**self.config.bits,) * self.depth
+        bits = self.config.bits
+        return (2**bits,) * self.depth if isinstance(bits, int) else tuple(2**own for own in bits)
 
     @property
     def _slots_wanted(self) -> str:
-        return f"{self.depth} slots of {self.num_symbols} cells"
+        most = "" if isinstance(self.config.bits, int) else "at most "
+        return f"{self.depth} slots of {most}{self.num_symbols} cells"
 
     @torch.no_grad()
     def fit(
@@ -119,25 +130,26 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
             covariance = (centred.t() @ centred).double().cpu() / len(centred)
             basis = principal_axes(covariance)[1].to(basis)
         turned = centred @ basis
-        cells = 2**self.config.bits
+        cells, most = torch.tensor(self.levels, device=turned.device), self.num_symbols
         if self.config.step is not None:
             steps = torch.full_like(mean, self.config.step)
             low = -steps * (cells // 2)
         else:
             low, steps = self._least_squares_steps(turned, cells)
         indices = self._cells(turned, low, steps)
-        flat = indices + cells * torch.arange(self.depth, device=indices.device)
-        counts = torch.zeros(self.depth * cells, device=turned.device).index_add_(
+        numbers = torch.arange(most, device=turned.device)
+        flat = indices + most * torch.arange(self.depth, device=indices.device)
+        counts = torch.zeros(self.depth * most, device=turned.device).index_add_(
             0, flat.flatten(), torch.ones_like(turned).flatten()
         )
         sums = torch.zeros_like(counts).index_add_(0, flat.flatten(), turned.flatten())
-        middles = low[:, None] + steps[:, None] * torch.arange(cells, device=turned.device)
+        middles = torch.where(numbers < cells[:, None], low[:, None] + steps[:, None] * numbers, 0.0)
         values = torch.where(counts > 0, sums / counts.clamp_min(1), middles.flatten()).view_as(middles)
         for name, value in (("mean", mean), ("basis", basis), ("low", low), ("steps", steps), ("points", values)):
             getattr(self, name).copy_(value)
 
     @staticmethod
-    def _least_squares_steps(turned: torch.Tensor, cells: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _least_squares_steps(turned: torch.Tensor, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Centres of cell 0 and steps of symmetric ranges, of least squared error among shares of the largest magnitude.
         """
@@ -148,13 +160,14 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
         for share in torch.linspace(1.0, 1 / _RANGES, _RANGES):
             step = 2 * largest * share.item() / cells
             low = -step * (cells - 1) / 2
-            rounded = low + step * ((turned - low) / step).round().clamp(0, cells - 1)
+            rounded = low + step * ((turned - low) / step).round().clamp_min(0).minimum(cells - 1.0)
             error = (rounded - turned).square().sum(dim=0)
             steps, best = torch.where(error < best, step, steps), torch.minimum(error, best)
         return -steps * (cells - 1) / 2, steps
 
     def _cells(self, turned: torch.Tensor, low: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-        return ((turned - low) / steps).round().clamp(0, 2**self.config.bits - 1).long()
+        last = torch.tensor(self.levels, device=turned.device) - 1.0
+        return ((turned - low) / steps).round().clamp_min(0).minimum(last).long()
 
     def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
         """
