@@ -533,6 +533,27 @@ def test_scalar_cells_are_uniform_and_decode_to_their_means():
         bottleneck.decode(ScalarQuantizerBottleneck(6, bits=2)._code(indices.clamp_max(3), z))
 
 
+@pytest.mark.parametrize("step", [None, 0.5])
+def test_each_value_of_a_site_may_have_its_own_bits(step, tmp_path):
+    z, bits = latents(64), [4, 0, 2, 7, 1, 4]
+    bottleneck = ScalarQuantizerBottleneck(6, bits=bits, step=step)
+    bottleneck.fit(z)
+    code = bottleneck.encode(z)
+    assert code.levels == tuple(2**n for n in bits) and bottleneck.bits_per_site == sum(bits)
+    assert all(int(code.indices[..., slot].max()) < 2**n for slot, n in enumerate(bits))
+    for channel, n in enumerate(bits):  # each as in a bottleneck whose values all have its bits
+        if n:
+            alone = ScalarQuantizerBottleneck(6, bits=n, step=step)
+            alone.fit(z)
+            assert torch.equal(alone.decode(alone.encode(z))[:, channel], bottleneck.decode(code)[:, channel])
+    torch.testing.assert_close(bottleneck.decode(code)[:, 1], z[:, 1].mean().expand(64, *z.shape[2:]))
+    data = bottleneck.pack(code)
+    assert 8 * (len(data) - 37) - sum(bits) * code.num_sites in range(8)
+    bottleneck.save_pretrained(tmp_path)
+    loaded = ScalarQuantizerBottleneck.from_pretrained(tmp_path)
+    assert torch.equal(loaded.decode(loaded.unpack(data)), bottleneck.decode(code))
+
+
 def test_least_squares_range_beats_the_largest_magnitude():
     z = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     z[0, 0, 0, 0] = 40.0
@@ -561,8 +582,9 @@ def test_klt_decorrelates_and_one_step_bounds_every_error():
 
 @pytest.mark.parametrize(
     "arguments, sentence",
-    [({"bits": 0}, "`bits`"), ({"bits": 13}, "from 1 to 12, got 13"), ({"transform": "dct"}, "`transform`"),
-        ({"step": -1.0}, "`step`")],
+    [({"bits": 0}, "`bits`"), ({"bits": 13}, "from 1 to 12, or one or more .* from 0 to 16.*, got 13"),
+        ({"bits": [3, 2]}, "one number or 6.*, got 2"), ({"bits": [17] * 6}, "`bits`"),
+        ({"transform": "dct"}, "`transform`"), ({"step": -1.0}, "`step`")],
 )  # fmt: skip
 def test_wrong_arguments_of_scalar_quantisation(arguments, sentence):
     with pytest.raises(ValueError, match=sentence):

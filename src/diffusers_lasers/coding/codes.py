@@ -15,6 +15,11 @@ from .code import Code, check_indices, check_sizes, is_count, register
 __all__ = ["IndexCode", "SparseCode"]
 
 
+def _are_counts(levels: tuple | list) -> bool:
+    """Whether all are positive integers; of hundreds of slots, told at once."""
+    return set(map(type, levels)) <= {int} and min(levels, default=1) >= 1 or all(map(is_count, levels))
+
+
 @register
 @dataclass(frozen=True, eq=False)
 class SparseCode(Code):
@@ -154,7 +159,7 @@ class IndexCode(Code):
 
     def __post_init__(self):
         check_indices(self.indices)
-        if not isinstance(self.levels, (tuple, list)) or not all(map(is_count, self.levels)):
+        if not isinstance(self.levels, (tuple, list)) or not _are_counts(self.levels):
             raise ValueError(f"`levels` must be positive integers, one a slot, got {self.levels!r}.")
         if len(self.levels) != self.indices.shape[-1]:
             raise ValueError(f"`levels` must name {self.indices.shape[-1]} slots, got {len(self.levels)}.")

@@ -50,6 +50,7 @@ class Tables:
     def __init__(self, banks: Mapping[str, np.ndarray]):
         self.banks = banks
         self._costs: dict[str, np.ndarray] = {}
+        self._least: dict[str, np.ndarray] = {}
         self._sums: dict[str, np.ndarray] = {}
         self._models: dict[tuple[str, int], Any] = {}
 
@@ -58,6 +59,12 @@ class Tables:
         if bank not in self._costs:
             self._costs[bank] = PRECISION - np.log2(self.banks[bank])
         return self._costs[bank]
+
+    def least(self, bank: str) -> np.ndarray:
+        """Bits of the cheapest symbol of each table, `(tables,)`."""
+        if bank not in self._least:
+            self._least[bank] = self.costs(bank).min(axis=1)
+        return self._least[bank]
 
     def sums(self, bank: str) -> np.ndarray:
         """Sums of the frequencies less 1 up to each symbol, with it, `(tables, A)`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 from ...coding import Code, Coder
 from ...coding.checks import check_values
@@ -10,6 +11,7 @@ from ...coding.container import MAX_SITES, CodeHeader, check_sites, fingerprint,
 from ...functional.images.patch_signals import patch_grid
 
 
+_FINGERPRINTS: weakref.WeakKeyDictionary[PackedCodes, tuple] = weakref.WeakKeyDictionary()  # of unchanged tensors
 _FREE_SITES = 2**16  # where a site costs no bits, so that a header alone may ask a decoder for an image
 # buffers that decoding does not read
 _TRAINING_STATE = ("counts", "sums", "scale_steps", "dropout_steps")
@@ -101,8 +103,18 @@ class PackedCodes(Coder):
         """32 bits of all that decoding reads: class, patches, weights."""
         names = ("patch_size", *self._decoding_config)
         facts = (type(self).__name__, [self.config.get(name) for name in names])
-        state = self.state_dict()
-        return fingerprint(facts, {name: state[name] for name in state if name not in _TRAINING_STATE})
+        state = {name: part for name, part in self.state_dict(keep_vars=True).items() if name not in _TRAINING_STATE}
+        key = (
+            repr(facts),
+            tuple(
+                (name, id(part), part.data_ptr(), part.dtype, None if part.is_inference() else part._version)
+                for name, part in state.items()
+            ),
+        )
+        found = _FINGERPRINTS.get(self)
+        if found is None or found[0] != key:
+            found = _FINGERPRINTS[self] = key, fingerprint(facts, state)
+        return found[1]
 
     def _check_code(self, code: Code) -> None:
         """Raises a `ValueError` where `code` is none of this bottleneck's; see [`coding.checks.check_values`]."""

@@ -77,6 +77,7 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
             raise ValueError(
                 f"`bits` must be one number or {self.depth}, one for each value of a site, got {len(bits)}."
             )
+        self._levels = tuple(2**own for own in ([bits] * self.depth if isinstance(bits, int) else bits))
         checks.check_size(
             self.depth * (self.depth + self.num_symbols),
             latent_channels=latent_channels,
@@ -92,8 +93,7 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
     @property
     def levels(self) -> tuple[int, ...]:
         """Cells of each value of a site."""
-        bits = self.config.bits
-        return (2**bits,) * self.depth if isinstance(bits, int) else tuple(2**own for own in bits)
+        return self._levels
 
     @property
     def _slots_wanted(self) -> str:

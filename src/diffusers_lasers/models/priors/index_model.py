@@ -122,12 +122,12 @@ class IndexModel:
         """Bits below which no site costs."""
         if self.contexts:
             costs = (
-                tables.costs(f"contexts_{level}")[place * self.contexts : (place + 1) * self.contexts]
+                tables.least(f"contexts_{level}")[place * self.contexts : (place + 1) * self.contexts]
                 for level, place in zip(self.levels[:slots], self.places)
             )
             return float(sum(part.min() for part in costs))
         levels = zip(self.levels[:slots], self.places)
-        return float(sum(tables.costs(f"symbols_{level}")[place].min() for level, place in levels))
+        return float(sum(tables.least(f"symbols_{level}")[place] for level, place in levels))
 
 
 class _SlotContexts:

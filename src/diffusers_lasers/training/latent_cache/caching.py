@@ -176,7 +176,9 @@ def _start(
     pixels = first.size[0] // found.shape[-2]
     if isinstance(code, str):
         code = fit_latent_code(latents, code, settings["target_snr"] or 30.0, settings["fast_reading"])
-    elif code.prior is None and not settings["fast_reading"]:
+    elif settings["fast_reading"]:
+        code = LatentCode(code.bottleneck)
+    elif code.prior is None:
         code = with_prior(code.bottleneck.to("cpu"), latents)
     shutil.rmtree(folder / CODEC, ignore_errors=True)  # of a run that was killed here, with other settings
     code.save_pretrained(folder / CODEC)
