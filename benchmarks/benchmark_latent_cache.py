@@ -25,7 +25,7 @@ from diffusers_lasers.commands.taef2 import load_taef2
 from diffusers_lasers.models.autoencoders import encode_latents
 from diffusers_lasers.training import ImageRows, Windows, load_image_dataset, load_latent_cache, write_latent_cache
 from diffusers_lasers.training.data.image_dataset import to_batch
-from diffusers_lasers.training.latent_cache.cache_folder import load_code
+from diffusers_lasers.training.latent_cache.latent_code import fit_latent_code
 from diffusers_lasers.utils.command_line import CommandParser, check_at_least
 from diffusers_lasers.utils.files import write_json
 from diffusers_lasers.utils.tables import figure_table
@@ -145,8 +145,11 @@ def main() -> None:
     rows = {}
     with tempfile.TemporaryDirectory() as place, torch.no_grad():
         place = Path(place)
-        cut = (windows.of(image.size)[0].pixels(image) for image in cached.source)
-        latents = torch.cat([encode_latents(model, to_batch([pixels])) for pixels in cut])
+        samples, latents = (
+            [encode_latents(model, to_batch([windows.of(image.size)[0].pixels(image)])) for image in rows.source]
+            for rows in (fitted, cached)
+        )
+        latents = torch.cat(latents)
         elements = latents.numel()
 
         def measured(read, read_batch, size: int, tables: int, decoded: torch.Tensor) -> dict:
@@ -161,24 +164,29 @@ def main() -> None:
             size = sum(path.stat().st_size for path in (place / kind).iterdir())
             decoded = torch.stack([files[number] for number in range(len(latents))])
             rows[kind] = measured(files.__getitem__, lambda some: [files[n] for n in some], size, 0, decoded)
-        codes = [("int8", {"code": "int8"}), ("int4", {"code": "int4"})]
+        codes = [("int8", ("int8",)), ("int4", ("int4",))]
         for target in args.target_snr:
-            codes.append((f"cache, {target:g} dB", {"target_snr": target}))
-            codes.append((f"cache, {target:g} dB, fast reading", {"target_snr": target, "fast_reading": True}))
+            codes.append((f"cache, {target:g} dB", ("klt", target, False)))
+            codes.append((f"cache, {target:g} dB, fast reading", ("klt", target, True)))
         for name, arguments in codes:
-            shared = {"progress": False, "workers": 1, **arguments}
-            write_latent_cache(place / "fit", model, fitted, windows, fit_images=args.fit_images, **shared)
-            code = load_code(place / "fit")
-            facts = write_latent_cache(place / "cache", model, cached, windows, code, fast_reading=code.prior is None,
-                                       progress=False, workers=1)  # fmt: skip
+            code = fit_latent_code(samples, *arguments)
+            facts = write_latent_cache(
+                place / "cache",
+                model,
+                cached,
+                windows,
+                code,
+                fast_reading=code.prior is None,
+                progress=False,
+                workers=1,
+            )
             table = load_latent_cache(place / "cache", cache_dir=str(place / name))
             decoded = torch.stack(table[:]["latents"])
             found = facts["measured"]
             rows[name] = measured(lambda n: table[n]["latents"], lambda some: table[some]["latents"], found["bytes"],
                                   found["codec_bytes"], decoded)  # fmt: skip
             print(f"{name}: done", flush=True)
-            for folder in ("fit", "cache"):
-                shutil.rmtree(place / folder)
+            shutil.rmtree(place / "cache")
     columns = COLUMNS if args.samples else COLUMNS[:3]
     text = (
         f"{len(latents)} images of {args.resolution}² pixels, latents {tuple(latents.shape[1:])}; codes fitted to "

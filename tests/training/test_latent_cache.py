@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -437,3 +439,42 @@ def test_windows_lie_in_the_image_and_have_its_shape():
         window.pixels(picture(80, 80, 0)) for window in (windows.of((80, 80))[1], windows.of((80, 80))[0])
     )
     assert np.array_equal(flipped, plain[:, ::-1])
+
+
+def test_pushed_and_loaded_from_the_hub(cache, photos, vae, tmp_path, monkeypatch):
+    calls = []
+
+    class Hub:
+        def __init__(self, token=None):
+            calls.append(token)
+
+        def create_repo(self, name, exist_ok, repo_type):
+            calls.append(repo_type)
+            return SimpleNamespace(repo_id=f"user/{name}")
+
+        def upload_folder(self, repo_id, repo_type, folder_path, commit_message, ignore_patterns):
+            calls.append((repo_id, repo_type))
+            shutil.copytree(folder_path, tmp_path / "hub", ignore=shutil.ignore_patterns(".*"))
+
+    def download(repo, repo_type, revision, token, allow_patterns):
+        assert (repo, repo_type, revision, token) == ("user/x", "dataset", None, None)
+        return tmp_path / "hub"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    shutil.copytree(cache, tmp_path / "cache")
+    words = [
+        *command(photos, vae, tmp_path / "cache"),
+        "--push_to_hub",
+        "--hub_dataset_id",
+        "x",
+        "--hub_token",
+        "hf_1",
+    ]
+    assert main(words) == 0
+    assert ("user/x", "dataset") in calls and "dataset" in calls and set(calls) & {"hf_1"}
+    rows = load_latent_cache("user/x", cache_dir=str(tmp_path))
+    assert [row["caption"] for row in rows] == [row["caption"] for row in table(cache)]
+    card = huggingface_hub.DatasetCard.load(tmp_path / "hub" / "README.md")
+    assert card.data.configs[0]["data_files"] == "data/*.parquet"
+    assert not list((tmp_path / "hub").rglob(".*"))
