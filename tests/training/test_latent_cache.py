@@ -7,6 +7,7 @@ import shutil
 import signal
 from types import SimpleNamespace
 
+import datasets
 import huggingface_hub
 import numpy as np
 import pyarrow.parquet
@@ -139,7 +140,7 @@ def test_streamed_packed_and_in_batches_they_are_the_same(cache, tmp_path):
     assert set(packed.column_names) == {"code", "label"}
     decoded = load_latent_code(cache).decode(packed[:]["code"])
     for row, other, latents in zip(rows, streamed, decoded, strict=True):
-        assert torch.equal(row["latents"], torch.as_tensor(other["latents"])) and row["caption"] == other["caption"]
+        assert torch.equal(row["latents"], other["latents"]) and row["caption"] == other["caption"]
         assert torch.equal(row["latents"], latents)
 
 
@@ -289,16 +290,27 @@ def test_two_processes_write_what_one_writes(cache, photos, vae, tmp_path, in_tw
 
 
 def test_deviation_fast_reading_and_tables(photos, vae, tmp_path):
-    rows = [{"image": {"bytes": path.read_bytes(), "path": None}, "text": path.name} for path in photos.glob("*.png")]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "photos.parquet")
+    rows = [
+        {"image": {"bytes": path.read_bytes(), "path": None}, "text": path.name, "kind": number % 2}
+        for number, path in enumerate(photos.glob("*.png"))
+    ]
+    kinds = {
+        "image": datasets.Image(),
+        "text": datasets.Value("string"),
+        "kind": datasets.ClassLabel(names=["a", "b"]),
+    }
+    saved = datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
+    saved.to_parquet(tmp_path / "photos.parquet")
     source = load_image_dataset(train_data_dir=str(tmp_path / "photos.parquet"), cache_dir=str(tmp_path))
     arguments = {"deviation": True, "fast_reading": True, "target_snr": 25.0, "progress": False}
     facts = write_latent_cache(tmp_path / "cache", load(vae), ImageRows(source), Windows((64,)), **arguments)
     assert facts["measured"]["snr_db"] > 24
     code = load_latent_code(tmp_path / "cache")
     assert code.prior is None and len(set(code.bottleneck.levels)) > 1
-    for row, cell in zip(load_latent_cache(tmp_path / "cache", cache_dir=str(tmp_path)), rows, strict=True):
-        assert row["text"] == cell["text"]
+    found = load_latent_cache(tmp_path / "cache", cache_dir=str(tmp_path))
+    assert found.features["kind"].names == ["a", "b"]
+    for row, cell in zip(found, rows, strict=True):
+        assert (row["text"], row["kind"]) == (cell["text"], cell["kind"])
         image = Image.open(photos / row["text"]).convert("RGB")
         pixels = torch.from_numpy(Windows((64,)).of(image.size)[0].pixels(image).copy()).permute(2, 0, 1)[None]
         spread = load(vae).encode(pixels / 127.5 - 1).latent_dist.std[0].detach() * 0.3

@@ -250,6 +250,8 @@ class ReadingStream(SymbolStream):
         self.decoder = requires("constriction", extra="entropy").stream.queue.RangeDecoder(words)
 
     def code(self, bank, tables, rows, symbols=None):
+        if isinstance(tables, int) and self.tables.banks[bank].shape[1] > 1:
+            return self._read(self.tables.model(bank, tables), len(rows)).astype(np.int64)
         found = np.zeros(len(rows), dtype=np.int64)
         if self.tables.banks[bank].shape[1] > 1:
             for table, places in _by_table(tables, len(rows)):

@@ -38,7 +38,7 @@ class CacheCommand:
         which.add_argument("--taef2", metavar="FOLDER", help="folder of TAEF2's two safetensors files")
         add("--subfolder", metavar="NAME", help="folder of the autoencoder in a pipeline, e.g. vae")
         add("--output_dir", required=True, metavar="FOLDER", help="the cache; one that was begun is gone on with")
-        add("--target_snr", type=float, default=30.0, metavar="DB", help="ratio of latents to their error; default 30")
+        add("--target_snr", type=float, metavar="DB", help="ratio of latents to their error; default 30")
         add("--code", choices=CODES, default="klt", help="default klt, which alone reaches --target_snr")
         add("--bottleneck", metavar="FOLDER", help="a fitted bottleneck to code with, in place of --code")
         add("--fast_reading", action="store_true", help="bit fields instead of an entropy coder: larger, read faster")
@@ -79,6 +79,8 @@ class CacheCommand:
 
         args = self.args
         check_at_least(args, 1, "max_images")
+        if args.target_snr is not None and (args.bottleneck or args.code != "klt"):
+            raise ValueError("--target_snr has no meaning with --bottleneck or another --code than klt.")
         windows = Windows(
             tuple(args.resolution), args.max_aspect_ratio, args.bucket_multiple, args.crops, args.flip, args.seed
         )
@@ -97,7 +99,7 @@ class CacheCommand:
             rows,
             windows,
             self._code(),
-            args.target_snr,
+            30.0 if args.target_snr is None else args.target_snr,
             args.fast_reading,
             args.deviation,
             args.fit_images,

@@ -89,8 +89,8 @@ def load_code(folder: Path, place: str = CODEC) -> LatentCode | None:
 
     def load(path: Path, base: type) -> Any:
         name = base.load_config(path)["_class_name"]
-        model = getattr(diffusers, name)  # diffusers answers the names of our classes too
-        if not issubclass(model, base):
+        model = getattr(diffusers, name, None)  # diffusers answers the names of our classes too
+        if not isinstance(model, type) or not issubclass(model, base):
             raise ValueError(f"{path} must hold a {base.__name__}, it holds a {name}.")
         return model.from_pretrained(path).eval()
 

@@ -193,8 +193,7 @@ def _patch_size(latents: Sequence[torch.Tensor]) -> int:
 
 def _turned(bottleneck: ScalarQuantizerBottleneck, latents: Sequence[torch.Tensor]) -> torch.Tensor:
     """Latents as values in a bottleneck's axes, `(N, L)`."""
-    signals = torch.cat([bottleneck.signals(item) for item in latents])
-    return (signals - bottleneck.mean) @ bottleneck.basis
+    return torch.cat([(bottleneck.signals(item) - bottleneck.mean) @ bottleneck.basis for item in latents])
 
 
 def _small_code(
@@ -204,7 +203,8 @@ def _small_code(
     target_snr: float,
 ) -> LatentCode:
     """The code of the largest step that is enough."""
-    reach = _turned(scalar(1).bottleneck, latents).abs().amax(dim=0) * _ROOM
+    axes = scalar(1).bottleneck
+    reach = torch.stack([_turned(axes, [item]).abs().amax(dim=0) for item in latents]).amax(dim=0) * _ROOM
 
     def of_step(step: float, *sites: int) -> LatentCode:
         bits = [min(_MOST_BITS, math.ceil(math.log2(2 * float(far) / step + 2))) for far in reach]
@@ -227,6 +227,7 @@ def _fast_code(
 ) -> LatentCode:
     """The code of the fewest bits that are enough, each given to the axis whose error it lowers most."""
     errors = []  # of each number of bits, of each axis
+    fitted = fitted[:: math.ceil(sum(item.numel() for item in fitted) / (4 * _VALUES))]
     for bits in range(_MOST_BITS + 1):
         bottleneck = scalar(max(1, bits)).bottleneck
         values = _turned(bottleneck, fitted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections import defaultdict
@@ -31,10 +32,15 @@ class _Decoded:
 
     def __call__(self, rows: dict[str, list]) -> dict[str, list]:
         rows = dict(rows)
-        if "code" in rows:
-            rows = {"latents": self.code.decode(rows.pop("code"))} | rows
-        if "deviation" in rows and self.deviation is not None:
-            rows["deviation"] = [part.exp() for part in self.deviation.decode(rows["deviation"])]
+        try:
+            if "code" in rows:
+                rows = {"latents": self.code.decode(rows.pop("code"))} | rows
+            if "deviation" in rows and self.deviation is not None:
+                rows["deviation"] = [part.exp() for part in self.deviation.decode(rows["deviation"])]
+        except ValueError as error:
+            raise ValueError(
+                f"A row of the latent cache is damaged, `verify=True` names its shard: {error}"
+            ) from error
         return rows
 
 
@@ -122,7 +128,8 @@ def load_latent_cache(
     if not facts["shards"]:
         raise ValueError(f"{path_or_repo} must have rows, it has none.")
     if (folder / DATA).is_dir():
-        files = [str(path) for path in check_shards(folder, facts, verify)]
+        # `datasets` treats paths as patterns
+        files = [glob.escape(str(path.resolve())) for path in check_shards(folder, facts, verify)]
     else:
         at = f"@{revision}" if revision else ""
         files = [f"hf://datasets/{path_or_repo}{at}/{DATA}/{shard['name']}" for shard in facts["shards"]]

@@ -72,9 +72,15 @@ def write_shard(path: Path, rows: list[dict[str, Any]], values: Any, images: lis
     taken = values.take(pyarrow.array(images, pyarrow.int64()))
     for name in values.column_names:
         table = table.append_column(name, taken[name])
+    kept = json.loads((values.schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features")
+    metadata = None
+    if kept is not None:  # names of classes, for `datasets`
+        features = {name: {"dtype": OWN_COLUMNS[name], "_type": "Value"} for name in names}
+        features |= {name: kept[name] for name in values.column_names}
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     with atomic_file(path) as file:
         parquet.write_table(
-            table.replace_schema_metadata(None),
+            table.replace_schema_metadata(metadata),
             file,
             compression="ZSTD",
             compression_level=1,
