@@ -83,9 +83,9 @@ def load(vae):
 
 
 def write(folder, photos, vae, windows=None, **arguments):
-    arguments = {"shard_size": 3, "batch_size": 2, "workers": 2, "progress": False} | arguments
+    shared = {"shard_size": 3, "batch_size": 2, "workers": 2, "fit_images": 6, "progress": False}
     windows = windows or Windows((64,), 2.0, 16)
-    return write_latent_cache(folder, load(vae), rows_of(photos), windows, **arguments)
+    return write_latent_cache(folder, load(vae), rows_of(photos), windows, **shared | arguments)
 
 
 def table(folder):
@@ -221,7 +221,7 @@ def test_a_damaged_shard_is_named_and_mended(cache, photos, vae, tmp_path, caplo
 def command(photos, vae, folder):
     words = ["cache", str(photos), "--autoencoder", str(vae), "--output_dir", str(folder), "--device", "cpu"]
     words += "--resolution 64 --max_aspect_ratio 2 --bucket_multiple 16 --shard_size 3 --batch_size 2".split()
-    return [*words, "--num_workers", "2"]
+    return [*words, "--num_workers", "2", "--fit_images", "6"]
 
 
 ROOM = "diffusers_lasers.training.latent_cache."
