@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffusers_lasers import DictionaryBottleneck, PerceptualSimilarity
+from diffusers_lasers import DictionaryBottleneck, FactorizedPrior, PerceptualSimilarity
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -93,6 +93,13 @@ def test_fits_a_dictionary_that_loads_and_whose_figures_hold(folder, tmp_path, a
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{figures['latent_snr_db']:.2f}" in card and f"{figures['entropy_bits_per_pixel']:.3f}" in card
     assert "latent SNR" in output
+    prior = FactorizedPrior.from_pretrained(tmp_path / "out" / "prior")
+    code = bottleneck.encode(z)
+    assert figures["cross_entropy_bits_per_element"] == pytest.approx(
+        float(prior.bits(code).sum()) / z.numel(), rel=1e-3
+    )
+    assert prior.decompress(prior.compress(code)) == code and prior.bits(code).sum() < bottleneck.bits(code)
+    assert f"{figures['cross_entropy_bits_per_element']:.3f} by the prior" in output
 
 
 @pytest.mark.parametrize(
@@ -114,6 +121,7 @@ def test_fits_the_other_bottlenecks(folder, tmp_path, flags, monkeypatch):
     script.cli([str(word) for word in words])
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["validation"]["latent_snr_db"] > 1
+    assert FactorizedPrior.load_config(tmp_path / "out" / "prior")["sparse"] is False
     assert uploads[0][0] == tmp_path / "out" and "secret" not in (tmp_path / "out" / "settings.json").read_text()
     with pytest.raises(SystemExit, match="fit_latent_bottleneck.py: error: "):
         script.cli([str(word) for word in [*words, "--overwrite_output_dir", "--autoencoder", tmp_path / "gone"]])
