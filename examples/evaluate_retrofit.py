@@ -248,26 +248,20 @@ def judge(bottleneck, priors, settings, autoencoder, latents, references, metric
     return row | (computed(metrics, list(metrics)) if done else {}), torch.cat(shown)[:4] if shown else None
 
 
-def upper_hull(points):
-    """The points that no mixture of two others beats, by rate."""
-    hull = []
-    for x, y in sorted(points):
-        while hull and hull[-1][0] == x:
-            hull.pop()  # the lower of two at one rate
-        while len(hull) > 1:
-            (x0, y0), (x1, y1) = hull[-2:]
-            if (y1 - y0) * (x - x0) > (y - y0) * (x1 - x0):
-                break
-            hull.pop()
-        hull.append((x, y))
-    return hull
+def front(points):
+    """The points that no other beats at its rate or a lower one, by rate."""
+    best = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+    return best
 
 
 def at_rates(rows, value):
-    """What each family reaches at RATES, by mixing two of its codes: linear on the upper hull, and None beyond it."""
+    """What each family has at RATES, linear between its codes that no other of it beats, and None beyond them."""
     found = {}
     for name in dict.fromkeys(row["family"] for row in rows):
-        x, y = zip(*upper_hull((row["bits_per_element"], row[value]) for row in rows if row["family"] == name))
+        x, y = zip(*front((row["bits_per_element"], row[value]) for row in rows if row["family"] == name))
         found[name] = [float(np.interp(rate, x, y)) if x[0] <= rate <= x[-1] else None for rate in RATES]
     return found
 
