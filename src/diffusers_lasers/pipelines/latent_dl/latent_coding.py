@@ -27,6 +27,7 @@ from ...models.autoencoders.autoencoder_dl import AutoencoderDL
 from ...models.autoencoders.diffusers_latents import decode_latents, encode_latents
 from ...models.bottlenecks import (
     DictionaryBottleneck,
+    EntropyScalarBottleneck,
     ExternalQuantizerBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
@@ -46,6 +47,7 @@ AnyBottleneck = (
     | VectorQuantizerBottleneck
     | ResidualVQBottleneck
     | FSQBottleneck
+    | EntropyScalarBottleneck
     | ExternalQuantizerBottleneck
     | ScalarQuantizerBottleneck
     | IdentityBottleneck
