@@ -30,6 +30,7 @@ from diffusers_lasers import (
     SparseCode,
     VectorQuantizerBottleneck,
 )
+from diffusers_lasers.functional import set_backend
 
 
 def latents(batch=3, channels=4, height=7, width=10, seed=0):
@@ -334,6 +335,17 @@ def test_bytes_are_the_same_over_threads_and_processes(fresh, tmp_path):
         found = fresh(PROCESS.format(threads=threads, names=names), tmp_path, OMP_NUM_THREADS=str(threads))
         for name in names:
             assert found[name] == [(tmp_path / f"{name}.hex").read_text(), True]
+
+
+def test_bytes_are_the_same_with_both_backends():
+    for name in ("depth", "shared", "codec"):
+        model, _, held, prior = build(name)
+        data = prior.compress(held)
+        try:
+            set_backend("torch")
+            assert prior.compress(held) == data and prior.decompress(data) == canonical(model, held)
+        finally:
+            set_backend("auto")
 
 
 def test_a_new_fit_replaces_the_old_one():
