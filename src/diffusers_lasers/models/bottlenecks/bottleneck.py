@@ -106,8 +106,9 @@ class Bottleneck(LasersModelMixin, PackedCodes, RatedCodes, ModelMixin, ConfigMi
             rate_weight (`float`, *optional*): λ of this call, from 0: the loss of one bit a latent value, beside a mean
                 squared error of pixels in [−1, 1]. 0 takes the nearest code, more takes the one of the least error plus
                 λ · bits. Defaults to `None`: as the bottleneck was trained.
-            prior ([`FactorizedPrior`], *optional*): The prior of this bottleneck, whose bits count, less its contexts.
-                Defaults to `None`: the running tables, of a bottleneck that was trained with a `rate_weight`.
+            prior ([`FactorizedPrior`], *optional*): The prior of this bottleneck, whose bits count where λ is given, as
+                means over its contexts. Defaults to `None`: the running tables, of a bottleneck that was trained with
+                a `rate_weight`.
 
         Returns:
             [`SparseCode`] or [`IndexCode`]: The code.

@@ -55,15 +55,13 @@ class RatedCodes:
 
         Args:
             rate_weight (`float`, *optional*): λ. Defaults to that of the configuration, with the running tables.
-            prior ([`FactorizedPrior`], *optional*): Whose bits count. Defaults to the running tables.
+            prior ([`FactorizedPrior`], *optional*): Whose bits count where λ is given. Defaults to the running tables.
 
         Raises:
             ValueError: If λ is out of range, there is neither a prior nor a table, the prior is of another model, or
                 the bottleneck cannot choose.
         """
         if rate_weight is None:
-            if prior is not None:
-                raise ValueError("`rate_weight` must be a number where a `prior` is given, got None.")
             return None if self.tables is None else self._choice(self.config.rate_weight)
         check_fields({"rate_weight": RATE_WEIGHT}, {"rate_weight": rate_weight})
         if rate_weight == 0:

@@ -153,10 +153,8 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
 
     def _costs(self, rate_weight: float | None, prior: Any) -> dict[str, torch.Tensor] | None:
         """Costs `(slots, K)` of the codewords of each channel, in units of its squared error; `None`: no costs."""
-        if rate_weight is None and prior is None:
-            return None
-        checks.check_fields({"rate_weight": RATE_WEIGHT}, {"rate_weight": rate_weight})
-        if rate_weight == 0:
+        checks.check_fields({"rate_weight": checks.Optional(RATE_WEIGHT)}, {"rate_weight": rate_weight})
+        if not rate_weight:
             return None
         if prior is None:
             raise ValueError(f"`prior` must be given with a `rate_weight` above 0, got `rate_weight` {rate_weight}.")
@@ -187,8 +185,8 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
             rate_weight (`float`, *optional*): λ, from 0: the loss of one bit a pixel, beside the mean squared error of
                 RGB in [-1, 1]. Patches take the codewords of the least error plus λ · bits, where errors of Y, Cb and
                 Cr count by what they do to RGB, each channel alone. Defaults to `None`: the nearest, as with 0.
-            prior ([`FactorizedPrior`], *optional*): The codec's prior, whose bits count, less its contexts; needed for
-                a λ above 0.
+            prior ([`FactorizedPrior`], *optional*): The codec's prior, whose bits count, as means over its contexts;
+                needed for a λ above 0.
 
         Returns:
             [`ModelBasedVQCodecOutput`] or `tuple`: The codes `(B, c̄, ⌈H/s⌉, ⌈W/s⌉)` and the images' size.
