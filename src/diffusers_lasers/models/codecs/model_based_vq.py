@@ -159,7 +159,7 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
         if prior is None:
             raise ValueError(f"`prior` must be given with a `rate_weight` above 0, got `rate_weight` {rate_weight}.")
         bits, found, first = prior.symbol_bits(self).symbols.to(self.device), {}, 0
-        gains = ycbcr_to_rgb(torch.eye(3)[:, :, None]).square().sum(dim=(1, 2)).tolist()
+        gains = ycbcr_to_rgb(torch.eye(3)[:, :, None]).square().sum(dim=(0, 2)).tolist()
         for (channel, book), gain in zip(self.codebooks.items(), gains):
             slots, codewords, _ = book.shape
             found[channel] = 3 * rate_weight / gain * bits[first : first + slots, :codewords]
