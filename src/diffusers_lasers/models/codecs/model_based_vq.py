@@ -32,7 +32,6 @@ from ...functional.quantisers.subquantizers import decode_channels, encode_produ
 from ...learning.codebooks import QUANTIZERS
 from ...utils import config_checks as checks
 from ...utils.model_loading import LasersModelMixin
-from ..bottlenecks.rate_tables import RATE_WEIGHT
 from .fitting_images import LARGEST
 from .patch_codebooks import CHANNELS, PatchCodebooks
 from .patch_codes import PatchCodes
@@ -150,21 +149,6 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
         alone = self.config.quantizer == "RQ"
         starts = [i for i in range(3) if i == 0 or alone or shapes[i] != shapes[i - 1]]
         return [(start, CHANNELS[start:stop]) for start, stop in zip(starts, [*starts[1:], 3])]
-
-    def _costs(self, rate_weight: float | None, prior: Any) -> dict[str, torch.Tensor] | None:
-        """Costs `(slots, K)` of the codewords of each channel, in units of its squared error; `None`: no costs."""
-        checks.check_fields({"rate_weight": checks.Optional(RATE_WEIGHT)}, {"rate_weight": rate_weight})
-        if not rate_weight:
-            return None
-        if prior is None:
-            raise ValueError(f"`prior` must be given with a `rate_weight` above 0, got `rate_weight` {rate_weight}.")
-        bits, found, first = prior.symbol_bits(self).symbols.to(self.device), {}, 0
-        gains = ycbcr_to_rgb(torch.eye(3)[:, :, None]).square().sum(dim=(0, 2)).tolist()
-        for (channel, book), gain in zip(self.codebooks.items(), gains):
-            slots, codewords, _ = book.shape
-            found[channel] = 3 * rate_weight / gain * bits[first : first + slots, :codewords]
-            first += slots
-        return found
 
     @apply_forward_hook
     @torch.no_grad()
