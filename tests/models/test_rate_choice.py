@@ -293,7 +293,7 @@ def test_more_weight_is_fewer_bits_and_more_error(name):
         code = model.encode_to_code(x, rate_weight, prior)
         indices = code.indices.flatten(0, 2)
         cells = None if code.coefficients is None else model._cells(code.coefficients.flatten(0, 2))
-        found.append((float(table.of(indices, cells).sum()), float((decoded(model, code) - x).square().mean())))
+        found.append((float(table.of(indices, cells).sum()), (decoded(model, code) - x).square().mean().item()))
     for (bits, error), (fewer, worse) in zip(found, found[1:]):
         assert fewer <= bits * 1.001 and worse >= error * 0.98
     assert found[-1][0] < 0.9 * found[0][0] and found[-1][1] > found[0][1]

@@ -168,7 +168,7 @@ class PatchCodebooks:
             return None
         if prior is None:
             raise ValueError(f"`prior` must be given with a `rate_weight` above 0, got `rate_weight` {rate_weight}.")
-        bits, found, first = prior.symbol_bits(self).symbols.to(self.device), {}, 0
+        bits, found, first = prior.symbol_bits(self).symbols, {}, 0
         gains = ycbcr_to_rgb(torch.eye(3)[:, :, None]).square().sum(dim=(0, 2)).tolist()
         for (channel, book), gain in zip(self.codebooks.items(), gains):
             slots, codewords, _ = book.shape

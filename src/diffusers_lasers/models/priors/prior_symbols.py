@@ -117,7 +117,7 @@ class PriorSymbols:
             coder ([`Coder`]): The model whose codes are chosen.
 
         Returns:
-            [`SymbolBits`]: Bits, on the device of the prior.
+            [`SymbolBits`]: Bits, on the device of the model.
 
         Raises:
             ValueError: If the prior is not fitted, or is that of another model.
@@ -133,9 +133,9 @@ class PriorSymbols:
         if tables not in _BITS:
             chances = self.symbol_model.shares(tables)
             _BITS[tables] = [-torch.log2(chance).float() for chance in chances]
-        parts = [part.to(self.device) for part in _BITS[tables]]
+        parts = [part.to(coder.device) for part in _BITS[tables]]
         if self.config.sparse and self.config.coefficient_bits is None:
-            parts[1] = torch.full((len(parts[0]), 1), FLOAT_BITS, device=self.device)
+            parts[1] = torch.full((len(parts[0]), 1), FLOAT_BITS, device=coder.device)
         return SymbolBits(*parts, ordered=self.config.ordered)
 
     def _tables(self) -> tuple[Tables, int]:
