@@ -130,14 +130,14 @@ def test_single_images_are_read_alone(name):
 
 
 def test_streams_without_the_wanted_images_are_not_decoded():
-    """Their words are not looked at; streams hold about 64 kbit."""
+    """Their words are not looked at; streams hold about 64 kB."""
     from diffusers_lasers.coding import streams
 
     _, _, held, prior = build("entropy_scalar")
-    many = replace(held, indices=held.indices.repeat(40, 1, 1, 1))
+    many = replace(held, indices=held.indices.repeat(320, 1, 1, 1))
     data = prior.compress(many)
     header, words = streams.unpack_streams(data)
-    assert 2 <= len(words) <= 12 and header.stream_images * len(words) >= 280
+    assert 2 <= len(words) <= 12 and header.stream_images * len(words) >= 2240
     assert len(data) <= 1.003 * float(prior.bits(many).sum()) / 8 + 64
     spoiled = streams.pack_streams(header, [words[0], np.full_like(words[1], 2**32 - 1), *words[2:]])
     assert prior.decompress(spoiled, images=slice(0, 3)) == held[:3]

@@ -271,6 +271,12 @@ def _by_table(tables: np.ndarray | int, count: int) -> list[tuple[int, Any]]:
         return []
     if np.ndim(tables) == 0:
         return [(int(tables), slice(None))]
+    if tables.max() < 2**16:
+        tables = tables.astype(np.uint16)  # which NumPy sorts in linear time
     order = np.argsort(tables, kind="stable")
-    found, starts = np.unique(tables[order], return_index=True)
-    return list(zip(found.tolist(), np.split(order, starts[1:])))
+    ordered = tables[order]
+    starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] ^ 1))
+    ends = [*starts[1:].tolist(), count]
+    return [
+        (table, order[start:end]) for table, start, end in zip(ordered[starts].tolist(), starts.tolist(), ends)
+    ]

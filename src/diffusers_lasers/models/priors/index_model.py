@@ -29,6 +29,7 @@ VALUES, ACTIVITIES = 16, 6  # ranges of each
 _BOUNDS = (0.6, 0.8, 1.0, 1.25, 1.6)  # of activity, as shares of the expected one
 _TRUST = 8.0  # in a wider table, see `smoothed`
 _WIDEST = 8  # width of the first lattice
+_MARGIN = _WIDEST // 2  # farthest neighbour
 _AXES, _DIAGONALS = ((0, 1), (1, 0), (0, -1), (-1, 0)), ((1, 1), (1, -1), (-1, 1), (-1, -1))
 
 
@@ -80,25 +81,25 @@ class IndexModel:
         tables = stream.tables if self.contexts else None
         rows = np.arange(shape[0] * shape[1] * shape[2])
         found = np.empty((len(rows), slots), dtype=np.int64)
-        activity, expected = np.zeros(shape, dtype=np.int64), 0
+        activity, expected = np.zeros(shape, dtype=np.int32), 0
+        numbers, passes = rows.reshape(shape), _passes(shape[1:])
         for slot in range(slots):
             known = None if indices is None else indices[:, slot]
             level, place = self.levels[slot], self.places[slot]
             if tables is None:
                 found[:, slot] = stream.code(f"symbols_{level}", place, rows, known)
                 continue
-            describe = _SlotContexts(tables.banks[f"symbols_{level}"][place], activity, expected)
-            plane = np.zeros(shape, dtype=np.int64)
-            numbers = rows.reshape(shape)
-            for sites, neighbours in _passes(shape[1:]):
-                here = numbers[:, sites[0], sites[1]].ravel()
-                table = describe.tables(plane, sites, neighbours).ravel() + place * self.contexts
-                symbols = stream.code(f"contexts_{level}", table, here, None if known is None else known[here])
-                plane.reshape(-1)[here] = symbols
-            found[:, slot] = plane.ravel()
-            costs = describe.costs[plane]
+            contexts = _SlotContexts(tables.banks[f"symbols_{level}"][place], activity, expected)
+            for sites, neighbours in passes:
+                here = numbers[:, sites[0], sites[1]]
+                table = contexts.tables(sites, neighbours) + place * self.contexts
+                known_here = None if known is None else known[here.ravel()]
+                symbols = stream.code(f"contexts_{level}", table.ravel(), here.ravel(), known_here)
+                contexts.learn(sites, symbols.reshape(here.shape))
+            found[:, slot] = contexts.seen(contexts.symbols).ravel()
+            costs = contexts.seen(contexts.bits)
             activity = activity + 4 * costs + _beside(costs)
-            expected = expected + 8 * describe.expected
+            expected = expected + 8 * contexts.expected
         return found
 
     def probabilities(self, counts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -150,33 +151,56 @@ class _SlotContexts:
         self.costs = _eighths(frequency)
         self.expected = int((frequency.astype(object) * self.costs.astype(object)).sum()) >> PRECISION
         sums = frequency.astype(np.int64).cumsum()
-        self.values = np.searchsorted(
-            sums, np.arange(1, VALUES) * (2**PRECISION // VALUES)
-        )  # indices that part ranges
+        ends = np.searchsorted(sums, np.arange(1, VALUES) * (2**PRECISION // VALUES))
+        self.ranges = np.searchsorted(ends, np.arange(len(sums)))  # of each symbol as a mean
         self.activity, self.beside = activity, 8 * self.expected
         total = expected + self.beside
-        self.bounds = np.array([int(64 * bound) * total >> 6 for bound in _BOUNDS])
+        self.bounds = [int(64 * bound) * total >> 6 for bound in _BOUNDS]
+        margin = ((0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN))
+        self.inside = np.pad(np.ones((1, *activity.shape[1:]), dtype=np.int32), margin)
+        # of the sites that are known by now, and 0 around them
+        self.symbols, self.bits = (np.pad(np.zeros(activity.shape, dtype=np.int32), margin) for _ in range(2))
 
-    def tables(
-        self, plane: np.ndarray, sites: tuple[slice, slice], neighbours: tuple[tuple[int, int], ...]
-    ) -> np.ndarray:
+    def tables(self, sites: tuple[slice, slice], neighbours: tuple[tuple[int, int], ...]) -> np.ndarray:
         """Table of each of some sites of all images, `(B, …, …)`."""
-        rows, columns = (np.arange(side)[part] for side, part in zip(plane.shape[1:], sites))
-        shape = (len(plane), len(rows), len(columns))
-        total, bits, count = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64), np.zeros(shape[1:], int)
-        for down, across in neighbours:
-            r, c = rows + down, columns + across
-            inside = ((r >= 0) & (r < plane.shape[1]))[:, None] & ((c >= 0) & (c < plane.shape[2]))[None]
-            found = plane[:, r.clip(0, plane.shape[1] - 1)[:, None], c.clip(0, plane.shape[2] - 1)[None]]
-            total += found * inside
-            bits += self.costs[found] * inside
-            count += inside
+        shape = self.activity.shape
+        activity = self.activity[:, sites[0], sites[1]]
+        if not neighbours:
+            return VALUES * ACTIVITIES + self._level(activity + self.beside)
+        count, total, bits = (
+            sum(_moved(plane, shape, sites, offset) for offset in neighbours)
+            for plane in (self.inside, self.symbols, self.bits)
+        )
         some = np.maximum(count, 1)
-        value = np.searchsorted(self.values, (2 * total + count) // (2 * some), side="left")
-        value = np.where(count > 0, value, VALUES)
-        near = np.where(count > 0, 8 * bits // some, self.beside)
-        level = np.searchsorted(self.bounds, self.activity[:, rows[:, None], columns[None]] + near)
-        return value * ACTIVITIES + level
+        value = self.ranges[(2 * total + count) // (2 * some)]
+        near = 8 * bits // some
+        if count.min() == 0:
+            value, near = np.where(count > 0, value, VALUES), np.where(count > 0, near, self.beside)
+        return value * ACTIVITIES + self._level(activity + near)
+
+    def learn(self, sites: tuple[slice, slice], symbols: np.ndarray) -> None:
+        """Takes the symbols `(B, …, …)` of some sites for those of later ones."""
+        shape = self.activity.shape
+        _moved(self.symbols, shape, sites, (0, 0))[...] = symbols
+        _moved(self.bits, shape, sites, (0, 0))[...] = self.costs[symbols]
+
+    def seen(self, plane: np.ndarray) -> np.ndarray:
+        """A plane without its margin."""
+        return _moved(plane, self.activity.shape, (slice(0, None), slice(0, None)), (0, 0))
+
+    def _level(self, activity: np.ndarray) -> np.ndarray:
+        return sum((activity > bound).astype(np.int64) for bound in self.bounds)
+
+
+def _moved(
+    plane: np.ndarray, shape: tuple[int, ...], sites: tuple[slice, slice], offset: tuple[int, int]
+) -> np.ndarray:
+    """View of what lies at an offset from some sites, in a plane with a margin around images of a shape."""
+    down, across = (
+        slice(part.start + _MARGIN + move, side + _MARGIN + move, part.step)
+        for part, side, move in zip(sites, shape[1:], offset)
+    )
+    return plane[:, down, across]
 
 
 def _eighths(frequency: np.ndarray) -> np.ndarray:
@@ -184,7 +208,7 @@ def _eighths(frequency: np.ndarray) -> np.ndarray:
     frequency = frequency.astype(np.int64)
     exponent = np.frexp(frequency.astype(np.float64))[1] - 1  # exact
     mantissa = (frequency << 3 >> exponent) & 7
-    return 8 * (PRECISION - exponent) - mantissa
+    return (8 * (PRECISION - exponent) - mantissa).astype(np.int32)
 
 
 def _beside(costs: np.ndarray) -> np.ndarray:

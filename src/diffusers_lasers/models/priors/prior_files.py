@@ -16,7 +16,7 @@ from ...functional.images.patch_signals import patch_grid
 from .prior_symbols import PriorSymbols
 
 
-_STREAM_BITS = 2**16  # of a stream, about: what its last words and its length add is little beside them
+_STREAM_BITS = 2**19  # of a stream, about: shorter ones are read alone sooner, but all together three times slower
 _FREE_SITES = 2**16  # where a site may cost no bits
 
 
@@ -32,7 +32,7 @@ class PriorFiles(PriorSymbols):
             code ([`SparseCode`] or [`IndexCode`]): A code of the prior's model.
 
         Returns:
-            `bytes`: What [`decompress`] reads: a header of 43, and for each 64 kbit or image, whichever is more, a
+            `bytes`: What [`decompress`] reads: a header of 43, and for each 64 kB or image, whichever is more, a
             stream with at most 12 bytes beyond its bits.
 
         Raises:
