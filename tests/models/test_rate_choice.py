@@ -216,11 +216,6 @@ def test_no_weight_is_the_nearest_code(name):
         assert model.encode_to_code(x, *arguments) == expected
 
 
-def sites(model, code):
-    """Signals as the bottleneck sees them after decoding, `(N, p²·L)` in float64."""
-    return model.signals(model.decode(code)).double()
-
-
 @settings(deadline=None, max_examples=25)
 @given(
     st.sampled_from(["vq", "fsq", "scalar", "entropy scalar"]),
@@ -238,6 +233,22 @@ def test_no_site_is_worse_than_its_nearest_code(name, seed, rate_weight):
         errors = (model._dequantize(code.indices.flatten(0, 2)).double() - target).square().sum(dim=1)
         losses.append(errors + w * bits.of(code.indices.flatten(0, 2)).double())
     assert bool((losses[0] <= losses[1] * (1 + 1e-5) + 1e-6).all())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rate_weight", [1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize("name", [name for name in MAKE if "residual" in name or "dictionary" in name])
+def test_stages_and_atoms_are_better_than_the_nearest_in_sum(name, rate_weight):
+    """Their searches are not of all codes, so that single sites may be worse."""
+    model, prior, _ = build(name)
+    z = latents(20, seed=5)
+    bits, w, losses = prior.symbol_bits(model), weight(model, prior, rate_weight), []
+    for code in (model.encode(z, rate_weight, prior), model.encode(z)):
+        indices = code.indices.flatten(0, 2)
+        cells = None if code.coefficients is None else model._cells(code.coefficients.flatten(0, 2))
+        errors = (model.signals(model.decode(code)) - model.signals(z)).double().square().sum()
+        losses.append(float(errors + w * bits.of(indices, cells).double().sum()))
+    assert losses[0] < losses[1] * (1.001 if rate_weight == 1e-3 else 1)
 
 
 @pytest.mark.parametrize("rate_weight", [1e-3, 1e-2, 0.1])
@@ -328,6 +339,11 @@ def test_a_model_with_tables_of_its_own_takes_any_weight(name):
     assert model.encode(z, 0.0) == plain.encode(z)
     prior = FactorizedPrior.from_coder(model, contexts=False).fit(own)
     assert model.encode(z, 1e-2, prior) == plain.encode(z, 1e-2, prior)
+    # a weight means the same by tables and by a prior of the same codes
+    z = latents(40, seed=7)
+    prior.fit(model.encode(z))
+    codes = [model.encode(z).indices, model.encode(z, 1e-2, prior).indices]
+    assert (codes[0] == codes[1]).all(dim=-1).float().mean() > 0.85
 
 
 def test_an_autoencoder_passes_weight_and_prior_on():

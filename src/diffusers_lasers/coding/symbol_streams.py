@@ -277,6 +277,4 @@ def _by_table(tables: np.ndarray | int, count: int) -> list[tuple[int, Any]]:
     ordered = tables[order]
     starts = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] ^ 1))
     ends = [*starts[1:].tolist(), count]
-    return [
-        (table, order[start:end]) for table, start, end in zip(ordered[starts].tolist(), starts.tolist(), ends)
-    ]
+    return [(table, order[start:end]) for table, start, end in zip(ordered[starts].tolist(), starts.tolist(), ends)]
