@@ -310,8 +310,8 @@ def _decoded(data: bytes) -> torch.Tensor:
 
 def jpeg_file(picture: Picture, limit: int) -> File:
     """The JPEG of the highest quality of at most `limit` bytes; the smallest where none is so short."""
-    quality, data = best_file(picture.image, "jpeg", limit)
-    return _file(data, _decoded(data), picture, quality)
+    found = best_file(picture.image, "jpeg", limit)
+    return _file(found.data, _decoded(found.data), picture, found.quality)
 
 
 def jpeg_curve(picture: Picture) -> list[tuple[float, float]]:

@@ -6,7 +6,8 @@
 Each folder of a `ModelBasedVQCodec` or an `AutoencoderDL` is a row. Its files are those of its prior, in `prior/` of
 the folder, or else packed codes, as with `--no_prior`. Below it stands, for each file format, the best quality whose
 file is no longer than the model's of the same image. If even the lowest quality needs more bytes, that file is taken,
-and the row says how many are longer. Times are those from pixels to bytes and back.
+and the row says how many are longer. JPEG and AVIF may sample colours at half the sides or in full: the file with the
+better PSNR counts. Times are those from pixels to bytes and back.
 
 Reconstructions of models are floats clamped to [-1, 1]; files hold 8 bits a channel. PSNR (one squared error over RGB)
 and SSIM (Gaussian window of 11 × 11) are means over images; "7×7" is scikit-image's default, a uniform window, as in
@@ -143,8 +144,8 @@ def judge_model(model, prior, pixels, judge, args):
 
 def judge_file(image, pixels, name, limit, judge, args):
     """Figures and reconstruction of one image in a file format, at the bytes of a model."""
-    quality, data = best_file(image, name, limit)
-    _, encoding = median_seconds(lambda: encode_picture(image, name, quality), args.repeats)
+    quality, subsampling, data = best_file(image, name, limit)
+    _, encoding = median_seconds(lambda: encode_picture(image, name, quality, subsampling), args.repeats)
     decoded, decoding = median_seconds(lambda: Image.open(io.BytesIO(data)).convert("RGB"), args.repeats)
     sample = to_tensor(decoded).to(pixels.device)
     count = image.width * image.height
@@ -152,6 +153,7 @@ def judge_file(image, pixels, name, limit, judge, args):
         "bytes": len(data),
         "bits_per_pixel": 8 * len(data) / count,
         "quality": quality,
+        "subsampling": subsampling,
         "longer_than_allowed": len(data) > limit,
         **judge(sample, pixels),
         "encode_megapixels_per_second": count / 1e6 / encoding,
@@ -235,7 +237,9 @@ def main(args):
         show("original", pixels)
         for (model, prior, _), label in zip(models, labels):
             entry, sample = judge_model(model, prior, pixels, judge, args)
-            record(label, label, {"image": names[index], **entry}, sample)
+            # one line in the picture: autoencoders of one bottleneck at several rates
+            kind = label if hasattr(model, "notation") else model.config.bottleneck_type
+            record(label, kind, {"image": names[index], **entry}, sample)
             for name in formats:
                 compared, sample = judge_file(image, pixels, name, entry["bytes"], judge, args)
                 record(f"{name} ≤ {label}", name, {"image": names[index], **compared}, sample)

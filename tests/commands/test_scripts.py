@@ -154,7 +154,22 @@ def test_files_of_every_format_are_no_longer_than_asked():
     found, missing = picture_formats.available_formats(list(picture_formats.FORMATS))
     assert "jpeg" in found and set(found) | set(missing) == set(picture_formats.FORMATS)
     for name in found:
-        quality, data = picture_formats.best_file(image, name, 2500)
+        quality, _, data = picture_formats.best_file(image, name, 2500)
         low, high = picture_formats.FORMATS[name][2]
         assert low <= quality <= high and (len(data) <= 2500 or quality == low)
         assert Image.open(io.BytesIO(data)).size == (48, 48)
+
+
+def test_colours_are_sampled_in_full_where_that_is_closer():
+    """A picture of edges between colours of one luminance loses most of them at half the sides."""
+    red, blue = (200, 0, 0), (0, 60, 249)
+    stripes = np.array([red, blue], dtype=np.uint8)[np.arange(48) // 3 % 2]
+    image = Image.fromarray(np.broadcast_to(stripes, (48, 48, 3)).copy())
+    chosen = picture_formats.best_file(image, "jpeg", 4000)
+    halved = picture_formats._highest(image, "jpeg", 4000, "4:2:0")
+    assert chosen.subsampling == "4:4:4" and len(chosen.data) <= 4000
+    errors = [
+        np.square(np.asarray(Image.open(io.BytesIO(file.data)).convert("RGB")).astype(int) - np.asarray(image)).sum()
+        for file in (chosen, halved)
+    ]
+    assert errors[0] < errors[1] / 4

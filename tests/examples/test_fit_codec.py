@@ -201,10 +201,10 @@ def test_the_wrapped_figure_is_the_fault_and_the_floor_of_the_paper():
 def test_the_best_file_is_the_longest_that_fits():
     script, rng = module("benchmark_codec"), np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    quality, data = script.best_file(image, "jpeg", 3000)
-    assert len(data) <= 3000 < len(script.encode_picture(image, "jpeg", quality + 1))
+    quality, subsampling, data = script.best_file(image, "jpeg", 3000)
+    assert len(data) <= 3000 < len(script.encode_picture(image, "jpeg", quality + 1, subsampling))
     assert Image.open(io.BytesIO(data)).size == (64, 64)
-    quality, data = script.best_file(image, "jpeg", 10)
+    quality, _, data = script.best_file(image, "jpeg", 10)
     assert quality == 1 and len(data) > 10
     assert script.best_file(image, "jpeg", 10**6)[0] == 100
 

@@ -30,6 +30,22 @@ def folder(tmp_path_factory):
     return folder
 
 
+def test_files_of_priors_are_timed_beside_packed_ones(folder, tmp_path, here):
+    sizes = ("--side", 64, "--images", 4, "--rounds", 1)
+    threads = torch.get_num_threads()
+    code, output, said = here(
+        BENCHMARKS / "benchmark_prior_speed.py", folder / "ordered", *sizes, "--output_dir", tmp_path
+    )
+    torch.set_num_threads(threads)
+    assert code == 0, said
+    row = json.loads((tmp_path / "prior_speed.json").read_text())["rows"]["ordered"]
+    codec = ModelBasedVQCodec.from_pretrained(folder / "ordered")
+    packed = len(codec.pack(codec.encode_to_code(torch.zeros(4, 3, 64, 64))))
+    assert row["nominal"] == 8 * packed / (4 * 64 * 64) and 0 < row["prior"] < row["nominal"]
+    assert row["compress_sites"] * 64 == pytest.approx(row["compress_pixels"])
+    assert "| ordered |" in output
+
+
 def test_the_speed_benchmark_compares_the_same_codes(folder, tmp_path, here):
     codecs = [folder / name for name in ("VQ-{8-8-8}", "PQ-{16-8-8}", "OPQ-{16-8-8}", "RQ-{16-8-8}")]
     sizes = ("--side", 64, "--rounds", 3, "--large", 100, 120)

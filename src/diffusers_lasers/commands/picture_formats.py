@@ -5,17 +5,34 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, features
 
 
-#: Name -> Pillow's format, its options besides `quality`, and the range of `quality`.
+#: Name -> Pillow's format, its options besides `quality`, the range of `quality`, and how colours may be sampled.
 FORMATS = {
-    "jpeg": ("JPEG", {"optimize": True, "progressive": True}, (1, 100)),
-    "webp": ("WEBP", {"method": 6}, (0, 100)),
-    "avif": ("AVIF", {"speed": 6}, (0, 100)),
-    "jxl": ("JXL", {"effort": 7}, (1, 99)),
+    "jpeg": ("JPEG", {"optimize": True, "progressive": True}, (1, 100), ("4:2:0", "4:4:4")),
+    "webp": ("WEBP", {"method": 6}, (0, 100), (None,)),
+    "avif": ("AVIF", {"speed": 6}, (0, 100), ("4:2:0", "4:4:4")),
+    "jxl": ("JXL", {"effort": 7}, (1, 99), (None,)),
 }
+
+
+class PictureFile(NamedTuple):
+    """
+    A picture as a file.
+
+    Args:
+        quality (`int`): Its quality, in the range of the format.
+        subsampling (`str`, *optional*): How its colours are sampled, where the format leaves the choice.
+        data (`bytes`): The file.
+    """
+
+    quality: int
+    subsampling: str | None
+    data: bytes
 
 
 def available_formats(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -35,29 +52,45 @@ def available_formats(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return found, missing
 
 
-def encode_picture(image: Image.Image, name: str, quality: int) -> bytes:
+def encode_picture(image: Image.Image, name: str, quality: int, subsampling: str | None = None) -> bytes:
     """A picture as a file of a format, one of the keys of `FORMATS`, at a quality in its range."""
-    kind, options, _ = FORMATS[name]
+    kind, options, _, _ = FORMATS[name]
+    chosen = {} if subsampling is None else {"subsampling": subsampling}
     buffer = io.BytesIO()
-    image.save(buffer, kind, quality=quality, **options)
+    image.save(buffer, kind, quality=quality, **options, **chosen)
     return buffer.getvalue()
 
 
-def best_file(image: Image.Image, name: str, limit: int) -> tuple[int, bytes]:
+def best_file(image: Image.Image, name: str, limit: int) -> PictureFile:
     """
-    The highest quality in a format, one of the keys of `FORMATS`, whose file has at most `limit` bytes, and that file.
-    The lowest quality if even its file is longer. Found by bisection.
+    Of the files of at most `limit` bytes in a format, one of the keys of `FORMATS`, the one of the highest quality.
+    Where colours may be sampled in two ways, the one with the lesser squared error over RGB. The shortest file of all
+    if none is so short.
     """
+    found = [_highest(image, name, limit, subsampling) for subsampling in FORMATS[name][3]]
+    short = [file for file in found if len(file.data) <= limit]
+    if len(short) < 2:
+        return short[0] if short else min(found, key=lambda file: len(file.data))
+    return min(short, key=lambda file: _squared_error(image, file.data))
+
+
+def _highest(image: Image.Image, name: str, limit: int, subsampling: str | None) -> PictureFile:
+    """The highest quality whose file has at most `limit` bytes, by bisection; or the lowest of all."""
     low, high = FORMATS[name][2]
-    best = low, encode_picture(image, name, low)
-    if len(best[1]) > limit:
+    best = PictureFile(low, subsampling, encode_picture(image, name, low, subsampling))
+    if len(best.data) > limit:
         return best
     low += 1
     while low <= high:
         middle = (low + high) // 2
-        data = encode_picture(image, name, middle)
+        data = encode_picture(image, name, middle, subsampling)
         if len(data) <= limit:
-            best, low = (middle, data), middle + 1
+            best, low = PictureFile(middle, subsampling, data), middle + 1
         else:
             high = middle - 1
     return best
+
+
+def _squared_error(image: Image.Image, data: bytes) -> int:
+    decoded = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.int64)
+    return int(((decoded - np.asarray(image.convert("RGB"))) ** 2).sum())
