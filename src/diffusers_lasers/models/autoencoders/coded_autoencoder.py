@@ -72,14 +72,14 @@ class _SavedInParts:
         classes = cls.load_config(pretrained_model_name_or_path, **where)
         subfolder, parts = kwargs.pop("subfolder", None), {}
         for name in _PARTS:
-            library, class_name = classes.get(name) or (None, None)
-            if class_name is None and name == "prior":
+            named = classes.get(name)
+            if named is None and name == "prior":
                 continue
-            model = getattr(diffusers, str(class_name), None) if library in _LIBRARIES else None
+            known = isinstance(named, list) and len(named) == 2 and named[0] in _LIBRARIES
+            model = getattr(diffusers, str(named[1]), None) if known else None
             if not isinstance(model, type) or not issubclass(model, ModelMixin):
                 raise ValueError(
-                    f"`{name}` in {cls.config_name} must be a model of {' or '.join(_LIBRARIES)}, got "
-                    f"{classes.get(name)!r}."
+                    f"`{name}` in {cls.config_name} must be a model of {' or '.join(_LIBRARIES)}, got {named!r}."
                 )
             place = "/".join(part for part in (subfolder, name) if part)
             parts[name] = model.from_pretrained(pretrained_model_name_or_path, *args, subfolder=place, **kwargs)

@@ -46,7 +46,7 @@ def _scale(
     factor = 1.0 if factor is None else factor
     statistics = [config.get(name) for name in ("latents_mean", "latents_std")]
     if None in statistics:  # some have them as buffers
-        buffers = dict(autoencoder.named_buffers(recurse=False))
+        buffers = getattr(autoencoder, "_buffers", {})
         statistics = [buffers.get(name) for name in ("latents_mean", "latents_std")]
     if None not in statistics:
         shape = (1, -1, *[1] * (latents.ndim - 2))
