@@ -79,11 +79,11 @@ def test_inspect_describes_it(run):
     facts = json.loads(output)
     assert (status, errors) == (0, "") and facts["class"] == "FactorizedPrior"
     prior = FactorizedPrior.from_pretrained("elsewhere")
-    # two slots of 12 codewords, each with a table and one for each of 17 × 6 contexts
+    # two slots of 12 codewords, each with a table, one for each of 17 × 6 contexts, and 6 of repetition
     assert facts["prior"] == {
         "bits_per_site": int(prior.site_bits),
-        "tables": 2 * (1 + 17 * 6),
-        "table_bytes": 4 * 12 * 2 * (1 + 17 * 6),
+        "tables": 2 * (1 + 17 * 6 + 6),
+        "table_bytes": 4 * 2 * (12 * (1 + 17 * 6) + 2 * 6),
     }
 
 

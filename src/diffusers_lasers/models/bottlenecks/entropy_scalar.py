@@ -68,6 +68,7 @@ class EntropyScalarBottleneck(IndexBottleneck):
 
     _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "offset", "log_steps", "density"]
     _decoding_config = ("bits",)
+    numeric = True
     _config_fields = {
         "latent_channels": checks.CHANNELS,
         "bits": checks.Integer(2, 16),

@@ -39,6 +39,7 @@ class FSQBottleneck(IndexBottleneck):
     """
 
     _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "quantizer"]
+    numeric = True
     _config_fields = {
         "latent_channels": checks.CHANNELS,
         "levels": checks.Sequence(checks.Integer(3, 2**16), most=2**14),

@@ -52,6 +52,7 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
     """
 
     _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "mean", "basis", "low", "steps", "points"]
+    numeric = True
     _config_fields = {
         "latent_channels": checks.CHANNELS,
         "bits": checks.Integer(1, 12),

@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ from diffusers.image_processor import PipelineImageInput
 from torch.nn import functional as F
 
 from ...coding import IndexCode, SparseCode
+from ...coding.streams import is_stream
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
 from ...models.autoencoders.diffusers_latents import decode_latents, encode_latents
 from ...models.bottlenecks import (
     DictionaryBottleneck,
+    EntropyScalarBottleneck,
     ExternalQuantizerBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
@@ -32,6 +35,7 @@ from ...models.bottlenecks import (
     ScalarQuantizerBottleneck,
     VectorQuantizerBottleneck,
 )
+from ...models.priors import FactorizedPrior
 from ...utils.image_inputs import preprocess_images
 from .pipeline_output import LatentDLPipelineOutput
 
@@ -43,6 +47,7 @@ AnyBottleneck = (
     | VectorQuantizerBottleneck
     | ResidualVQBottleneck
     | FSQBottleneck
+    | EntropyScalarBottleneck
     | ExternalQuantizerBottleneck
     | ScalarQuantizerBottleneck
     | IdentityBottleneck
@@ -72,8 +77,47 @@ def check_channels(vae, bottleneck) -> None:
         )
 
 
+def _with_prior(components: dict[str, Any]) -> dict[str, Any]:
+    """Components that are handed over; a bottleneck without a prior brings that in `prior/` of its own folder."""
+    if "bottleneck" not in components or "prior" in components:
+        return components
+    place = getattr(components["bottleneck"], "config", {}).get("_name_or_path")  # where it was loaded from
+    found = place and (Path(place) / "prior" / "config.json").is_file()
+    prior = FactorizedPrior.from_pretrained(place, subfolder="prior") if found else None
+    return {**components, "prior": prior}
+
+
 class LatentCodingMixin:
-    """Codes of latents: `encode`, `decode` and `reconstruct`, and the end of a generating call."""
+    """
+    Codes of latents: `encode`, `decode`, `reconstruct` and `compress`, and the end of a generating call. A bottleneck
+    that is handed to `from_pretrained` or `from_pipe` brings the prior in the folder it was loaded from.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        return super().from_pretrained(pretrained_model_name_or_path, **_with_prior(kwargs))
+
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs):
+        return super().from_pipe(pipeline, **_with_prior(kwargs))
+
+    @torch.no_grad()
+    def compress(self, code: SparseCode | IndexCode) -> bytes:
+        """
+        A code as bytes at the rate of the pipeline's prior. Needs constriction (extra `entropy`). Without a prior
+        `bottleneck.pack` writes a code with its nominal bits.
+
+        Args:
+            code ([`SparseCode`] or [`IndexCode`]): A code of this bottleneck.
+
+        Returns:
+            `bytes`: What `decode` reads.
+
+        Raises:
+            ValueError: If the pipeline has no prior of this bottleneck, or the code does not fit.
+            ImportError: If constriction is not installed.
+        """
+        return self._own_prior().compress(code)
 
     @torch.no_grad()
     def encode(self, image: PipelineImageInput) -> SparseCode | IndexCode:
@@ -98,13 +142,13 @@ class LatentCodingMixin:
         return code
 
     @torch.no_grad()
-    def decode(self, code: SparseCode | IndexCode, output_type: str = "pil") -> Any:
+    def decode(self, code: SparseCode | IndexCode | bytes, output_type: str = "pil") -> Any:
         """
         Images of a code.
 
         Args:
-            code ([`SparseCode`] or [`IndexCode`]): A code of this bottleneck, from `encode` or from a call with
-                `output_type="code"`.
+            code ([`SparseCode`], [`IndexCode`] or `bytes`): A code of this bottleneck, from `encode` or from a call
+                with `output_type="code"`; or what `compress`, or the bottleneck's `pack`, made of one.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, or `"latent"`: latents on the denoiser's
                 scale.
 
@@ -113,11 +157,15 @@ class LatentCodingMixin:
             Images.
 
         Raises:
-            ValueError: If the pipeline has no bottleneck, or the code or the output type does not fit.
+            ValueError: If the pipeline has no bottleneck, or the code or the output type does not fit, or bytes are cut
+                off, changed, something else, or of another bottleneck or prior.
+            ImportError: If bytes of `compress` are given and constriction is not installed.
         """
         self._check_bottleneck()
         if output_type not in OUTPUT_TYPES[:4]:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES[:4]}, got {output_type!r}.")
+        if isinstance(code, (bytes, bytearray, memoryview)):
+            code = self._own_prior().decompress(code) if is_stream(code) else self.bottleneck.unpack(code)
         latents = self.bottleneck.decode(code.to(self._execution_device))
         if output_type != "latent":
             images = self.image_processor.postprocess(self._decode(latents, code.image_size), output_type=output_type)
@@ -166,6 +214,15 @@ class LatentCodingMixin:
                 "`bottleneck` must be one that makes codes: `from_pretrained(..., bottleneck=...)`, got "
                 f"{None if self.bottleneck is None else type(self.bottleneck).__name__}."
             )
+
+    def _own_prior(self) -> FactorizedPrior:
+        """The prior, if it is one of the bottleneck's codes."""
+        self._check_bottleneck()
+        if self.prior is None:
+            raise ValueError("`prior` must be that of the codes of `bottleneck`, got None: give `prior=...`.")
+        if int(self.prior.coder_fingerprint) != self.bottleneck.fingerprint:
+            raise ValueError("`prior` must be that of the codes of `bottleneck`, got that of other weights.")
+        return self.prior
 
     @contextmanager
     def _upcast(self):
