@@ -180,6 +180,13 @@ def spatial_factor(autoencoder: ModelMixin) -> int:
     )
 
 
+def without_own_bottleneck(autoencoder: ModelMixin) -> dict[str, bool]:
+    """The argument of `decode` by which an autoencoder passes over its own bottleneck; none where it has none."""
+    known = inspect.signature(autoencoder.decode).parameters
+    own = "force_not_quantize" in known and not autoencoder.config.get("lookup_from_codebook", False)
+    return {"force_not_quantize": True} if own else {}
+
+
 def decode_latents(
     autoencoder: ModelMixin,
     latents: torch.Tensor,
@@ -198,9 +205,7 @@ def decode_latents(
     Returns:
         `torch.Tensor` of shape `(B, 3, H, W)`: Images, about [−1, 1].
     """
-    known = inspect.signature(autoencoder.decode).parameters
-    own = "force_not_quantize" in known and not autoencoder.config.get("lookup_from_codebook", False)
-    arguments = {"force_not_quantize": force_not_quantize} if own else {}
-    if "generator" in known and generator is not None:
+    arguments = without_own_bottleneck(autoencoder) if force_not_quantize else {}
+    if generator is not None and "generator" in inspect.signature(autoencoder.decode).parameters:
         arguments["generator"] = generator
     return autoencoder.decode(from_denoiser(autoencoder, latents), return_dict=False, **arguments)[0]
