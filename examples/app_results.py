@@ -10,6 +10,7 @@ clamped to [-1, 1], not rounded, with the picture.
 import copy
 import hashlib
 import io
+import itertools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -335,6 +336,13 @@ def jpeg_file(picture: Picture, limit: int) -> File:
 
 
 def jpeg_curve(picture: Picture) -> list[tuple[float, float]]:
-    """Bits a pixel and PSNR of JPEG files over the qualities."""
-    files = [(quality, encode_picture(picture.image, "jpeg", quality)) for quality in JPEG_QUALITIES]
-    return [(file.bits_per_pixel, file.psnr) for file in (_file(data, _decoded(data), picture) for _, data in files)]
+    """Bits a pixel and PSNR of JPEG files over the qualities, without those that another one beats in both."""
+    points, best = [], []
+    for quality, subsampling in itertools.product(JPEG_QUALITIES, ("4:2:0", "4:4:4")):
+        data = encode_picture(picture.image, "jpeg", quality, subsampling)
+        file = _file(data, _decoded(data), picture)
+        points.append((file.bits_per_pixel, file.psnr))
+    for rate, quality in sorted(points):
+        if not best or quality > best[-1][1]:
+            best.append((rate, quality))
+    return best

@@ -19,10 +19,12 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from ...functional.operands import may_look
+from ...functional.quantisers.cheapest_points import cheapest_points
 from ...learning.principal_axes import principal_axes
 from ...utils import config_checks as checks
 from .bottleneck import sample_signals
 from .index_bottleneck import IndexBottleneck
+from .rated_codes import Choice
 
 
 __all__ = ["ScalarQuantizerBottleneck"]
@@ -157,13 +159,15 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
     def _cells(self, turned: torch.Tensor, low: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         return ((turned - low) / steps).round().clamp(0, 2**self.config.bits - 1).long()
 
-    def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
+    def _quantize(self, signals: torch.Tensor, choice: Choice | None = None) -> torch.Tensor:
         """
         Cells `(N, p²·L)` of signals. The check synchronises, so that only the CPU has it, and breaks a compiled graph.
         """
         if may_look(self.steps) and not self.steps.any():
             raise ValueError("The ScalarQuantizerBottleneck is not fitted: call `fit` first.")
-        return self._cells((signals - self.mean.float()) @ self.basis.float(), self.low.float(), self.steps.float())
+        turned = (signals - self.mean.float()) @ self.basis.float()
+        cells = self._cells(turned, self.low.float(), self.steps.float())
+        return cells if choice is None else cheapest_points(turned, cells, self.points.float(), choice.symbol_costs)
 
     def _dequantize(self, indices: torch.Tensor) -> torch.Tensor:
         offsets = self.num_symbols * torch.arange(self.depth, device=indices.device)

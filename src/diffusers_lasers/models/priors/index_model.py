@@ -160,6 +160,13 @@ class IndexModel:
         names = [name for name in counts if name.startswith("symbols")]
         return Tables({name: frequencies(smoothed(counts[name])).numpy() for name in names})
 
+    def shares(self, tables: Tables) -> list[torch.Tensor]:
+        """Probabilities `(S, K)` of each slot's symbols without contexts; 0 beyond its levels."""
+        found = torch.zeros(len(self.levels), max(self.levels), dtype=torch.float64)
+        for slot, (level, place) in enumerate(zip(self.levels, self.places)):
+            found[slot, :level] = torch.from_numpy(tables.banks[f"symbols_{level}"][place]) / 2**PRECISION
+        return [found]
+
     def least_bits(self, tables: Tables, slots: int) -> float:
         """Bits below which no site costs."""
         if self.contexts:
