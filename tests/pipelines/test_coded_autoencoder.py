@@ -49,6 +49,7 @@ from diffusers_lasers import (
     IdentityBottleneck,
     ScalarQuantizerBottleneck,
 )
+from diffusers_lasers.training import fit_bottleneck
 
 
 def normal(*shape):
@@ -389,6 +390,20 @@ def test_everything_else_is_the_autoencoders():
     assert set(dict(vae.named_children())) == {"autoencoder", "bottleneck"}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         vae.nothing
+
+
+@pytest.mark.parametrize("name, channels", [("flux2", 4), ("flux2", 16), ("wan", 4)])
+def test_its_bottleneck_is_fitted_to_what_it_codes(name, channels):
+    pipeline, _, _ = build(name)
+    x = torch.rand(4, 3, 1, 32, 32) * 2 - 1 if name == "wan" else images(32, 32).repeat(2, 1, 1, 1)
+    bottleneck = fit_bottleneck(
+        pipeline.vae, x, ScalarQuantizerBottleneck(channels, bits=8), progress=False, batch_size=4
+    )
+    vae = CodedAutoencoder(pipeline.vae, bottleneck)
+    with torch.no_grad():
+        z = vae.encode(x).latent_dist.mode()
+    error = vae.code_to_latents(vae.latents_to_code(z), frames=1 if name == "wan" else None) - z
+    assert error.square().mean() < 1e-3 * z.var()
 
 
 class Counted(ModelHook):

@@ -29,6 +29,7 @@ from ..priors import FactorizedPrior
 from .diffusers_latents import (
     decode_latents,
     encoder_latents,
+    for_bottleneck,
     from_denoiser,
     spatial_factor,
     to_denoiser,
@@ -278,11 +279,7 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
         return self.autoencoder.decode(z, *args, **kwargs)
 
     def _to_bottleneck(self, latents: torch.Tensor) -> torch.Tensor:
-        scaled = to_denoiser(self.autoencoder, latents)
-        if scaled.ndim == 5:
-            return scaled.transpose(1, 2).flatten(0, 1)
-        split = scaled.shape[1] == 4 * self.bottleneck.config.latent_channels
-        return F.pixel_shuffle(scaled, 2) if split else scaled
+        return for_bottleneck(to_denoiser(self.autoencoder, latents), self.bottleneck.config.latent_channels)
 
     def _patched(self, coded: torch.Tensor) -> torch.Tensor:
         """Decoded latents on the denoiser's scale: in patches where it sees these and the bottleneck does not."""

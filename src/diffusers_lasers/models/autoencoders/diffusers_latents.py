@@ -24,7 +24,7 @@ from diffusers import ModelMixin
 from torch.nn import functional as F
 
 
-__all__ = ["decode_latents", "encode_latents", "from_denoiser", "to_denoiser"]
+__all__ = ["decode_latents", "encode_latents", "for_bottleneck", "from_denoiser", "to_denoiser"]
 
 
 def _is_scaled(autoencoder: ModelMixin) -> bool:
@@ -94,6 +94,23 @@ def from_denoiser(autoencoder: ModelMixin, latents: torch.Tensor) -> torch.Tenso
         return F.pixel_shuffle(latents * deviation + mean, 2)
     offset, deviation, factor = _scale(autoencoder, latents)
     return latents * deviation / factor + offset
+
+
+def for_bottleneck(latents: torch.Tensor, channels: int) -> torch.Tensor:
+    """
+    Latents on the denoiser's scale as a bottleneck codes them.
+
+    Args:
+        latents (`torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`): Latents.
+        channels (`int`): Channels of the bottleneck.
+
+    Returns:
+        `torch.Tensor` of shape `(B, L, h, w)`: The same; of video its frames `(B · t, L, h, w)`; of patches of 2 × 2,
+        where L is four times `channels`, their latents `(B, L/4, 2 h, 2 w)`.
+    """
+    if latents.ndim == 5:
+        return latents.transpose(1, 2).flatten(0, 1)
+    return F.pixel_shuffle(latents, 2) if latents.shape[1] == 4 * channels else latents
 
 
 def _patch_statistics(autoencoder: ModelMixin, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
