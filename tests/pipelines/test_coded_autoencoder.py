@@ -437,18 +437,28 @@ def test_half_precision(dtype):
 
 FRESH = """
 import torch
-from diffusers import AutoModel
+from diffusers import AutoModel, DiffusionPipeline
 from diffusers_lasers import CodedAutoencoder
 
+NONE = {"text_encoder": None, "tokenizer": None}
 x = torch.load("x.pt")
 vae = CodedAutoencoder.from_pretrained("vae")
 code = vae.encode_to_code(x)
 result = [vae.compress(code).hex(), torch.equal(vae.decode_from_code(code).sample, torch.load("sample.pt"))]
 result.append(type(AutoModel.from_pretrained("vae")).__name__)
+
+# the Hub, alone and in a pipeline
+vae.push_to_hub("someone/coded")
+pipeline = DiffusionPipeline.from_pretrained("pipeline", **NONE)
+pipeline.push_to_hub("someone/pipeline")
+vae.save_pretrained("again", push_to_hub=True, repo_id="someone/again")
+loaded = [CodedAutoencoder.from_pretrained("someone/coded"), CodedAutoencoder.from_pretrained("someone/again")]
+loaded.append(DiffusionPipeline.from_pretrained("someone/pipeline", **NONE).vae)
+result += [torch.equal(part.decode_from_code(code).sample, torch.load("sample.pt")) for part in loaded]
 """
 
 
-def test_it_loads_in_a_fresh_process_with_its_parts(fresh, tmp_path):
+def test_it_loads_in_a_fresh_process_and_from_the_hub_with_its_parts(fresh, local_hub, tmp_path):
     bottleneck = DictionaryBottleneck(4, num_atoms=16, sparsity=2, coefficient_bits=4)
     vae = CodedAutoencoder(tiny(), bottleneck)
     code = vae.encode_to_code(images())
@@ -456,7 +466,12 @@ def test_it_loads_in_a_fresh_process_with_its_parts(fresh, tmp_path):
     vae.save_pretrained(tmp_path / "vae")
     torch.save(images(), tmp_path / "x.pt")
     torch.save(vae.decode_from_code(code).sample, tmp_path / "sample.pt")
-    assert fresh(FRESH, tmp_path) == [vae.compress(code).hex(), True, "CodedAutoencoder"]
+    pipeline, _, _ = build("sd")
+    pipeline.vae = vae
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    result = fresh(FRESH, tmp_path, **local_hub.environment)
+    assert result == [vae.compress(code).hex(), True, "CodedAutoencoder", True, True, True]
+    assert "CodedAutoencoder" in (local_hub.root / "someone/coded/README.md").read_text()
     assert vae.decompress(vae.compress(code)) == code
     again = CodedAutoencoder.from_pretrained(tmp_path, subfolder="vae", torch_dtype=torch.bfloat16)
     assert again.dtype == torch.bfloat16 and again.prior is not None

@@ -40,6 +40,7 @@ from .diffusers_latents import (
 __all__ = ["CodedAutoencoder"]
 
 _PARTS = ("autoencoder", "bottleneck", "prior")
+_HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "create_pr", "token")
 _LIBRARIES = ("diffusers", "diffusers_lasers")
 
 
@@ -50,6 +51,7 @@ class _SavedInParts:
         """Saves each part in a folder of its name, and config.json, which names their classes."""
         import diffusers
 
+        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
         folder, classes = Path(save_directory), {"_class_name": type(self).__name__}
         for name in _PARTS:
             part = getattr(self, name)
@@ -59,6 +61,8 @@ class _SavedInParts:
                 part.save_pretrained(folder / name, *args, **kwargs)
         classes["_diffusers_version"] = diffusers.__version__
         write_text(folder / self.config_name, json.dumps(classes, indent=2, sort_keys=True) + "\n")
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
