@@ -18,6 +18,7 @@ _import_structure = {
     "metrics": [],
     "models": [],
     "models.autoencoders.autoencoder_dl": ["AutoencoderDL", "AutoencoderDLEncoderOutput", "AutoencoderDLOutput"],
+    "models.autoencoders.coded_autoencoder": ["CodedAutoencoder"],
     "models.bottlenecks": [
         "Bottleneck",
         "BottleneckOutput",
@@ -44,6 +45,7 @@ _import_structure = {
         "LatentDLXLImg2ImgPipeline",
         "LatentDLXLPipeline",
     ],
+    "pipelines.modular_blocks": ["CodeRoundTrip", "DecodeFromCode", "EncodeToCode"],
     "pipelines.model_based_latent_diffusion": ["ModelBasedLatentDiffusionPipeline", "ModelBasedLatentDiffusionOutput"],
     "pipelines.restoration": ["DLRestorationPipeline", "DLRestorationPipelineOutput"],
     "schedulers": [
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from .coding import IndexCode, SparseCode
     from .learning import OnlineDictionaryLearner
     from .models.autoencoders.autoencoder_dl import AutoencoderDL, AutoencoderDLEncoderOutput, AutoencoderDLOutput
+    from .models.autoencoders.coded_autoencoder import CodedAutoencoder
     from .models.bottlenecks import (
         Bottleneck,
         BottleneckOutput,
@@ -94,6 +97,7 @@ if TYPE_CHECKING:
         ModelBasedLatentDiffusionOutput,
         ModelBasedLatentDiffusionPipeline,
     )
+    from .pipelines.modular_blocks import CodeRoundTrip, DecodeFromCode, EncodeToCode
     from .pipelines.restoration import DLRestorationPipeline, DLRestorationPipelineOutput
     from .schedulers import (
         AbsorbingD3PMScheduler,

@@ -327,7 +327,9 @@ def test_safety_checker_judges_the_coded_images(load, unsafe):
 
 
 def test_errors(load, stable_diffusion):
-    with pytest.raises(ValueError, match="`bottleneck` must be made for 4 latent channels as `vae` has them, got 5"):
+    with pytest.raises(
+        ValueError, match="`bottleneck` must be made for 4 latent channels as the autoencoder has them, got 5"
+    ):
         LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=DictionaryBottleneck(5, num_atoms=8, sparsity=1))
     pipeline = load()
     with pytest.raises(ValueError, match="`bottleneck` must be one that makes codes: .* got None"):

@@ -1,43 +1,137 @@
 r"""Latents of diffusers' autoencoders, on the scale that their denoisers see.
 
 Autoencoders of diffusers differ in how they return latents and in how pipelines scale them. Where the pipeline scales,
-from the autoencoder's config, a denoiser sees
+from the autoencoder's config or buffers, a denoiser sees
 
-    (z − m) / s           with `latents_mean` m and `latents_std` s in the config, times `scaling_factor`,
-    (z − b) · a           with `shift_factor` b (or 0) and `scaling_factor` a (or 1) otherwise.
+    (z − m) / s           with `latents_mean` m and `latents_std` s, times `scaling_factor`,
+    (z − b) · a           with `shift_factor` b (or 0) and `scaling_factor` a (or 1) otherwise,
 
-A bottleneck that stands between denoiser and decoder codes those. An autoencoder with a bottleneck of its own
-(`VQModel`, [`AutoencoderDL`]) is read before it and, where another one takes its place, decoded without it. Tested with
-`AutoencoderKL`, `AutoencoderTiny`, `AutoencoderDC`, `VQModel` and [`AutoencoderDL`]; Stable Diffusion's own pipeline
-ignores `shift_factor`, which its checkpoints do not have, and an autoencoder that scales by itself (`AutoencoderRAE`)
-would be scaled twice.
+and the denoiser of Flux.2 patches of 2 × 2 latents, each feature with the mean and deviation of a batch norm. A
+bottleneck that stands between denoiser and decoder codes those. An autoencoder with a bottleneck of its own (`VQModel`,
+[`AutoencoderDL`]) is read before it and, where another one takes its place, decoded without it. `AutoencoderRAE` scales
+by itself. Tested with `AutoencoderKL`, `AutoencoderTiny`, `AutoencoderDC`, `VQModel`, [`AutoencoderDL`],
+`AutoencoderKLFlux2`, `AutoencoderKLQwenImage`, `AutoencoderKLWan` and `AutoencoderKLLTXVideo`; Stable Diffusion's own
+pipeline ignores `shift_factor`, which its checkpoints do not have.
 """
 
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
+from torch.nn import functional as F
 
 
-__all__ = ["decode_latents", "encode_latents"]
+__all__ = ["decode_latents", "encode_latents", "for_bottleneck", "from_denoiser", "to_denoiser"]
 
 
-def _scale(autoencoder: ModelMixin, latents: torch.Tensor) -> tuple[torch.Tensor | float, torch.Tensor | float]:
-    """Offset and factor of the denoiser's scale, (z − offset) · factor."""
+def _is_scaled(autoencoder: ModelMixin) -> bool:
+    """Whether `encode` gives latents on the denoiser's scale already."""
+    return hasattr(autoencoder, "_normalize_latents")
+
+
+def _has_patches(autoencoder: ModelMixin) -> bool:
+    """Whether the denoiser sees patches of latents, each feature with the statistics of a running batch norm."""
+    return isinstance(getattr(autoencoder, "bn", None), torch.nn.BatchNorm2d)
+
+
+def _scale(
+    autoencoder: ModelMixin, latents: torch.Tensor
+) -> tuple[torch.Tensor | float, torch.Tensor | float, torch.Tensor | float]:
+    """Offset, deviation and factor of the denoiser's scale, (z − offset) · factor / deviation."""
     config = autoencoder.config
     factor = config.get("scaling_factor")
     factor = 1.0 if factor is None else factor
-    mean, deviation = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and deviation is not None:
-        mean, deviation = (latents.new_tensor(part).view(1, -1, 1, 1) for part in (mean, deviation))
-        return mean, factor / deviation
-    return config.get("shift_factor") or 0.0, factor
+    statistics = [config.get(name) for name in ("latents_mean", "latents_std")]
+    if None in statistics:  # some have them as buffers
+        buffers = getattr(autoencoder, "_buffers", {})
+        statistics = [buffers.get(name) for name in ("latents_mean", "latents_std")]
+    if None not in statistics:
+        shape = (1, -1, *[1] * (latents.ndim - 2))
+        mean, deviation = (torch.as_tensor(part).to(latents).view(shape) for part in statistics)
+        return mean, deviation, factor
+    return config.get("shift_factor") or 0.0, 1.0, factor
 
 
-def _first(output) -> torch.Tensor:
-    """The latents of what `encode` returned."""
+def to_denoiser(autoencoder: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
+    """
+    Latents on the scale that denoisers see, of those that the autoencoder's `encode` gives.
+
+    Args:
+        autoencoder (`ModelMixin`): The autoencoder.
+        latents (`torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`): Its latents.
+
+    Returns:
+        `torch.Tensor`: Latents of the same shape, or of `(B, 4 L, h/2, w/2)` where denoisers see patches of 2 × 2, as
+        those of Flux.2 do.
+    """
+    if _is_scaled(autoencoder):
+        return latents
+    if _has_patches(autoencoder):
+        mean, deviation = _patch_statistics(autoencoder, latents)
+        return (F.pixel_unshuffle(latents, 2) - mean) / deviation
+    offset, deviation, factor = _scale(autoencoder, latents)
+    return (latents - offset) * factor / deviation
+
+
+def from_denoiser(autoencoder: ModelMixin, latents: torch.Tensor) -> torch.Tensor:
+    """
+    Latents as the autoencoder's `decode` takes them; the inverse of [`to_denoiser`].
+
+    Args:
+        autoencoder (`ModelMixin`): The autoencoder.
+        latents (`torch.Tensor`): Latents on the denoiser's scale.
+
+    Returns:
+        `torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`: Latents.
+    """
+    if _is_scaled(autoencoder):
+        return latents
+    if _has_patches(autoencoder):
+        mean, deviation = _patch_statistics(autoencoder, latents)
+        return F.pixel_shuffle(latents * deviation + mean, 2)
+    offset, deviation, factor = _scale(autoencoder, latents)
+    return latents * deviation / factor + offset
+
+
+def for_bottleneck(latents: torch.Tensor, channels: int) -> torch.Tensor:
+    """
+    Latents on the denoiser's scale as a bottleneck codes them.
+
+    Args:
+        latents (`torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`): Latents.
+        channels (`int`): Channels of the bottleneck.
+
+    Returns:
+        `torch.Tensor` of shape `(B, L, h, w)`: The same; of video its frames `(B · t, L, h, w)`; of patches of 2 × 2,
+        where L is four times `channels`, their latents `(B, L/4, 2 h, 2 w)`.
+    """
+    if latents.ndim == 5:
+        return latents.transpose(1, 2).flatten(0, 1)
+    return F.pixel_shuffle(latents, 2) if latents.shape[1] == 4 * channels else latents
+
+
+def _patch_statistics(autoencoder: ModelMixin, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    norm = autoencoder.bn
+    deviation = (norm.running_var + autoencoder.config.get("batch_norm_eps", norm.eps)).sqrt()
+    return tuple(part.to(latents).view(1, -1, 1, 1) for part in (norm.running_mean, deviation))
+
+
+def encoder_latents(output: Any) -> torch.Tensor:
+    """
+    The latents in what an autoencoder's `encode` returned; of a distribution its mode.
+
+    Args:
+        output (`torch.Tensor`, `tuple` or an output class): What it returned.
+
+    Returns:
+        `torch.Tensor`: Latents.
+
+    Raises:
+        ValueError: If there are none.
+    """
     if isinstance(output, torch.Tensor):
         return output
     if getattr(output, "latent_dist", None) is not None:
@@ -57,19 +151,57 @@ def encode_latents(autoencoder: ModelMixin, pixel_values: torch.Tensor) -> torch
     Args:
         autoencoder (`ModelMixin`): An autoencoder of images: `AutoencoderKL`, `AutoencoderTiny`, `VQModel`,
             `AutoencoderDC`, [`AutoencoderDL`], …
-        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Images in [−1, 1].
+        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Images in [−1, 1]; `(B, 3, T, H, W)` for autoencoders of
+            video.
 
     Returns:
-        `torch.Tensor` of shape `(B, L, h, w)`: Latents.
+        `torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`: Latents.
 
     Raises:
-        ValueError: If the autoencoder does not give latents of this shape.
+        ValueError: If the autoencoder does not give latents of such a shape.
     """
-    latents = _first(autoencoder.encode(pixel_values))
-    if latents.ndim != 4:
-        raise ValueError(f"`autoencoder` must give latents of shape (B, L, h, w), got {tuple(latents.shape)}.")
-    offset, factor = _scale(autoencoder, latents)
-    return (latents - offset) * factor
+    latents = encoder_latents(autoencoder.encode(pixel_values))
+    if latents.ndim not in (4, 5):
+        raise ValueError(
+            f"`autoencoder` must give latents of shape (B, L, h, w) or (B, L, t, h, w), got {tuple(latents.shape)}."
+        )
+    return to_denoiser(autoencoder, latents)
+
+
+def spatial_factor(autoencoder: ModelMixin) -> int:
+    """
+    Image pixels a latent position, along each side, as pipelines compute it.
+
+    Args:
+        autoencoder (`ModelMixin`): The autoencoder.
+
+    Returns:
+        `int`: Pixels.
+
+    Raises:
+        ValueError: If neither an attribute nor the configuration tells.
+    """
+    config = autoencoder.config
+    for name in ("downsampling_factor", "spatial_compression_ratio"):
+        if isinstance(getattr(autoencoder, name, None), int):
+            return getattr(autoencoder, name)
+    if config.get("scale_factor_spatial") is not None:
+        return config["scale_factor_spatial"]
+    if config.get("temperal_downsample") is not None:  # as diffusers spells it
+        return 2 ** len(config["temperal_downsample"])
+    for name in ("block_out_channels", "encoder_block_out_channels"):
+        if config.get(name) is not None:
+            return 2 ** (len(config[name]) - 1)
+    raise ValueError(
+        f"`autoencoder` must tell its factor between images and latents, got {type(autoencoder).__name__}."
+    )
+
+
+def without_own_bottleneck(autoencoder: ModelMixin) -> dict[str, bool]:
+    """The argument of `decode` by which an autoencoder passes over its own bottleneck; none where it has none."""
+    known = inspect.signature(autoencoder.decode).parameters
+    own = "force_not_quantize" in known and not autoencoder.config.get("lookup_from_codebook", False)
+    return {"force_not_quantize": True} if own else {}
 
 
 def decode_latents(
@@ -90,10 +222,7 @@ def decode_latents(
     Returns:
         `torch.Tensor` of shape `(B, 3, H, W)`: Images, about [−1, 1].
     """
-    offset, factor = _scale(autoencoder, latents)
-    known = inspect.signature(autoencoder.decode).parameters
-    own = "force_not_quantize" in known and not autoencoder.config.get("lookup_from_codebook", False)
-    arguments = {"force_not_quantize": force_not_quantize} if own else {}
-    if "generator" in known and generator is not None:
+    arguments = without_own_bottleneck(autoencoder) if force_not_quantize else {}
+    if generator is not None and "generator" in inspect.signature(autoencoder.decode).parameters:
         arguments["generator"] = generator
-    return autoencoder.decode(latents / factor + offset, return_dict=False, **arguments)[0]
+    return autoencoder.decode(from_denoiser(autoencoder, latents), return_dict=False, **arguments)[0]

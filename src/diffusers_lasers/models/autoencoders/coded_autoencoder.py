@@ -1,0 +1,382 @@
+r"""Any autoencoder of diffusers with a bottleneck between its denoiser and its decoder (LASERS, 2024, section 12.3).
+
+    prompt ─ denoiser → z ─ bottleneck → ẑ ─ decoder → image
+
+[`CodedAutoencoder`] stands as `vae` in any pipeline. It passes everything on to the autoencoder inside, but codes the
+latents that `decode` gets, on the scale that denoisers see (`diffusers_latents.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch.nn import functional as F
+
+from ...coding import Code
+from ...utils.files import write_text
+from ...utils.hub import LasersHubMixin
+from ..bottlenecks import Bottleneck
+from ..image_coder import ImageCoder
+from ..priors import FactorizedPrior
+from .diffusers_latents import (
+    decode_latents,
+    encoder_latents,
+    for_bottleneck,
+    from_denoiser,
+    spatial_factor,
+    to_denoiser,
+    without_own_bottleneck,
+)
+
+
+__all__ = ["CodedAutoencoder"]
+
+_PARTS = ("autoencoder", "bottleneck", "prior")
+_HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "create_pr", "token")
+_LIBRARIES = ("diffusers", "diffusers_lasers")
+
+
+class _SavedInParts:
+    """Saves and loads a model whose parts are models, each in a folder of its name."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, push_to_hub: bool = False, **kwargs: Any):
+        """Saves each part in a folder of its name, and config.json, which names their classes."""
+        import diffusers
+
+        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+        folder, classes = Path(save_directory), {"_class_name": type(self).__name__}
+        for name in _PARTS:
+            part = getattr(self, name)
+            if part is not None:
+                library = type(part).__module__.split(".")[0]
+                classes[name] = [library, type(part).__name__]
+                part.save_pretrained(folder / name, *args, **kwargs)
+        classes["_diffusers_version"] = diffusers.__version__
+        write_text(folder / self.config_name, json.dumps(classes, indent=2, sort_keys=True) + "\n")
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+        """
+        Loads what `save_pretrained` wrote.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or a repository on the Hub.
+            *args: Further arguments of `ModelMixin.from_pretrained`, for each part.
+            **kwargs: The same, such as `torch_dtype`, `subfolder`, `variant`, `revision`.
+
+        Raises:
+            ValueError: If config.json names other parts or classes of other libraries.
+        """
+        import diffusers
+
+        places = ("subfolder", "cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
+        where = {name: kwargs[name] for name in places if name in kwargs}
+        classes = cls.load_config(pretrained_model_name_or_path, **where)
+        subfolder, parts = kwargs.pop("subfolder", None), {}
+        for name in _PARTS:
+            named = classes.get(name)
+            if named is None and name == "prior":
+                continue
+            known = isinstance(named, list) and len(named) == 2 and named[0] in _LIBRARIES
+            model = getattr(diffusers, str(named[1]), None) if known else None
+            if not isinstance(model, type) or not issubclass(model, ModelMixin):
+                raise ValueError(
+                    f"`{name}` in {cls.config_name} must be a model of {' or '.join(_LIBRARIES)}, got {named!r}."
+                )
+            place = "/".join(part for part in (subfolder, name) if part)
+            parts[name] = model.from_pretrained(pretrained_model_name_or_path, *args, subfolder=place, **kwargs)
+        return cls(**parts)
+
+
+class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, ConfigMixin):
+    r"""
+    An autoencoder of diffusers with a bottleneck. As `vae` of a pipeline it decodes the code of the latents in place of
+    the latents. All else is the autoencoder's: `config`, attributes, `encode`, tiling, slicing.
+
+    Args:
+        autoencoder (`ModelMixin`): An autoencoder of images, such as `AutoencoderKL`, `AutoencoderTiny`,
+            `AutoencoderDC`, `AutoencoderKLFlux2`, `AutoencoderKLQwenImage`, or of video, such as `AutoencoderKLWan`,
+            whose latents `(B, L, t, h, w)` are coded frame by frame.
+        bottleneck ([`Bottleneck`]): Codes latents on the denoiser's scale; see `fit_bottleneck`. Where denoisers see
+            patches of 2 × 2 (Flux.2), it may have L channels or 4 L.
+        prior ([`FactorizedPrior`], *optional*): For [`compress`].
+
+    Raises:
+        ValueError: If the bottleneck has another number of channels than the latents, or the prior is of another
+            bottleneck.
+
+    Example:
+
+    ```py
+    >>> import torch
+    >>> from diffusers import AutoencoderTiny
+    >>> from diffusers_lasers import CodedAutoencoder, ScalarQuantizerBottleneck
+
+    >>> vae = CodedAutoencoder(AutoencoderTiny(), ScalarQuantizerBottleneck(latent_channels=4, bits=8))
+    >>> code = vae.encode_to_code(torch.rand(1, 3, 64, 64) * 2 - 1)
+    >>> len(vae.pack(code)), vae.decode_from_code(code).sample.shape
+    (286, torch.Size([1, 3, 64, 64]))
+    ```
+    """
+
+    config_name = "config.json"
+    _supports_gradient_checkpointing = False
+    _supports_group_offloading = False
+
+    def __init__(self, autoencoder: ModelMixin, bottleneck: Bottleneck, prior: FactorizedPrior | None = None):
+        super().__init__()
+        channels, expected = bottleneck.config.latent_channels, _latent_channels(autoencoder)
+        if expected is not None and channels not in expected:
+            raise ValueError(
+                f"`bottleneck` must be made for {' or '.join(map(str, expected))} latent channels as the autoencoder "
+                f"has them, got {channels}."
+            )
+        if prior is not None and int(prior.coder_fingerprint) != bottleneck.fingerprint:
+            raise ValueError("`prior` must be that of the codes of `bottleneck`, got that of other weights.")
+        self.autoencoder = autoencoder
+        self.bottleneck = bottleneck
+        self.prior = prior
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:
+            return modules[name]
+        if "autoencoder" not in modules or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(modules["autoencoder"], name)
+
+    @property
+    def config(self) -> Any:
+        """The autoencoder's configuration, which pipelines read."""
+        return self.autoencoder.config
+
+    @property
+    def coder(self) -> Bottleneck:
+        """The bottleneck, which makes the codes."""
+        return self.bottleneck
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Size of the alphabet of each slot of its codes; empty where the bottleneck makes none."""
+        return self.bottleneck.levels
+
+    @property
+    def downsampling_factor(self) -> int:
+        """Image pixels a position of the coded latents, along each side."""
+        return spatial_factor(self.autoencoder) * (2 if self._is_patched else 1)
+
+    @property
+    def pixels_per_site(self) -> int:
+        """Image pixels a site of the code, along each side."""
+        return self.downsampling_factor * self.bottleneck.patch_size
+
+    @property
+    def _is_patched(self) -> bool:
+        """Whether the bottleneck codes patches of 2 × 2 latents."""
+        expected = _latent_channels(self.autoencoder)
+        return expected is not None and len(expected) > 1 and self.bottleneck.config.latent_channels == expected[1]
+
+    @property
+    def _is_of_video(self) -> bool:
+        return any(isinstance(module, torch.nn.Conv3d) for module in self.autoencoder.modules())
+
+    def bits(self, code: Code) -> float:
+        """Nominal bits of a code of all its images; see [`Coder.bits`]."""
+        return self.bottleneck.bits(code)
+
+    def pack(self, code: Code) -> bytes:
+        """A code as bytes of its nominal bits; see [`Bottleneck.pack`]."""
+        return self.bottleneck.pack(code)
+
+    def unpack(self, data: bytes, max_sites: int | None = None) -> Code:
+        """The code of packed bytes; see [`Bottleneck.unpack`]."""
+        return self.bottleneck.unpack(data, max_sites)
+
+    def compress(self, code: Code) -> bytes:
+        """A code as bytes by the prior; see [`FactorizedPrior.compress`]. A `ValueError` without one."""
+        return self._needed_prior().compress(code)
+
+    def decompress(self, data: bytes, **kwargs: Any) -> Code:
+        """The code of compressed bytes; see [`FactorizedPrior.decompress`]. A `ValueError` without a prior."""
+        return self._needed_prior().decompress(data, **kwargs)
+
+    def _needed_prior(self) -> FactorizedPrior:
+        if self.prior is None:
+            raise ValueError(
+                "`prior` must be that of the codes of `bottleneck`, got None: give `prior=...`, or use `pack`."
+            )
+        return self.prior
+
+    @torch.no_grad()
+    def latents_to_code(self, latents: torch.Tensor) -> Code:
+        """
+        The code of latents, which `decode` puts in their place.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`): Latents as `decode` takes them.
+
+        Returns:
+            [`SparseCode`] or [`IndexCode`]: Their code; of video with B · t images.
+
+        Raises:
+            ValueError: If the bottleneck makes no codes.
+        """
+        return self.bottleneck.encode(self._to_bottleneck(latents))
+
+    def code_to_latents(self, code: Code, frames: int | None = None) -> torch.Tensor:
+        """
+        Latents that a code stands for.
+
+        Args:
+            code ([`SparseCode`] or [`IndexCode`]): A code of this model.
+            frames (`int`, *optional*): Latent frames t of a video. Defaults to all images of the code, which are one.
+
+        Returns:
+            `torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`: Latents as `decode` of the autoencoder inside
+            takes them.
+        """
+        return from_denoiser(self.autoencoder, self._denoiser_latents(code, frames))
+
+    def _denoiser_latents(self, code: Code, frames: int | None) -> torch.Tensor:
+        coded = self.bottleneck.decode(code).to(self.autoencoder.dtype)
+        if self._is_of_video:
+            if frames is not None and (frames < 1 or len(code) % frames):
+                raise ValueError(f"`frames` must divide the {len(code)} images of the code, got {frames}.")
+            return coded.unflatten(0, (-1, frames or max(len(code), 1))).transpose(1, 2)
+        return self._patched(coded)
+
+    @apply_forward_hook
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        """What the autoencoder's `encode` gives; the bottleneck has no part in it."""
+        return self.autoencoder.encode(*args, **kwargs)
+
+    @apply_forward_hook
+    def decode(self, z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """
+        What the autoencoder's `decode` gives of the code of latents.
+
+        Args:
+            z (`torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`): Latents as the autoencoder's `encode` gives
+                them.
+            *args: Further arguments of the autoencoder's `decode`.
+            **kwargs: The same.
+
+        Returns:
+            What `decode` of the autoencoder gives.
+        """
+        if self.levels:
+            coded = self.bottleneck(self._to_bottleneck(z)).latents.to(z.dtype)
+            if z.ndim == 5:
+                coded = coded.unflatten(0, (z.shape[0], z.shape[2])).transpose(1, 2)
+            z = from_denoiser(self.autoencoder, self._patched(coded))
+            kwargs = kwargs | without_own_bottleneck(self.autoencoder)
+        return self.autoencoder.decode(z, *args, **kwargs)
+
+    def _to_bottleneck(self, latents: torch.Tensor) -> torch.Tensor:
+        return for_bottleneck(to_denoiser(self.autoencoder, latents), self.bottleneck.config.latent_channels)
+
+    def _patched(self, coded: torch.Tensor) -> torch.Tensor:
+        """Decoded latents on the denoiser's scale: in patches where it sees these and the bottleneck does not."""
+        channels = _latent_channels(self.autoencoder)
+        split = channels is not None and len(channels) > 1 and coded.shape[1] == channels[0]
+        return F.pixel_unshuffle(coded, 2) if split else coded
+
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:
+        """Images whose sides the autoencoder divides, on its device and of its type."""
+        factor = spatial_factor(self.autoencoder) * len(_latent_channels(self.autoencoder) or (1,))
+        height, width = x.shape[-2:]
+        margin = (0, -width % factor, 0, -height % factor)
+        if any(margin):
+            frames = F.pad(x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x, margin, mode="replicate")
+            x = frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2) if x.ndim == 5 else frames
+        return x.to(self.autoencoder.dtype)
+
+    @apply_forward_hook
+    @torch.no_grad()
+    def encode_to_code(self, x: torch.Tensor) -> Code:
+        """
+        The code of images or videos.
+
+        Args:
+            x (`torch.Tensor` of shape `(B, 3, H, W)` or `(B, 3, T, H, W)`): Images in [−1, 1]. Sides that the
+                autoencoder does not divide are padded by repeating the edge.
+
+        Returns:
+            [`SparseCode`] or [`IndexCode`]: The code, with the images' size.
+
+        Raises:
+            ValueError: If the bottleneck makes no codes.
+        """
+        latents = encoder_latents(self.autoencoder.encode(self._padded(x)))
+        return replace(self.latents_to_code(latents), image_size=tuple(x.shape[-2:]))
+
+    @apply_forward_hook
+    def decode_from_code(
+        self,
+        code: Code,
+        frames: int | None = None,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """
+        Images or videos of a code.
+
+        Args:
+            code ([`SparseCode`] or [`IndexCode`]): A code of this model.
+            frames (`int`, *optional*): Latent frames of a video; see [`code_to_latents`].
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+            generator (`torch.Generator`, *optional*): For decoders that draw.
+
+        Returns:
+            `DecoderOutput` or `tuple`: Images `(B, 3, H, W)` or videos `(B, 3, T, H, W)`, cropped to the code's
+            `image_size` where it has one.
+        """
+        sample = decode_latents(self.autoencoder, self._denoiser_latents(code, frames), generator)
+        if code.image_size is not None:
+            sample = sample[..., : code.image_size[0], : code.image_size[1]]
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
+        """
+        Reconstructs images from their codes; without codes, as the autoencoder does.
+
+        Args:
+            sample (`torch.Tensor` of shape `(B, 3, H, W)` or `(B, 3, T, H, W)`): Images in [−1, 1].
+            return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+
+        Returns:
+            `DecoderOutput` or `tuple`: The reconstruction.
+        """
+        height, width = sample.shape[-2:]
+        latents = encoder_latents(self.autoencoder.encode(self._padded(sample)))
+        decoded = self.decode(latents, return_dict=False)[0][..., :height, :width]
+        return DecoderOutput(sample=decoded) if return_dict else (decoded,)
+
+    def summary(self) -> dict[str, Any]:
+        """The summary of the bottleneck, and what it stands in; see [`Coder.summary`]."""
+        return {"autoencoder": {"type": type(self.autoencoder).__name__}} | self.bottleneck.summary()
+
+    def pictures(self, method: str = "pca") -> dict[str, Any]:
+        """Those of the bottleneck; see [`Coder.pictures`]."""
+        return self.bottleneck.pictures(method)
+
+
+def _latent_channels(autoencoder: ModelMixin) -> tuple[int, ...] | None:
+    """Channels that a bottleneck may have; `None` where the configuration does not tell."""
+    names = ("latent_channels", "z_dim")
+    channels = next((autoencoder.config[name] for name in names if autoencoder.config.get(name) is not None), None)
+    if channels is None:
+        return None
+    return (
+        (channels, 4 * channels) if isinstance(getattr(autoencoder, "bn", None), torch.nn.BatchNorm2d) else (channels,)
+    )
