@@ -85,6 +85,7 @@ extras["app"] = [
     *extras["training"],
     *extras["metrics"],
     *extras["codec"],
+    *extras["entropy"],
     *extras["visualization"],
 ]
 extras["test"] = [

@@ -5,7 +5,8 @@
     python examples/app.py --model outputs/dl outputs/vq --codec outputs/opq
 
 Upload a picture or take one of scikit-image's, choose a model, and move the sparsity and the bits of a coefficient. The
-page then shows the reconstruction, its FLIP map, the atoms of each site, bits a pixel, PSNR and FLIP. A rate-distortion
+page then shows the reconstruction, its FLIP map, the atoms of each site, bits a pixel, PSNR and FLIP. The file of a
+model with a prior in its folder `prior/` has the prior's bytes, else those of the packed code. A rate-distortion
 curve compares all sparsities of the one code with a patch codec and JPEG. A second tab compares the patch codec with
 JPEG at the same bytes.
 

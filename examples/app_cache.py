@@ -20,7 +20,7 @@ from app_results import (
 )
 from PIL import Image
 
-from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec
+from diffusers_lasers import AutoencoderDL, FactorizedPrior, ModelBasedVQCodec
 from diffusers_lasers.visualization import rate_distortion
 
 
@@ -66,8 +66,13 @@ class Cache:
 class CachedResults:
     """All results for pictures under named models and codecs, each computed once while it is kept."""
 
-    def __init__(self, models: dict[str, AutoencoderDL], codecs: dict[str, ModelBasedVQCodec]):
-        self.models, self.codecs = models, codecs
+    def __init__(
+        self,
+        models: dict[str, AutoencoderDL],
+        codecs: dict[str, ModelBasedVQCodec],
+        priors: dict[AutoencoderDL | ModelBasedVQCodec, FactorizedPrior] | None = None,
+    ):
+        self.models, self.codecs, self.priors = models, codecs, priors or {}
         self._encoded, self._points, self._flips = Cache(16), Cache(48), Cache(48)
         self._curves, self._files, self._jpeg_curves = Cache(256), Cache(32), Cache(64)
 
@@ -81,10 +86,10 @@ class CachedResults:
         return sparsity, None if own.no_bits else bits
 
     def point(self, picture: Picture, name: str, sparsity: int | None, bits: int | None) -> Point:
-        sparsity, bits = self._setting(name, sparsity, bits)
+        (sparsity, bits), model = self._setting(name, sparsity, bits), self.models[name]
         return self._points.get(
             (picture.key, name, sparsity, bits),
-            lambda: reconstruct(self.models[name], picture, self.encoded(picture, name), sparsity, bits),
+            lambda: reconstruct(model, picture, self.encoded(picture, name), sparsity, bits, self.priors.get(model)),
         )
 
     def flip(self, picture: Picture, name: str, sparsity: int | None, bits: int | None) -> tuple[float, Image.Image]:
@@ -94,14 +99,22 @@ class CachedResults:
             lambda: flip(self.point(picture, name, sparsity, bits).sample, picture),
         )
 
-    def curve(self, picture: Picture, name: str, bits: int | None) -> list[tuple[float, float, float]]:
-        """Nominal rate, entropy and PSNR of every sparsity that one code holds; of one where there is no choice."""
+    def curve(self, picture: Picture, name: str, bits: int | None) -> list[dict[str, float]]:
+        """Rates, by what they are, and PSNR of every sparsity that one code holds; of one where there is no choice."""
         own, (_, bits) = controls(self.models[name]), self._setting(name, None, bits)
 
         def make():
             sparsities = [own.sparsity] if own.no_sparsity else range(1, own.sparsity + 1)
             points = [self.point(picture, name, sparsity, bits) for sparsity in sparsities]
-            return [(point.bits_per_pixel, point.entropy_bits_per_pixel, point.psnr) for point in points]
+            return [
+                {
+                    **({"files by its prior": point.rate} if point.by_prior else {}),
+                    "nominal": point.bits_per_pixel,
+                    "entropy": point.entropy_bits_per_pixel,
+                    "psnr": point.psnr,
+                }
+                for point in points
+            ]
 
         return self._curves.get((picture.key, name, bits), make)
 
@@ -109,7 +122,8 @@ class CachedResults:
         """The patch codec's file and JPEG's of at most its bytes, each with mean FLIP and map."""
 
         def make():
-            packed = codec_file(self.codecs[codec], picture)
+            model = self.codecs[codec]
+            packed = codec_file(model, picture, self.priors.get(model))
             found = {"codec": packed, "jpeg": jpeg_file(picture, packed.size)}
             return {kind: (file, *flip(file.sample, picture)) for kind, file in found.items()}
 
@@ -119,16 +133,17 @@ class CachedResults:
         """The picture's rate-distortion curve under a model, beside the other models, the codecs and JPEG."""
         series = {}
         curve = self.curve(picture, name, bits)
-        series[f"{name}, nominal"] = [(nominal, quality) for nominal, _, quality in curve]
-        series[f"{name}, entropy"] = [(entropy, quality) for _, entropy, quality in curve if entropy > 0]
+        for kind in list(curve[0])[:-1]:
+            series[f"{name}, {kind}"] = [(rates[kind], rates["psnr"]) for rates in curve if rates[kind] > 0]
         for other in self.models:
             if other != name:
                 own = controls(self.models[other])
                 point = self.point(picture, other, own.sparsity, own.bits)
-                series[f"{other}, nominal"] = [(point.bits_per_pixel, point.psnr)]
+                kind = "file by its prior" if point.by_prior else "nominal"
+                series[f"{other}, {kind}"] = [(point.rate, point.psnr)]
         for codec in self.codecs:
             file = self.files(picture, codec)["codec"][0]
             series[f"{codec}, bytes"] = [(file.bits_per_pixel, file.psnr)]
         series["JPEG"] = self._jpeg_curves.get(picture.key, lambda: jpeg_curve(picture))
         point = self.point(picture, name, sparsity, bits)
-        return draw_rates(series, (point.bits_per_pixel, point.psnr))
+        return draw_rates(series, (point.rate, point.psnr))

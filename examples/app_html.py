@@ -60,11 +60,13 @@ def decibels(value: float) -> str:
 def figures(cached: CachedResults, picture: Picture, name: str, sparsity: int, bits: int | None) -> str:
     """The rate and PSNR of a setting as HTML."""
     point = cached.point(picture, name, sparsity, bits)
-    cards = [
-        card("PSNR", decibels(point.psnr), "dB"),
+    cards = [card("PSNR", decibels(point.psnr), "dB")]
+    if point.by_prior:
+        cards += [card("rate of the file", f"{point.rate:.3f}", "bits/pixel")]
+    cards += [
         card("nominal rate", f"{point.bits_per_pixel:.3f}", "bits/pixel"),
         card("entropy of this image", f"{point.entropy_bits_per_pixel:.3f}", "bits/pixel"),
-        card("packed file", f"{point.size:,}", "bytes"),
+        card("file by its prior" if point.by_prior else "packed file", f"{point.size:,}", "bytes"),
     ]
     return f'<dl class="figures">{"".join(cards)}</dl>'
 
@@ -83,6 +85,7 @@ def file_table(cached: CachedResults, picture: Picture, codec: str) -> str:
     rows = {
         "bytes": [f"{file.size:,}" for file, *_ in files.values()],
         "bits/pixel": [f"{file.bits_per_pixel:.3f}" for file, *_ in files.values()],
+        "nominal bits/pixel": [f"{packed.nominal_bits_per_pixel:.3f}", "–"],
         "PSNR, dB": [decibels(file.psnr) for file, *_ in files.values()],
         "FLIP, mean": [f"{error:.4f}" for _, error, _ in files.values()],
     }
@@ -101,7 +104,8 @@ def file_table(cached: CachedResults, picture: Picture, codec: str) -> str:
             f"JPEG has the highest quality whose file is not longer than the codec's {packed.size:,} bytes; "
             "headers count."
         )
-    return table + hint(said)
+    written = "written by its prior." if packed.by_prior else "packed: it has no prior."
+    return table + hint(f"{said} The codec's file is {written}")
 
 
 def hint(text: str) -> str:

@@ -20,13 +20,14 @@ from typing import Any
 
 from app_cache import CachedResults
 
-from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec
+from diffusers_lasers import AutoencoderDL, FactorizedPrior, ModelBasedVQCodec
+from diffusers_lasers.commands.loading import load_prior
 from diffusers_lasers.commands.scripts import names_of
 from diffusers_lasers.training import TrainingLog
 from diffusers_lasers.utils.command_line import one_line
 
 
-DEMO = ("dictionary", "residual_vq", "vq")  # folders of `make demo`
+DEMO = ("dictionary", "residual_vq", "scalar", "vq")  # folders of `make demo`
 TRAINING = {
     **{"bottleneck": "dictionary", "resolution": 64, "max_train_steps": 600, "seed": 0},
     **{"log_steps": 10, "checkpointing_steps": 0, "validation_steps": 0, "report_to": "none", "mixed_precision": "no"},
@@ -54,6 +55,17 @@ def load_codec(path: str) -> ModelBasedVQCodec:
     if not codec.fitted.all():
         raise ValueError(f"--codec must name a fitted ModelBasedVQCodec, {path} is not.")
     return codec
+
+
+def find_prior(
+    path: str, model: AutoencoderDL | ModelBasedVQCodec, report: Callable[[str], None]
+) -> FactorizedPrior | None:
+    """The prior beside a model; `None`, with a report, where there is one that cannot be used."""
+    try:
+        return load_prior(path, None, None, model)
+    except Exception as error:  # a damaged file, or other weights
+        report(f"The prior beside {path} is left out, files are packed: {one_line(error)}")
+        return None
 
 
 def load_if_complete(path: Path, load: Callable, report: Callable[[str], None]):
@@ -128,7 +140,8 @@ def fit(folder: Path) -> None:
 
 class Library:
     """
-    Holds the models and codecs that the page offers, in `cached`, and makes those that are missing. `stage`, `progress`
+    Holds the models and codecs that the page offers, in `cached`, with the priors beside them, and makes those that
+    are missing. `stage`, `progress`
     (0 to 1, `None` where it is not known) and `failures` tell how far that is.
 
     Args:
@@ -152,20 +165,31 @@ class Library:
     ):
         self.cache_dir, self.report, self.failures = Path(cache_dir), report, []
         self.stage, self.progress, self.since = "", None, time.monotonic()
-        found = {name: load_model(path) for name, path in zip(names_of(models), models)}
+        self.cached = CachedResults({}, {})
+        for name, path in zip(names_of(models), models):
+            self._offer(self.cached.models, name, path, load_model(path))
         if not models:
             places = {name: Path(demo_dir) / name for name in DEMO} | {"autoencoder": self.cache_dir / "dl"}
             for name, path in places.items():
-                if name != "autoencoder" or not found:
+                if name != "autoencoder" or not self.cached.models:
                     model = load_if_complete(path, load_model, report)
-                    found |= {} if model is None else {name: model}
-        given = {}
-        for codec in map(load_codec, codecs):
+                    if model is not None:
+                        self._offer(self.cached.models, name, path, model)
+        given = self.cached.codecs
+        for path in codecs:
+            codec = load_codec(path)
             label = codec.notation
-            given[label if label not in given else f"{label} ({len(given) + 1})"] = codec
-        if not codecs and (codec := load_if_complete(self.cache_dir / "codec", load_codec, report)) is not None:
-            given[codec.notation] = codec
-        self.cached = CachedResults(found, given)
+            self._offer(given, label if label not in given else f"{label} ({len(given) + 1})", path, codec)
+        path = self.cache_dir / "codec"
+        if not codecs and (codec := load_if_complete(path, load_codec, report)) is not None:
+            self._offer(given, codec.notation, path, codec)
+
+    def _offer(self, among: dict[str, Any], name: str, path: str | Path, model: Any) -> None:
+        """Gives a model, and the prior beside it, to the page."""
+        prior = find_prior(str(path), model, self.report)
+        if prior is not None:
+            self.cached.priors[model] = prior
+        among[name] = model
 
     @property
     def done(self) -> bool:
@@ -187,11 +211,11 @@ class Library:
         if not self.cached.codecs:  # seconds; the other takes minutes
             self._begin("Fitting a patch codec to scikit-image's photographs")
             if codec := self._make("codec", fit, load_codec):
-                self.cached.codecs[codec.notation] = codec
+                self._offer(self.cached.codecs, codec.notation, self.cache_dir / "codec", codec)
         if not self.cached.models:
             self._begin("Training a small autoencoder on scikit-image's photographs")
             if model := self._make("dl", lambda folder: train(folder, partial(setattr, self, "progress")), load_model):
-                self.cached.models["autoencoder"] = model
+                self._offer(self.cached.models, "autoencoder", self.cache_dir / "dl", model)
         self.stage = ""
 
     def _make(self, name: str, make: Callable[[Path], None], load: Callable) -> Any:

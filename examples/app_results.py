@@ -10,6 +10,7 @@ clamped to [-1, 1], not rounded, with the picture.
 import copy
 import hashlib
 import io
+import itertools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from diffusers_lasers.commands.picture_formats import best_file, encode_picture
 from diffusers_lasers.functional.images.psnr import image_psnr
 from diffusers_lasers.metrics import CodeRate, flip_map
 from diffusers_lasers.models.bottlenecks import Bottleneck
+from diffusers_lasers.models.priors import FactorizedPrior
 from diffusers_lasers.utils.image_sources import UnreadableImageError, to_rgb
 from diffusers_lasers.visualization import atom_tiles, support_map
 
@@ -208,16 +210,28 @@ class Point:
     bits_per_pixel: float
     entropy_bits_per_pixel: float
     psnr: float
-    size: int  # bytes of the packed code, header and all
+    size: int  # bytes of the file, header and all
+    by_prior: bool  # whether the file is at the rate of the model's prior, or packed
+
+    @property
+    def rate(self) -> float:
+        """Bits a pixel: of the file where a prior wrote it, else nominal."""
+        return 8 * self.size / math.prod(self.sample.shape[-2:]) if self.by_prior else self.bits_per_pixel
 
 
 @torch.no_grad()
 def reconstruct(
-    model: AutoencoderDL, picture: Picture, encoded: Encoded, sparsity: int | None = None, bits: int | None = None
+    model: AutoencoderDL,
+    picture: Picture,
+    encoded: Encoded,
+    sparsity: int | None = None,
+    bits: int | None = None,
+    prior: FactorizedPrior | None = None,
 ) -> Point:
     """
     Decodes a picture's code with the first `sparsity` atoms of each site and coefficients of `bits` (`None`: floats).
-    A model without dictionary uses neither, and one whose codes are not nested uses `bits` alone.
+    A model without dictionary uses neither, and one whose codes are not nested uses `bits` alone. A prior writes the
+    file where it is one of coefficients of these bits.
     """
     bottleneck, code = model.bottleneck, encoded.code
     counted, nominal = code, model.bits_per_pixel(*picture.size)
@@ -237,7 +251,9 @@ def reconstruct(
     rate.update(counted.to("cpu"))
     sample = model.decode_from_code(code).sample.float().clamp(-1, 1).cpu()
     entropy = float(rate.compute()["entropy_bits_per_pixel"])
-    return Point(code.to("cpu"), sample, nominal, entropy, psnr(sample, picture), len(bottleneck.pack(code)))
+    by_prior = prior is not None and prior.config.coefficient_bits == bottleneck.coefficient_bits
+    data = prior.compress(code) if by_prior else bottleneck.pack(code)
+    return Point(code.to("cpu"), sample, nominal, entropy, psnr(sample, picture), len(data), by_prior)
 
 
 def psnr(sample: torch.Tensor, picture: Picture) -> float:
@@ -289,19 +305,24 @@ class File:
     sample: torch.Tensor
     psnr: float
     quality: int | None = None  # of JPEG
+    nominal_bits_per_pixel: float | None = None  # of a codec
+    by_prior: bool = False  # whether the codec's prior wrote it
 
 
-def _file(data: bytes, sample: torch.Tensor, picture: Picture, quality: int | None = None) -> File:
+def _file(data: bytes, sample: torch.Tensor, picture: Picture, **facts) -> File:
     height, width = picture.size
-    return File(len(data), 8 * len(data) / (height * width), sample, psnr(sample, picture), quality)
+    return File(len(data), 8 * len(data) / (height * width), sample, psnr(sample, picture), **facts)
 
 
 @torch.no_grad()
-def codec_file(codec: ModelBasedVQCodec, picture: Picture) -> File:
-    """A picture packed by a patch codec, and decoded from the bytes."""
-    data = codec.pack(codec.encode_to_code(picture.pixels.to(codec.device)))
-    sample = codec.decode_from_code(codec.unpack(data)).sample
-    return _file(data, sample.float().clamp(-1, 1).cpu(), picture)
+def codec_file(codec: ModelBasedVQCodec, picture: Picture, prior: FactorizedPrior | None = None) -> File:
+    """A picture as a patch codec's bytes, by its prior where there is one or packed, and decoded from the bytes."""
+    code = codec.encode_to_code(picture.pixels.to(codec.device))
+    data = codec.pack(code) if prior is None else prior.compress(code)
+    read = codec.unpack(data) if prior is None else prior.decompress(data).to(codec.device)
+    sample, nominal = codec.decode_from_code(read).sample.float().clamp(-1, 1).cpu(), codec.bits(code)
+    facts = {"nominal_bits_per_pixel": nominal / math.prod(picture.size), "by_prior": prior is not None}
+    return _file(data, sample, picture, **facts)
 
 
 def _decoded(data: bytes) -> torch.Tensor:
@@ -311,12 +332,17 @@ def _decoded(data: bytes) -> torch.Tensor:
 def jpeg_file(picture: Picture, limit: int) -> File:
     """The JPEG of the highest quality of at most `limit` bytes; the smallest where none is so short."""
     found = best_file(picture.image, "jpeg", limit)
-    return _file(found.data, _decoded(found.data), picture, found.quality)
+    return _file(found.data, _decoded(found.data), picture, quality=found.quality)
 
 
 def jpeg_curve(picture: Picture) -> list[tuple[float, float]]:
-    """Bits a pixel and PSNR of JPEG files over the qualities."""
-    files = [(quality, encode_picture(picture.image, "jpeg", quality)) for quality in JPEG_QUALITIES]
-    return [
-        (file.bits_per_pixel, file.psnr) for file in (_file(data, _decoded(data), picture, q) for q, data in files)
-    ]
+    """Bits a pixel and PSNR of JPEG files over the qualities, without those that another one beats in both."""
+    points, best = [], []
+    for quality, subsampling in itertools.product(JPEG_QUALITIES, ("4:2:0", "4:4:4")):
+        data = encode_picture(picture.image, "jpeg", quality, subsampling)
+        file = _file(data, _decoded(data), picture)
+        points.append((file.bits_per_pixel, file.psnr))
+    for rate, quality in sorted(points):
+        if not best or quality > best[-1][1]:
+            best.append((rate, quality))
+    return best

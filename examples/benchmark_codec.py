@@ -237,7 +237,9 @@ def main(args):
         show("original", pixels)
         for (model, prior, _), label in zip(models, labels):
             entry, sample = judge_model(model, prior, pixels, judge, args)
-            record(label, label, {"image": names[index], **entry}, sample)
+            # one line in the picture: autoencoders of one bottleneck at several rates
+            kind = label if hasattr(model, "notation") else model.config.bottleneck_type
+            record(label, kind, {"image": names[index], **entry}, sample)
             for name in formats:
                 compared, sample = judge_file(image, pixels, name, entry["bytes"], judge, args)
                 record(f"{name} ≤ {label}", name, {"image": names[index], **compared}, sample)

@@ -10,8 +10,13 @@ the signal-to-noise ratio of the latents,
 
     SNR = 10 log10 Σ ‖z − z̄‖² / Σ ‖z − ẑ‖²,
 
-PSNR, SSIM, FLIP, LPIPS and FID of decode(ẑ) against decode(z), and the bits: nominal ones, and the empirical entropy of
-the code's symbols with one table a slot. Supports are sets where the scale of coefficients does not depend on depth.
+PSNR, SSIM, FLIP, LPIPS and FID of decode(ẑ) against decode(z), and the bits a latent element. Codes are compared by
+the bytes of a whole file: a `FactorizedPrior` is fitted to the codes of the first --prior_images training images, and
+its `compress` writes all held-out codes. float16 is stored as it is. Files need the extra `entropy`.
+
+The tables of a prior are stored once, in bytes of their own. With contexts they are much larger, so that these are only
+used where --stored_images images save more than they take. Beside the files stand nominal bits, the entropy of the
+held-out symbols with one table a slot, files without contexts, and what gzip and xz make of the packed code.
 
 OUTPUT_DIR gets results.json, results.md, rate_distortion.png and, with image metrics, grid.png. results.md has every
 configuration, and what each family reaches at 0.5, 1, 2, 3 and 4 bits a latent element.
@@ -21,6 +26,8 @@ A configuration is KIND:NAME=VALUE,…, e.g. `dictionary:K=1024,S=3,bits=6,pursu
 of one K and p share their first stages.
 """
 
+import gzip
+import lzma
 import time
 from pathlib import Path
 
@@ -29,6 +36,7 @@ import torch
 from diffusers import AutoModel
 from tqdm.auto import tqdm
 
+from diffusers_lasers.coding.code import joined
 from diffusers_lasers.commands.bottleneck_configurations import build, family, label, parse_configuration
 from diffusers_lasers.commands.env import environment
 from diffusers_lasers.commands.image_metrics import add_fid_flags, add_lpips_flags, computed, image_metrics
@@ -37,6 +45,7 @@ from diffusers_lasers.commands.scripts import add_device_flag, run_script
 from diffusers_lasers.commands.taef2 import load_taef2
 from diffusers_lasers.metrics import PSNR, flip_map
 from diffusers_lasers.models.autoencoders import decode_latents
+from diffusers_lasers.models.priors import FactorizedPrior
 from diffusers_lasers.training import ImageDataset, load_image_dataset
 from diffusers_lasers.training.data.image_flags import check_held_out_images
 from diffusers_lasers.training.dictionaries.retrofit import collect_latents, fit_to_latents
@@ -58,7 +67,7 @@ BASELINES = [
     *(f"klt:step={step}" for step in STEPS),
     *(f"rvq:K=256,D={depth}" for depth in (1, 2, 3, 4, 6, 8, 12, 16)),
     *(f"rvq:K=256,D={depth},p=2" for depth in (3, 6, 9, 12, 16)),
-    *(f"klt:step={step},p=2" for step in (0.9, 1.3, 1.8, 2.5, 3.5)),
+    *(f"klt:step={step},p={side}" for side in (2, 4) for step in (0.9, 1.3, 1.8, 2.5, 3.5)),
     "vq:K=4096",
     *(f"fsq:levels={levels},channels={channels}" for levels, channels in ((3, 10), (4, 16), (5, 27), (8, 31))),
 ]
@@ -78,9 +87,14 @@ PAPER = [
 GRIDS = {"small": SMALL + BASELINES, "paper": PAPER + BASELINES, "none": []}
 # Key in results.json, heading, format.
 COLUMNS = [
-    ("bits_per_element", "bits/element", "{:.3f}"),
+    ("bits_per_element", "bits/element, files", "{:.3f}"),
     ("nominal_bits_per_element", "nominal", "{:.3f}"),
-    ("bits_per_pixel", "bits/pixel", "{:.3f}"),
+    ("entropy_bits_per_element", "entropy", "{:.3f}"),
+    ("plain_bits_per_element", "without contexts", "{:.3f}"),
+    ("gzip_bits_per_element", "gzip", "{:.3f}"),
+    ("xz_bits_per_element", "xz", "{:.3f}"),
+    ("table_bytes", "tables, bytes", "{:,}"),
+    ("bits_per_pixel", "bits/pixel, files", "{:.3f}"),
     ("latent_snr_db", "latent SNR dB", "{:.2f}"),
     ("psnr", "PSNR dB", "{:.2f}"),
     ("ssim", "SSIM", "{:.4f}"),
@@ -88,6 +102,7 @@ COLUMNS = [
     ("lpips", "LPIPS", "{:.4f}"),
     ("fid", "FID", "{:.2f}"),
     ("seconds", "fit s", "{:.1f}"),
+    ("prior_seconds", "prior s", "{:.1f}"),
 ]
 
 
@@ -114,6 +129,8 @@ def parse_args(input_args=None):
     add("--fsq_steps", type=int, default=2000, help="Training steps of FSQ's projections.")
     add("--iterations", type=int, default=20, help="Iterations of faiss's k-means.")
     add("--max_signals", type=int, default=2**16, help="Sites that all but dictionaries are fitted to, at most.")
+    add("--prior_images", type=int, default=128, help="Training images to whose codes a prior is fitted, at most.")
+    add("--stored_images", type=int, default=10_000, help="Images that share tables: whether contexts pay for theirs.")
     add("--image_metrics", type=int, default=32, help="Held-out images that are decoded for image metrics; 0: none.")
     add_lpips_flags(parser)
     add_fid_flags(parser)
@@ -121,6 +138,7 @@ def parse_args(input_args=None):
     add_device_flag(parser)
     add("--output_dir", default="retrofit")
     parser.check(check_at_least, 1, "resolution", "batch_size", "passes", "fsq_steps", "iterations", "max_signals")
+    parser.check(check_at_least, 1, "prior_images", "stored_images")
     parser.check(check_at_least, 1, "crops_per_image", "max_train_samples", "max_validation_samples")
     parser.check(check_at_least, 0, "image_metrics")
     args = parser.parse_args(input_args)
@@ -172,19 +190,46 @@ def fit(settings, latents, channels, args, deepest):
     return bottleneck.eval()
 
 
+def fit_priors(bottleneck, latents, args):
+    """Priors of a bottleneck's codes of training latents: without contexts, and with them where these fit in memory."""
+    if not bottleneck.levels:
+        return []
+    batches = latents[0][: args.prior_images].split(args.batch_size)
+    codes = [bottleneck.encode(batch.to(args.device)) for batch in batches]
+    plain, wide = FactorizedPrior.from_coder(bottleneck, contexts=False), FactorizedPrior.from_coder(bottleneck)
+    return [prior.fit(codes) for prior in (plain, wide)[: 1 + wide.config.contexts]]
+
+
+def stored(bottleneck, priors, codes, latents, args):
+    """Bits a latent element of files, by what wrote them, and the bytes of the tables that were chosen."""
+    elements, images, tables = sum(batch.numel() for batch in latents), sum(map(len, latents)), None
+    if priors:
+        code = joined(codes)
+        packed = bottleneck.pack(code)
+        files = [(len(prior.compress(code)), prior.summary()["prior"]["table_bytes"]) for prior in priors]
+        size, tables = min(files, key=lambda file: file[0] * args.stored_images / images + file[1])
+        sizes = {"": size, "plain_": files[0][0]}
+    else:
+        packed = torch.cat(latents).half().numpy().tobytes()
+        sizes = {"": len(packed)}
+    sizes |= {"gzip_": len(gzip.compress(packed)), "xz_": len(lzma.compress(packed))}
+    return {f"{name}bits_per_element": 8 * size / elements for name, size in sizes.items()} | {"table_bytes": tables}
+
+
 def decode(autoencoder, latents):
     """Images in [-1, 1] of latents."""
     return decode_latents(autoencoder, latents.to(autoencoder.dtype)).float().clamp(-1, 1)
 
 
 @torch.no_grad()
-def judge(bottleneck, settings, autoencoder, latents, references, metrics, args):
+def judge(bottleneck, priors, settings, autoencoder, latents, references, metrics, args):
     """One row: distortion of latents and images, bits; and the first decoded images."""
-    figures, shown, done = LatentFigures(bottleneck, args.device), [], 0
+    figures, codes, shown, done = LatentFigures(bottleneck, args.device), [], [], 0
     for metric in metrics.values():
         metric.reset()
     for batch in latents:
-        _, decoded = figures.update(batch.to(args.device), (args.resolution, args.resolution))
+        code, decoded = figures.update(batch.to(args.device), (args.resolution, args.resolution))
+        codes.append(code)
         if done < len(references):
             images = decode(autoencoder, decoded)[: len(references) - done]
             for name, metric in metrics.items():
@@ -192,42 +237,31 @@ def judge(bottleneck, settings, autoencoder, latents, references, metrics, args)
             if sum(map(len, shown)) < 4:
                 shown.append(images[:4].cpu())
             done += len(images)
-    elements = latents[0][0].numel() / args.resolution**2  # a pixel; sites that only pad cost bits, too
-    values = figures.compute()
-    nominal, entropy = values["nominal_bits_per_pixel"], values["entropy_bits_per_pixel"]
-    entropy = nominal if entropy is None else entropy
-    row = {
-        "name": label(settings),
-        "family": family(settings),
-        "settings": settings,
-        "bits_per_element": entropy / elements,
-        "nominal_bits_per_element": nominal / elements,
-        "bits_per_pixel": entropy,
-        "latent_snr_db": values["latent_snr_db"],
-    }
+    values, elements = figures.compute(), latents[0][0].numel() / args.resolution**2  # a pixel
+    row = {"name": label(settings), "family": family(settings), "settings": settings}
+    row |= stored(bottleneck, priors, codes, latents, args)
+    row["bits_per_pixel"] = row["bits_per_element"] * elements  # sites that only pad cost bits, too
+    for name in ("nominal", "entropy"):
+        rate = values[f"{name}_bits_per_pixel"]
+        row[f"{name}_bits_per_element"] = None if rate is None else rate / elements
+    row["latent_snr_db"] = values["latent_snr_db"]
     return row | (computed(metrics, list(metrics)) if done else {}), torch.cat(shown)[:4] if shown else None
 
 
-def upper_hull(points):
-    """The points that no mixture of two others beats, by rate."""
-    hull = []
-    for x, y in sorted(points):
-        while hull and hull[-1][0] == x:
-            hull.pop()  # the lower of two at one rate
-        while len(hull) > 1:
-            (x0, y0), (x1, y1) = hull[-2:]
-            if (y1 - y0) * (x - x0) > (y - y0) * (x1 - x0):
-                break
-            hull.pop()
-        hull.append((x, y))
-    return hull
+def front(points):
+    """The points that no other beats at its rate or a lower one, by rate."""
+    best = []
+    for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+    return best
 
 
 def at_rates(rows, value):
-    """What each family reaches at RATES, by mixing two of its codes: linear on the upper hull, and None beyond it."""
+    """What each family has at RATES, linear between its codes that no other of it beats, and None beyond them."""
     found = {}
     for name in dict.fromkeys(row["family"] for row in rows):
-        x, y = zip(*upper_hull((row["bits_per_element"], row[value]) for row in rows if row["family"] == name))
+        x, y = zip(*front((row["bits_per_element"], row[value]) for row in rows if row["family"] == name))
         found[name] = [float(np.interp(rate, x, y)) if x[0] <= rate <= x[-1] else None for rate in RATES]
     return found
 
@@ -242,7 +276,8 @@ def markdown(results):
         *("## All configurations", ""),
         *(figure_table("configuration", COLUMNS, [(row["name"], row) for row in rows]), ""),
         f"Fitted to {about['train']} and judged on {about['held_out']} crops of {about['resolution']} pixels, "
-        f"images on {about['decoded']}; against decode(z).",
+        f"images on {about['decoded']}; against decode(z). Priors are fitted to the codes of {about['priors']} "
+        "crops; all held-out codes are one file, without tables.",
     ]
     if any(row["family"] == "rvq" for row in rows):
         lines.append("The time of all residual quantisers of one K and p stands in the first one that was fitted.")
@@ -260,7 +295,7 @@ def draw(rows, path):
         for row in rows:
             name = {"scalar": "int2 … int8", "float": "fp16"}.get(row["family"], row["family"])
             points.setdefault(name, []).append((row["bits_per_element"], row[key]))
-        rate_distortion(points, "bits a latent element (entropy)", title, log_rate=True, connect=False, axis=axis)
+        rate_distortion(points, "bits a latent element (files)", title, log_rate=True, connect=False, axis=axis)
     save_figure(figure, path)
 
 
@@ -280,6 +315,7 @@ def draw_images(rows, references, shown, flip):
 @torch.no_grad()
 def main(args):
     requires("matplotlib", extra="visualization")
+    requires("constriction", extra="entropy")
     folder = Path(args.output_dir)
     check_output_folder(folder, overwrite=True)
     train = load_data(args, args.train_data_dir, "train", args.max_train_samples)
@@ -304,13 +340,16 @@ def main(args):
             for batch in references.split(args.batch_size):
                 metrics["fid"].update(None, batch.to(args.device))
     sizes = {"train": len(train), "held_out": len(held_out), "decoded": len(references)}
+    sizes["priors"] = min(len(train), args.prior_images)
     about, rows, deepest, shown = {"resolution": args.resolution, **sizes}, [], {}, {}
     for settings in tqdm(args.parsed, desc="Configurations"):
         start = time.perf_counter()
         bottleneck = fit(settings, latents, latents[0].shape[1], args, deepest)
-        seconds = time.perf_counter() - start
-        row, images = judge(bottleneck, settings, autoencoder, judged, references, metrics, args)
-        rows.append(row | {"seconds": seconds})
+        fitted = time.perf_counter()
+        priors = fit_priors(bottleneck, latents, args)
+        seconds = {"seconds": fitted - start, "prior_seconds": time.perf_counter() - fitted}
+        row, images = judge(bottleneck, priors, settings, autoencoder, judged, references, metrics, args)
+        rows.append(row | seconds)
         shown[row["name"]] = images
         tqdm.write(f"{row['name']}: {row['latent_snr_db']:.2f} dB at {row['bits_per_element']:.3f} bits")
         results = {

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusers_lasers import FactorizedPrior, ModelBasedVQCodec
+from diffusers_lasers import ModelBasedVQCodec
 from diffusers_lasers.commands.image_io import Pictures, to_tensor
 from diffusers_lasers.commands.scripts import run_script
 from diffusers_lasers.commands.timing import peak_memory_gib
 from diffusers_lasers.functional.images.psnr import image_psnr
-from diffusers_lasers.models.priors.image_codes import ImageCodes
+from diffusers_lasers.models.priors.image_codes import fit_prior
 from diffusers_lasers.training.data.image_flags import add_data_flags, check_held_out_images, open_images
 from diffusers_lasers.training.run.cards import run_record
 from diffusers_lasers.training.run.judgement import Judgement
@@ -149,7 +149,7 @@ def main(args):
     print(f"{codec.notation} fitted to {len(train)} images in {seconds:.0f} s{memory}: {folder}")
     judgement = Judgement(folder, secret=args.hub_token)
     with judgement.of("the prior of its codes"):
-        prior = FactorizedPrior.from_coder(codec).fit(ImageCodes(codec, Pictures(train)))
+        prior = fit_prior(codec, Pictures(train))
         prior.save_pretrained(folder / "prior")
     if held_out is not None:
         with judgement.of("the held-out images"):

@@ -6,9 +6,10 @@
     python examples/fit_latent_bottleneck.py --autoencoder vae/ --train_data_dir photos/ --bottleneck residual_vq \\
         --num_symbols 256 --depth 4 --output_dir rvq
 
-OUTPUT_DIR gets the bottleneck, settings.json and a model card. `LatentDLPipeline.from_pretrained(stable_diffusion,
-bottleneck=...)` takes the bottleneck. With --validation_data_dir the card has its figures on held-out images, with the
-bits that they cost; the bottleneck is saved before it is judged. Without --train_data_dir or --dataset_name it is
+OUTPUT_DIR gets the bottleneck, the prior of its codes in prior/, settings.json and a model card.
+`LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=...)` takes the bottleneck and finds the prior. With
+--validation_data_dir the card has its figures on held-out images, with the bits that they cost; the bottleneck is
+saved before it is judged. Without --train_data_dir or --dataset_name it is
 fitted to photographs that scikit-image installs.
 """
 
@@ -29,9 +30,10 @@ from diffusers_lasers.commands.latent_figures import LatentFigures
 from diffusers_lasers.commands.scripts import add_device_flag, run_script
 from diffusers_lasers.metrics import PSNR
 from diffusers_lasers.models.autoencoders import decode_latents
-from diffusers_lasers.training import ImageDataset, fit_bottleneck
+from diffusers_lasers.models.priors import FactorizedPrior
+from diffusers_lasers.training import ImageDataset
 from diffusers_lasers.training.data.image_flags import add_data_flags, check_held_out_images, open_images
-from diffusers_lasers.training.dictionaries.retrofit import collect_latents
+from diffusers_lasers.training.dictionaries.retrofit import collect_latents, fit_to_latents
 from diffusers_lasers.training.run.cards import run_record
 from diffusers_lasers.training.run.judgement import Judgement
 from diffusers_lasers.training.run.run_flags import add_hub_flags
@@ -42,6 +44,7 @@ from diffusers_lasers.utils.hub import create_repository, push_folder, write_mod
 from diffusers_lasers.utils.tables import figure_table
 
 
+PRIOR_SITES = 2**18  # whose codes a prior is fitted to, about
 # Key in settings.json, heading, format.
 COLUMNS = [
     ("latent_snr_db", "latent SNR dB", "{:.2f}"),
@@ -49,6 +52,7 @@ COLUMNS = [
     ("bits_per_pixel", "bits a pixel, nominal", "{:.3f}"),
     ("entropy_bits_per_pixel", "entropy, bits a pixel", "{:.3f}"),
     ("entropy_bits_per_element", "entropy, bits a latent element", "{:.3f}"),
+    ("cross_entropy_bits_per_element", "cross-entropy, bits a latent element", "{:.3f}"),
 ]
 
 
@@ -119,12 +123,26 @@ def build_bottleneck(args, channels):
 
 
 @torch.no_grad()
-def judge(autoencoder, bottleneck, data, args):
+def fit_prior(bottleneck, latents, args):
+    """The prior of the bottleneck's codes of the first training latents."""
+    codes, sites = [], 0
+    for batch in latents:
+        codes.append(bottleneck.encode(batch.to(args.device)))
+        sites += codes[-1].num_sites
+        if sites >= PRIOR_SITES:
+            break
+    return FactorizedPrior.from_coder(bottleneck).fit(codes)
+
+
+@torch.no_grad()
+def judge(autoencoder, bottleneck, prior, data, args):
     """What the bottleneck loses of held-out images, beside the autoencoder alone, and what its code costs."""
-    losses, psnr = LatentFigures(bottleneck, args.device), PSNR().to(args.device)
+    losses, psnr, bits = LatentFigures(bottleneck, args.device), PSNR().to(args.device), []
     for latents in collect_latents(autoencoder, data, args.batch_size):
         latents = latents.to(args.device)
-        _, decoded = losses.update(latents, (data.resolution, data.resolution))
+        code, decoded = losses.update(latents, (data.resolution, data.resolution))
+        if prior is not None:
+            bits.append(prior.bits(code))
         parts = (decode_latents(autoencoder, z.to(autoencoder.dtype)) for z in (decoded, latents))
         psnr.update(*(images.float().clamp(-1, 1) for images in parts))
     values = losses.compute()
@@ -136,6 +154,7 @@ def judge(autoencoder, bottleneck, data, args):
         "bits_per_pixel": values["nominal_bits_per_pixel"],
         "entropy_bits_per_pixel": values["entropy_bits_per_pixel"],
         "entropy_bits_per_element": values["entropy_bits_per_pixel"] / elements,
+        "cross_entropy_bits_per_element": float(torch.cat(bits).mean()) / latents[0].numel() if bits else None,
     }
 
 
@@ -187,7 +206,8 @@ def main(args):
     if args.push_to_hub:
         create_repository(folder, args.hub_model_id, args.hub_token)
     start = time.perf_counter()
-    fit_bottleneck(autoencoder, train, bottleneck, args.batch_size, args.normalize, **fit_arguments)
+    latents = collect_latents(autoencoder, train, args.batch_size)
+    fit_to_latents(bottleneck, latents, args.normalize, **fit_arguments)
     settings = run_record(
         args,
         validation=None,
@@ -199,17 +219,19 @@ def main(args):
     bottleneck.save_pretrained(folder)
     write_about(folder, bottleneck, settings)
     print(f"{type(bottleneck).__name__} fitted to {len(train)} crops in {settings['seconds']:.0f} s: {folder}")
-    judgement = Judgement(folder, secret=args.hub_token)
+    judgement, prior = Judgement(folder, secret=args.hub_token), None
+    with judgement.of("the prior of its codes"):
+        prior = fit_prior(bottleneck, latents, args)
+        prior.save_pretrained(folder / "prior")
     if held_out is not None:
         with judgement.of("the held-out images"):
-            figures = judge(autoencoder, bottleneck, held_out, args)
+            figures = judge(autoencoder, bottleneck, prior, held_out, args)
             write_about(folder, bottleneck, {**settings, "validation": figures})
             quality = f"latent SNR {figures['latent_snr_db']:.2f} dB, PSNR {figures['psnr_db']:.2f} dB"
-            bits = [f"{figures[f'entropy_bits_per_{unit}']:.3f}" for unit in ("element", "pixel")]
-            print(
-                f"{figures['images']} held-out crops: {quality}, entropy {bits[0]} bits a latent element, "
-                f"{bits[1]} bits a pixel"
-            )
+            bits = f"entropy {figures['entropy_bits_per_element']:.3f} bits a latent element"
+            if prior is not None:
+                bits += f", {figures['cross_entropy_bits_per_element']:.3f} by the prior"
+            print(f"{figures['images']} held-out crops: {quality}, {bits}")
     if args.push_to_hub:
         with judgement.of("the upload"):
             push_folder(folder, args.hub_model_id, args.hub_token, f"{type(bottleneck).__name__}, fitted")

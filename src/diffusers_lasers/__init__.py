@@ -45,6 +45,7 @@ _import_structure = {
         "LatentDLXLImg2ImgPipeline",
         "LatentDLXLPipeline",
     ],
+    "pipelines.modular_blocks": ["CodeRoundTrip", "DecodeFromCode", "EncodeToCode"],
     "pipelines.model_based_latent_diffusion": ["ModelBasedLatentDiffusionPipeline", "ModelBasedLatentDiffusionOutput"],
     "pipelines.restoration": ["DLRestorationPipeline", "DLRestorationPipelineOutput"],
     "schedulers": [
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
         ModelBasedLatentDiffusionOutput,
         ModelBasedLatentDiffusionPipeline,
     )
+    from .pipelines.modular_blocks import CodeRoundTrip, DecodeFromCode, EncodeToCode
     from .pipelines.restoration import DLRestorationPipeline, DLRestorationPipelineOutput
     from .schedulers import (
         AbsorbingD3PMScheduler,

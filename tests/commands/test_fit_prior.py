@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diffusers_lasers import AutoencoderDL, FactorizedPrior, ModelBasedVQCodec
-from diffusers_lasers.models.priors.image_codes import ImageCodes
+from diffusers_lasers.models.priors.image_codes import ImageCodes, fit_prior
 
 
 MODELS = {"dl": AutoencoderDL, "shared": AutoencoderDL, "vq": AutoencoderDL, "codec": ModelBasedVQCodec}
@@ -72,6 +72,34 @@ def test_evaluate_has_a_column_for_it(run):
     assert "bpp prior" not in output
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["dl", "codec"])
+def test_one_model_writes_files_of_many_rates(run, name):
+    copied(name)
+    status, output, errors = run(f"fit-prior {name} --data images --rate_weight 0.01 --no_contexts")
+    assert (status, errors) == (0, "")
+    model, prior = MODELS[name].from_pretrained(name), FactorizedPrior.from_pretrained(name, subfolder="prior")
+    both = [pixels(f"saved/{image}.png") for image in ("a", "b")]
+    code = model.encode_to_code(both[0], 0.03, prior)
+    assert fit_prior(model, both, 0.01, contexts=False).compress(code) == prior.compress(code)
+    sizes = []
+    for weight in (0, 0.03, 0.3):
+        assert run(f"encode saved/a.png a{weight}.code --model {name} --rate_weight {weight}")[0] == 0
+        sizes.append(Path(f"a{weight}.code").stat().st_size)
+    assert sizes[0] > sizes[1] > sizes[2] and Path("a0.03.code").read_bytes() == prior.compress(code)
+    assert run(f"decode a0.03.code a.png --model {name}")[0] == 0
+    sample = model.decode_from_code(code).sample.clamp(-1, 1)
+    assert (pixels("a.png") - sample).abs().max() < 0.51 / 127.5
+
+    line = f"evaluate {name} saved/none --data saved/a.png --json results.json --rate_weights 0 0.03"
+    status, output, errors = run(line)
+    assert (status, errors) == (0, "") and "rate weight" in output
+    rows = json.loads(Path("results.json").read_text())["models"]
+    assert [row.get("rate_weight") for row in rows] == [0, 0.03, None]
+    assert rows[1]["prior_bits_per_pixel"] == pytest.approx(float(prior.bits(code).sum()) / (31 * 22))
+    assert rows[0]["prior_bits_per_pixel"] > rows[1]["prior_bits_per_pixel"]
+
+
 def test_inspect_describes_it(run):
     copied("vq")
     assert run("fit-prior vq --data images --output elsewhere")[0] == 0
@@ -79,11 +107,11 @@ def test_inspect_describes_it(run):
     facts = json.loads(output)
     assert (status, errors) == (0, "") and facts["class"] == "FactorizedPrior"
     prior = FactorizedPrior.from_pretrained("elsewhere")
-    # two slots of 12 codewords, each with a table and one for each of 17 × 6 contexts
+    # two slots of 12 codewords, each with a table, one for each of 17 × 6 contexts, and 6 of repetition
     assert facts["prior"] == {
         "bits_per_site": int(prior.site_bits),
-        "tables": 2 * (1 + 17 * 6),
-        "table_bytes": 4 * 12 * 2 * (1 + 17 * 6),
+        "tables": 2 * (1 + 17 * 6 + 6),
+        "table_bytes": 4 * 2 * (12 * (1 + 17 * 6) + 2 * 6),
     }
 
 
@@ -102,6 +130,11 @@ def test_what_does_not_fit_is_one_line(run):
         "encode saved/a.png c.code --model other": "other/prior is the prior of other weights: run `fit-prior` again",
         "fit-prior saved/none --data images": "`model` must make codes, got IdentityBottleneck, which makes none.",
         "fit-prior dl --data images --max_images 0": "--max_images must be at least 1",
+        "fit-prior dl --data images --rate_weight -1": "`rate_weight` must be",
+        "encode saved/a.png c.code --model dl --rate_weight -1": "`rate_weight` must be",
+        "encode saved/a.png c.code --model dl --rate_weight 0.1 --no_prior": "`prior` must be given with",
+        "encode saved/a.png c.code --model saved/codec --rate_weight 0.1": "`prior` must be given with",
+        "encode saved/a.png c.code --model dl --rate_weight 0.1 --sparsity 1": "--sparsity must be left out",
         "decode a.code a.png --model dl --max_pixels 300": "more than --max_pixels 300",
     }.items():
         status, output, errors = run(line)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from diffusers_lasers import AutoencoderDL, ModelBasedVQCodec
+from diffusers_lasers import AutoencoderDL, FactorizedPrior, ModelBasedVQCodec
 from diffusers_lasers.metrics import CodeRate, flip_map
 from diffusers_lasers.visualization.image_grids import to_image
 
@@ -66,10 +66,18 @@ def noise(width, height, seed=0):
     return coarse.resize((width, height), Image.Resampling.BICUBIC)
 
 
+def prior_of(model):
+    """The prior of a model's codes of a few pictures."""
+    pixels = [torch.from_numpy(np.array(noise(64, 48, seed))).permute(2, 0, 1) / 127.5 - 1 for seed in range(4)]
+    return FactorizedPrior.from_coder(model).fit(model.encode_to_code(torch.stack(pixels)))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
-    trained(autoencoder()).save_pretrained(folder / "dl")
+    model = trained(autoencoder())
+    model.save_pretrained(folder / "dl")
+    prior_of(model).save_pretrained(folder / "dl" / "prior")
     autoencoder("vq", seed=1, num_codewords=16).save_pretrained(folder / "vq")
     pixels = torch.from_numpy(np.array(noise(96, 64))).permute(2, 0, 1)[None] / 127.5 - 1
     codec = ModelBasedVQCodec.from_notation("PQ-{8-4-4}", patch_size=8, codebook_bits=4)
@@ -234,12 +242,58 @@ def test_files_are_compared_at_the_codecs_bytes(folder, picture):
     assert jpeg.psnr == pytest.approx(peak_signal_noise_ratio(np.array(picture.image), decoded), abs=1e-3)
     assert results.jpeg_file(picture, 10).size > 10
     curve = results.jpeg_curve(picture)
-    assert curve == sorted(curve) and len(curve) == len(results.JPEG_QUALITIES)
+    assert curve == sorted(curve) and [psnr for _, psnr in curve] == sorted(psnr for _, psnr in curve)
+    assert len(results.JPEG_QUALITIES) // 2 < len(curve) <= 2 * len(results.JPEG_QUALITIES)
     cached = app_cache.CachedResults({}, {"PQ": codec})
     table = app_html.file_table(cached, picture, "PQ")
     assert (
         f"<td>{file.size:,}</td>" in table and "smallest file is longer" in table
     )  # 25 bytes of header and little more
+
+
+def test_a_prior_writes_the_files_of_its_own_bits(picture):
+    for model, bits in ((trained(autoencoder()), BITS), (autoencoder("scalar", bits=5, rate_weight=0.01), None)):
+        prior, encoded = prior_of(model), results.encode(model, picture)
+        for sparsity in (1, 2, SPARSITY):
+            point = results.reconstruct(model, picture, encoded, sparsity, bits, prior)
+            data = prior.compress(point.code)
+            assert prior.decompress(data) == point.code and point.size == len(data) and point.by_prior
+            assert point.rate == pytest.approx(8 * len(data) / (61 * 90))
+            packed = results.reconstruct(model, picture, encoded, sparsity, bits)
+            assert not packed.by_prior and packed.size > point.size and packed.rate == point.bits_per_pixel
+            assert torch.equal(packed.sample, point.sample)
+        cached = app_cache.CachedResults({"it": model}, {}, {model: prior})
+        shown = app_html.figures(cached, picture, "it", SPARSITY, bits)
+        assert "file by its prior" in shown and f"{point.size:,}" in shown and f"{point.rate:.3f}" in shown
+        assert f"{point.bits_per_pixel:.3f}" in shown and "packed" not in shown
+    model = autoencoder()
+    other = results.reconstruct(model, picture, results.encode(model, picture), 2, BITS - 1, prior_of(model))
+    assert not other.by_prior
+    shown = app_html.figures(app_cache.CachedResults({"it": model}, {}), picture, "it", SPARSITY, BITS)
+    assert "packed file" in shown and "rate of the file" not in shown
+
+
+def test_the_codecs_prior_writes_its_file(folder, picture):
+    codec = app_models.load_codec(str(folder / "codec"))
+    prior = prior_of(codec)
+    file, packed = results.codec_file(codec, picture, prior), results.codec_file(codec, picture)
+    assert file.by_prior and file.size == len(prior.compress(codec.encode_to_code(picture.pixels)))
+    assert torch.equal(file.sample, packed.sample) and file.nominal_bits_per_pixel == packed.nominal_bits_per_pixel
+    assert 0 < packed.bits_per_pixel - packed.nominal_bits_per_pixel <= 8 * 38 / (61 * 90)  # the header
+    assert "written by its prior" in app_html.file_table(
+        app_cache.CachedResults({}, {"PQ": codec}, {codec: prior}), picture, "PQ"
+    )
+    assert "it has no prior" in app_html.file_table(app_cache.CachedResults({}, {"PQ": codec}), picture, "PQ")
+
+
+def test_priors_beside_models_are_found_and_those_of_other_weights_are_not_used(folder, tmp_path):
+    library, said = app_models.Library([str(folder / "dl"), str(folder / "vq")], [str(folder / "codec")]), []
+    assert list(library.cached.priors) == [library.cached.models["dl"]]
+    shutil.copytree(folder / "vq", tmp_path / "vq")
+    prior_of(autoencoder("vq", seed=2, num_codewords=16)).save_pretrained(tmp_path / "vq" / "prior")
+    other = app_models.Library([str(tmp_path / "vq")], [str(folder / "codec")], report=said.append)
+    assert list(other.cached.models) == ["vq"] and not other.cached.priors
+    assert len(said) == 1 and "files are packed" in said[0] and "the prior of other weights" in said[0]
 
 
 # What is remembered, and who shares it
@@ -282,8 +336,13 @@ def test_the_curve_holds_every_sparsity(folder, picture):
     library = app_models.Library([str(folder / "dl"), str(folder / "vq")], [str(folder / "codec")])
     curve = library.cached.curve(picture, "dl", 3)
     points = [library.cached.point(picture, "dl", sparsity, 3) for sparsity in range(1, SPARSITY + 1)]
-    assert curve == [(point.bits_per_pixel, point.entropy_bits_per_pixel, point.psnr) for point in points]
-    assert [rate for rate, *_ in curve] == sorted(rate for rate, *_ in curve)
+    assert curve == [
+        {"nominal": point.bits_per_pixel, "entropy": point.entropy_bits_per_pixel, "psnr": point.psnr}
+        for point in points
+    ]
+    assert [rates["nominal"] for rates in curve] == sorted(rates["nominal"] for rates in curve)
+    files = [rates["files by its prior"] for rates in library.cached.curve(picture, "dl", BITS)]
+    assert files == sorted(files) and len(files) == SPARSITY
     assert len(library.cached.curve(picture, "vq", 3)) == 1
     drawn = library.cached.rates(picture, "dl", 2, 3)
     assert (
@@ -428,7 +487,9 @@ def test_scripts_run_with_the_demos_arguments_and_the_log_is_followed(tmp_path, 
     line = app_models.command("train_dlgan.py", tmp_path, app_models.TRAINING)
     parsed = train_dlgan.parse_args(line[2:])
     assert Path(line[1]).samefile(train_dlgan.__file__) and parsed.output_dir == str(tmp_path)
-    demo = re.search(r"DEMO_ARGS \?= (.*)", (EXAMPLES.parent / "Makefile").read_text())[1]
+    makefile = (EXAMPLES.parent / "Makefile").read_text()
+    assert tuple(re.search(r"DEMO_CODES := (.*)", makefile)[1].split()) == app_models.DEMO
+    demo = re.search(r"DEMO_ARGS \?= (.*)", makefile)[1]
     demo = train_dlgan.parse_args([*demo.split(), "--bottleneck", "dictionary", "--output_dir", str(tmp_path)])
     more = {"log_steps", "validation_steps", "mixed_precision"}
     assert {name for name, value in vars(parsed).items() if value != getattr(demo, name)} == more
@@ -516,12 +577,15 @@ class Visit:
 def agrees(visit, library, picture, name, sparsity, bits):
     """Waits until the page shows what the functions give for a setting, computed anew; returns the rate."""
     model = library.cached.models[name]
-    point = results.reconstruct(model, picture, results.encode(model, picture), sparsity, bits)
+    prior = library.cached.priors.get(model)
+    point = results.reconstruct(model, picture, results.encode(model, picture), sparsity, bits, prior)
+    assert point.by_prior == (name == "dl" and bits == BITS)
     error, heat = results.flip(point.sample, picture)
+    rate = f"rate of the file {point.rate:.3f} bits/pixel " if point.by_prior else ""
     expected = (
-        f"PSNR {point.psnr:.2f} dB nominal rate {point.bits_per_pixel:.3f} bits/pixel "
+        f"PSNR {point.psnr:.2f} dB {rate}nominal rate {point.bits_per_pixel:.3f} bits/pixel "
         f"entropy of this image {point.entropy_bits_per_pixel:.3f} bits/pixel "
-        f"packed file {point.size:,} bytes"
+        f"{'file by its prior' if point.by_prior else 'packed file'} {point.size:,} bytes"
     )
     # figures come before FLIP, and two settings may share a rounded FLIP: wait for both
     visit.page.wait_for_function(
@@ -545,7 +609,7 @@ def test_the_page_shows_an_uploads_results_and_follows_the_keyboard(served, brow
     visit.reads("#note", "90 × 61 pixels")
     picture = results.read_picture(str(folder / "picture.png"), 96)
     first = agrees(visit, library, picture, "dl", SPARSITY, BITS)
-    cached = app_cache.CachedResults(library.cached.models, library.cached.codecs)
+    cached = app_cache.CachedResults(library.cached.models, library.cached.codecs, library.cached.priors)
 
     visit.page.locator("#sparsity input[type=number]").focus()
     for _ in range(2):  # over the button that resets

@@ -137,7 +137,7 @@ def test_an_upload_that_fails_costs_no_model(name, at, tmp_path, monkeypatch, ca
 def test_what_is_wrong_is_found_before_the_work(name, at, tmp_path, monkeypatch):
     script, work = module(name), []
     monkeypatch.setattr(ModelBasedVQCodec, "fit", lambda *arguments, **named: work.append("fit"))
-    for part in ("train", "fit_bottleneck"):
+    for part in ("train", "collect_latents"):
         if hasattr(script, part):
             monkeypatch.setattr(script, part, lambda *arguments, **named: work.append("work"))
     monkeypatch.setattr(script, "create_repository", fail_to_create)

@@ -1,9 +1,11 @@
 """Runs examples/fit_latent_bottleneck.py and examples/evaluate_retrofit.py on a tiny autoencoder, and checks their
 figures against other computations."""
 
+import gzip
 import importlib.util
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffusers_lasers import DictionaryBottleneck, PerceptualSimilarity
+from diffusers_lasers import DictionaryBottleneck, FactorizedPrior, PerceptualSimilarity
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -91,6 +93,13 @@ def test_fits_a_dictionary_that_loads_and_whose_figures_hold(folder, tmp_path, a
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"{figures['latent_snr_db']:.2f}" in card and f"{figures['entropy_bits_per_pixel']:.3f}" in card
     assert "latent SNR" in output
+    prior = FactorizedPrior.from_pretrained(tmp_path / "out" / "prior")
+    code = bottleneck.encode(z)
+    assert figures["cross_entropy_bits_per_element"] == pytest.approx(
+        float(prior.bits(code).sum()) / z.numel(), rel=1e-3
+    )
+    assert prior.decompress(prior.compress(code)) == code and prior.bits(code).sum() < bottleneck.bits(code)
+    assert f"{figures['cross_entropy_bits_per_element']:.3f} by the prior" in output
 
 
 @pytest.mark.parametrize(
@@ -112,6 +121,7 @@ def test_fits_the_other_bottlenecks(folder, tmp_path, flags, monkeypatch):
     script.cli([str(word) for word in words])
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert settings["validation"]["latent_snr_db"] > 1
+    assert FactorizedPrior.load_config(tmp_path / "out" / "prior")["sparse"] is False
     assert uploads[0][0] == tmp_path / "out" and "secret" not in (tmp_path / "out" / "settings.json").read_text()
     with pytest.raises(SystemExit, match="fit_latent_bottleneck.py: error: "):
         script.cli([str(word) for word in [*words, "--overwrite_output_dir", "--autoencoder", tmp_path / "gone"]])
@@ -145,6 +155,8 @@ def test_every_family_is_judged_at_its_rate(folder, tmp_path, apart):
         assert row["bits_per_pixel"] == pytest.approx(
             row["bits_per_element"]
         )  # 4 channels at a quarter of the positions
+        assert (row["entropy_bits_per_element"] is None) == (row["table_bytes"] is None) == (row["name"] == "float16")
+        assert row["bits_per_element"] <= row.get("plain_bits_per_element", 16) and row["xz_bits_per_element"] > 0
     assert rows["float16"]["bits_per_element"] == 16 and rows["float16"]["latent_snr_db"] > 60
     assert rows["int8"]["latent_snr_db"] > rows["int4"]["latent_snr_db"] + 15
     assert (
@@ -178,21 +190,52 @@ def test_padding_costs_bits(folder, retrofit):
     arguments = retrofit.parse_args(words)
     latents = [torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(0))]
     bottleneck = retrofit.fit(arguments.parsed[0], latents, 4, arguments, {})
-    row, _ = retrofit.judge(bottleneck, arguments.parsed[0], vae, latents, torch.zeros(0), {}, arguments)
+    priors = retrofit.fit_priors(bottleneck, latents, arguments)
+    row, _ = retrofit.judge(bottleneck, priors, arguments.parsed[0], vae, latents, torch.zeros(0), {}, arguments)
     assert row["nominal_bits_per_element"] == pytest.approx(9 * 4 / 100)
     assert row["bits_per_pixel"] == pytest.approx(row["bits_per_element"])
 
 
-def test_rates_are_interpolated_on_the_upper_hull(retrofit):
-    points = [(0.4, 2.0), (0.6, 5.0), (1.0, 6.0), (1.5, 6.5), (2.0, 12.0)]
+def test_rates_are_those_of_files_and_contexts_pay_for_their_tables(retrofit):
+    """Smooth latents, whose neighbours tell much, under 4-bit scalar codes."""
+    coarse = torch.randn(24, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    latents = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bicubic")
+    words = ["--taef2", "x", "--grid", "none", "--configurations", "scalar:bits=4", "--device", "cpu"]
+    arguments = retrofit.parse_args([*words, "--prior_images", "16"])
+    bottleneck = retrofit.fit(arguments.parsed[0], [latents], 4, arguments, {})
+    priors = retrofit.fit_priors(bottleneck, [latents], arguments)
+    assert [prior.config.contexts for prior in priors] == [False, True]
+    held_out = list(latents[16:].split(3))
+    codes = [bottleneck.encode(batch) for batch in held_out]
+    elements, found = latents[16:].numel(), {}
+    for images in (1, 10**9):  # one cannot pay, a billion can
+        arguments.stored_images = images
+        found[images] = row = retrofit.stored(bottleneck, priors, codes, held_out, arguments)
+        bits = sum(float(priors[images > 1].bits(code).sum()) for code in codes)
+        assert bits <= row["bits_per_element"] * elements <= 1.01 * bits + 8 * 64
+        assert row["table_bytes"] == (4 * 4 * 16 if images == 1 else 4 * 4 * 16 * (1 + 17 * 6))
+    assert found[10**9]["bits_per_element"] < 0.8 * found[1]["bits_per_element"]
+    assert found[1]["bits_per_element"] == found[1]["plain_bits_per_element"] < 4
+    packed = np.concatenate([code.indices.numpy().ravel() for code in codes])
+    packed = (packed[::2] << 4 | packed[1::2]).astype(np.uint8).tobytes()
+    assert abs(found[1]["gzip_bits_per_element"] * elements / 8 - len(gzip.compress(packed))) < 200
+    floats = retrofit.stored(None, [], [], held_out, arguments)
+    assert floats["bits_per_element"] == 16 > floats["xz_bits_per_element"] and floats["table_bytes"] is None
+
+
+def test_files_need_their_coder(retrofit, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "constriction", None)
+    with pytest.raises(SystemExit, match=r"`constriction` is not installed.*diffusers_lasers\[entropy\]"):
+        retrofit.cli(["--taef2", "x", "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_rates_are_interpolated_between_the_codes_that_no_other_beats(retrofit):
+    """Never across a code in between: decibels of two codes in turn are not the mean of theirs."""
+    points = [(0.4, 2.0), (0.4, 1.0), (0.5, 1.5), (0.6, 5.0), (0.8, 5.5), (1.2, 6.5), (2.0, 12.0), (2.5, 12.0)]
     rows = [{"family": "a", "bits_per_element": x, "snr": y} for x, y in reversed(points)]
     found = retrofit.at_rates(rows, "snr")["a"]
-    assert (
-        found[0] == pytest.approx(3.5)
-        and found[1] == pytest.approx(5 + 7 * 0.4 / 1.4)
-        and found[2] == pytest.approx(12)
-    )
-    assert found[3:] == [None, None]
+    assert found[:3] == pytest.approx([3.5, 6.0, 12.0]) and found[3:] == [None, None]
 
 
 def test_taef2_is_an_autoencoder_tiny_with_normed_blocks(retrofit, tmp_path):

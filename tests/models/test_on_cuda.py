@@ -9,6 +9,7 @@ from diffusers_lasers import (
     AutoencoderDL,
     DictionaryBottleneck,
     EntropyScalarBottleneck,
+    FactorizedPrior,
     FSQBottleneck,
     ModelBasedVQCodec,
     PatchDiscriminator,
@@ -64,6 +65,16 @@ def test_codes_are_those_of_the_cpu_and_decode_alike(bottleneck):
     again = bottleneck.unpack(bottleneck.pack(got))
     assert again.indices.is_cuda
     torch.testing.assert_close(bottleneck.decode(again), bottleneck.decode(got))
+
+
+def test_choices_by_a_prior_on_the_cpu_are_those_of_the_cpu(bottleneck):
+    if bottleneck.slot_scales is not None and bottleneck.coefficient_bits is None:
+        pytest.skip("float coefficients have no choice")
+    z = latents()
+    prior = FactorizedPrior.from_coder(bottleneck, contexts=False).fit(bottleneck.encode(z))
+    code = bottleneck.encode(z, 3e-3, prior)
+    got = bottleneck.cuda().encode(z.cuda(), 3e-3, prior)
+    assert got.indices.is_cuda and (got.indices.cpu() == code.indices).all(dim=-1).float().mean() > 0.99
 
 
 def test_first_symbols_are_those_of_the_cpu(bottleneck):

@@ -30,6 +30,7 @@ from diffusers_lasers import (
     SparseCode,
     VectorQuantizerBottleneck,
 )
+from diffusers_lasers.functional import set_backend
 
 
 def latents(batch=3, channels=4, height=7, width=10, seed=0):
@@ -188,6 +189,24 @@ def test_the_probabilities_of_all_codes_sum_to_one(kind, contexts):
     assert total == pytest.approx(1, abs=1e-4)
 
 
+def test_tables_of_repetition_pay_in_flat_areas_and_cost_little_elsewhere():
+    """The codewords have no order here, so that the mean index of neighbours says nothing."""
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randint(64, (60, 1, 4, 4), generator=generator).float()
+    flat = torch.nn.functional.interpolate(flat, scale_factor=6).long().permute(0, 2, 3, 1)
+    noise = torch.randint(64, flat.shape, generator=generator)
+    for indices, low, high in ((flat, 0.3, 0.85), (noise, 0.999, 1.001)):
+        codes = [IndexCode(part.contiguous(), (64,), (24, 24)) for part in indices.split(30)]
+        bits = [
+            float(FactorizedPrior((64,), repeats=repeats).fit([codes[0]]).bits(codes[1]).sum())
+            for repeats in (True, False)
+        ]
+        assert low < bits[0] / bits[1] < high
+    prior = FactorizedPrior((2, 3), repeats=True)
+    prior.fit([random_index_code((2, 3), (3, 4, 5), seed) for seed in range(2)])
+    assert 0.8 < sum(2.0 ** -float(prior.bits(code)) for code in all_codes(prior, (2, 2), 1)) <= 1 + 1e-4
+
+
 def test_the_order_of_a_set_costs_nothing_and_changes_nothing():
     _, _, held, prior = build("shared")
     order = torch.rand(held.indices.shape, generator=torch.Generator().manual_seed(0)).argsort(dim=-1)
@@ -318,6 +337,17 @@ def test_bytes_are_the_same_over_threads_and_processes(fresh, tmp_path):
             assert found[name] == [(tmp_path / f"{name}.hex").read_text(), True]
 
 
+def test_bytes_are_the_same_with_both_backends():
+    for name in ("depth", "shared", "codec"):
+        model, _, held, prior = build(name)
+        data = prior.compress(held)
+        try:
+            set_backend("torch")
+            assert prior.compress(held) == data and prior.decompress(data) == canonical(model, held)
+        finally:
+            set_backend("auto")
+
+
 def test_a_new_fit_replaces_the_old_one():
     model, codes, held, _ = build("depth")
     prior = FactorizedPrior.from_coder(model).fit(codes)
@@ -344,14 +374,18 @@ def test_truncated_codes_have_a_price_too():
     st.lists(st.integers(1, 40), min_size=1, max_size=4),
     st.tuples(st.integers(0, 4), st.integers(1, 11), st.integers(1, 11)),
     st.booleans(),
+    st.booleans(),
     st.integers(0, 2**31),
 )
-def test_any_index_code_comes_back(levels, shape, contexts, seed):
+def test_any_index_code_comes_back(levels, shape, contexts, repeats, seed):
     """Also one that has nothing to do with the codes that the prior was fitted to."""
     levels = tuple(levels)
-    prior = FactorizedPrior(levels, contexts=contexts).fit(random_index_code(levels, (2, 3, 4), seed))
+    prior = FactorizedPrior(levels, contexts=contexts, repeats=repeats)
+    prior.fit(random_index_code(levels, (2, 3, 4), seed))
     code = random_index_code(levels, shape, seed + 1)
     code = replace(code, indices=torch.tensor(levels) - 1 - code.indices)
+    if seed % 2:
+        code.indices[:, 1:] = code.indices[:, :1]  # neighbours alike
     data = prior.compress(code)
     assert prior.decompress(data) == code
     assert float(prior.bits(code).sum()) / 8 <= len(data) <= float(prior.bits(code).sum()) / 8 * 1.01 + 64

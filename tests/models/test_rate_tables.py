@@ -162,13 +162,13 @@ def test_the_tables_start_from_the_first_latents(name):
 
 def test_symbols_that_were_never_seen_have_finite_bits_and_probabilities_sum_to_one():
     tables = RateTables(2, 5, 3)
-    assert torch.equal(tables.symbol_bits(), torch.full((2, 5), math.log2(5))) and tables.weight(1.0) == 0
+    assert torch.equal(tables.bits().symbols, torch.full((2, 5), math.log2(5))) and tables.weight(1.0) == 0
     tables.symbols[0, 2] = 1e6
     for ordered in (True, False):
-        bits = tables.symbol_bits(ordered)
+        bits = tables.bits(ordered).symbols
         assert torch.isfinite(bits).all() and (bits >= 0).all()
         torch.testing.assert_close(torch.exp2(-bits).sum(dim=1), torch.ones(2))
-    assert torch.equal(tables.symbol_bits(False)[0], tables.symbol_bits(False)[1])
+    assert torch.equal(tables.bits(False).symbols[0], tables.bits(False).symbols[1])
 
 
 @pytest.mark.parametrize("name", ["dictionary, floats", "dictionary, ordered", "dictionary, set"])

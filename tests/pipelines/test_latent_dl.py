@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderTiny,
+    AutoPipelineForImage2Image,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -22,6 +23,7 @@ from transformers import CLIPConfig, CLIPImageProcessor
 from diffusers_lasers import (
     AutoencoderDL,
     DictionaryBottleneck,
+    FactorizedPrior,
     FSQBottleneck,
     IdentityBottleneck,
     LatentDLPipeline,
@@ -191,6 +193,73 @@ def test_saves_and_loads_with_its_bottleneck(load, tmp_path, name):
     assert not hasattr(plain, "bottleneck")
 
 
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory):
+    """Folder of a dictionary with the prior of its codes in `prior`."""
+    folder, bottleneck = tmp_path_factory.mktemp("beside"), dictionary()
+    bottleneck.save_pretrained(folder)
+    FactorizedPrior.from_coder(bottleneck).fit(bottleneck.encode(latents())).save_pretrained(folder / "prior")
+    return folder
+
+
+def test_codes_as_bytes_at_the_rate_of_the_prior_beside_a_bottleneck(load, beside, stable_diffusion, tmp_path):
+    bottleneck = DictionaryBottleneck.from_pretrained(beside)
+    pipeline = load(bottleneck)
+    code = call(pipeline, num_images_per_prompt=2, output_type="code").images
+    data = pipeline.compress(code)
+    assert pipeline.prior.decompress(data) == code
+    expected = pipeline.decode(code, "np")
+    for packed in (data, bytearray(data), bottleneck.pack(code)):
+        assert np.array_equal(pipeline.decode(packed, "np"), expected)
+    pipeline.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "model_index.json").read_text())["prior"] == [
+        "diffusers_lasers", "FactorizedPrior",
+    ]  # fmt: skip
+    for loader in (LatentDLPipeline, DiffusionPipeline):
+        loaded = quiet(loader.from_pretrained(tmp_path / "saved"))
+        assert loaded.compress(code) == data and np.array_equal(loaded.decode(data, "np"), expected)
+    half = LatentDLPipeline.from_pretrained(tmp_path / "saved", dtype=torch.bfloat16)
+    assert half.compress(code) == data
+    # a bottleneck that is handed over takes the saved one's prior away, unless it brings its own
+    assert LatentDLPipeline.from_pretrained(tmp_path / "saved", bottleneck=dictionary(sparsity=1)).prior is None
+    other = LatentDLPipeline.from_pretrained(tmp_path / "saved", bottleneck=bottleneck)
+    assert other.compress(code) == data and other.prior is not loaded.prior
+    assert LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=bottleneck, prior=None).prior is None
+    plain = StableDiffusionPipeline.from_pretrained(stable_diffusion)
+    assert LatentDLPipeline.from_pipe(plain, bottleneck=bottleneck).compress(code) == data
+    assert LatentDLPipeline.from_pipe(pipeline).prior is pipeline.prior
+    image = AutoPipelineForImage2Image.from_pipe(pipeline)
+    assert image.prior is pipeline.prior and np.array_equal(image.decode(data, "np"), expected)
+
+
+def test_wrong_bytes_and_priors_are_refused_in_a_sentence(load, beside, tmp_path, monkeypatch):
+    pipeline = load(DictionaryBottleneck.from_pretrained(beside))
+    code = pipeline.encode(Image.new("RGB", (32, 32), "red"))
+    data, packed = pipeline.compress(code), pipeline.bottleneck.pack(code)
+    for wrong, sentence in (
+        (data[:-1], "must be whole"),
+        (bytes([*data[:-1], data[-1] ^ 1]), "must be whole"),
+        (packed[:-1], "must be whole"),
+        (b"", "must be the packed code"),
+        (b"no code at all, but long enough for a header", "must be the packed code"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            pipeline.decode(wrong)
+    monkeypatch.chdir(beside)  # a folder `prior` here is not the prior of a bottleneck that was never saved
+    without = load(dictionary(num_atoms=16))
+    assert without.prior is None
+    with pytest.raises(ValueError, match="`prior` must be that of the codes of `bottleneck`, got None"):
+        without.compress(code)
+    with pytest.raises(ValueError, match="`prior` must be that of the codes of `bottleneck`, got None"):
+        without.decode(data)
+    without.register_modules(prior=pipeline.prior)
+    for run in (lambda: without.compress(code), lambda: without.decode(data)):
+        with pytest.raises(ValueError, match="`prior` must be that of the codes of `bottleneck`, got that of other"):
+            run()
+    with pytest.raises(ValueError, match="`bottleneck` must be one that makes codes"):
+        load().compress(code)
+
+
 def test_from_pipe_works_both_ways(stable_diffusion):
     plain = quiet(StableDiffusionPipeline.from_pretrained(stable_diffusion))
     pipeline = quiet(LatentDLPipeline.from_pipe(plain, bottleneck=dictionary()))
@@ -258,7 +327,9 @@ def test_safety_checker_judges_the_coded_images(load, unsafe):
 
 
 def test_errors(load, stable_diffusion):
-    with pytest.raises(ValueError, match="`bottleneck` must be made for 4 latent channels as `vae` has them, got 5"):
+    with pytest.raises(
+        ValueError, match="`bottleneck` must be made for 4 latent channels as the autoencoder has them, got 5"
+    ):
         LatentDLPipeline.from_pretrained(stable_diffusion, bottleneck=DictionaryBottleneck(5, num_atoms=8, sparsity=1))
     pipeline = load()
     with pytest.raises(ValueError, match="`bottleneck` must be one that makes codes: .* got None"):
@@ -286,9 +357,10 @@ def test_stable_diffusion_xl(stable_diffusion_xl, tmp_path):
     pipeline = quiet(LatentDLXLPipeline.from_pipe(plain, bottleneck=dictionary()))
     output = call(pipeline, output_type="np")
     assert isinstance(output.code, SparseCode) and output.images.shape == (1, 32, 32, 3)
+    pipeline.register_modules(prior=FactorizedPrior.from_coder(pipeline.bottleneck).fit(output.code))
     pipeline.save_pretrained(tmp_path)
     loaded = quiet(DiffusionPipeline.from_pretrained(tmp_path))
-    assert type(loaded) is LatentDLXLPipeline
+    assert type(loaded) is LatentDLXLPipeline and loaded.compress(output.code) == pipeline.compress(output.code)
     assert np.array_equal(call(loaded, output_type="np").images, output.images)
     pipeline.vae.register_to_config(force_upcast=True)
     pipeline.vae.to(torch.float16)

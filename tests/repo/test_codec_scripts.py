@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def test_files_of_priors_are_timed_beside_packed_ones(folder, tmp_path, here):
-    sizes = ("--side", 64, "--images", 4, "--rounds", 1)
+    sizes = ("--side", 128, "--rounds", 1)
     threads = torch.get_num_threads()
     code, output, said = here(
         BENCHMARKS / "benchmark_prior_speed.py", folder / "ordered", *sizes, "--output_dir", tmp_path
@@ -40,8 +40,8 @@ def test_files_of_priors_are_timed_beside_packed_ones(folder, tmp_path, here):
     assert code == 0, said
     row = json.loads((tmp_path / "prior_speed.json").read_text())["rows"]["ordered"]
     codec = ModelBasedVQCodec.from_pretrained(folder / "ordered")
-    packed = len(codec.pack(codec.encode_to_code(torch.zeros(4, 3, 64, 64))))
-    assert row["nominal"] == 8 * packed / (4 * 64 * 64) and 0 < row["prior"] < row["nominal"]
+    packed = len(codec.pack(codec.encode_to_code(torch.zeros(21, 3, 128, 128))))  # 2 × 3 and 3 × 5 tiles
+    assert row["nominal"] == 8 * packed / (21 * 128 * 128) and 0 < row["prior"] < row["nominal"]
     assert row["compress_sites"] * 64 == pytest.approx(row["compress_pixels"])
     assert "| ordered |" in output
 

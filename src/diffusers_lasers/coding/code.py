@@ -12,6 +12,7 @@ by `to`. Constructors look at shapes and types only, never at values, which woul
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -126,6 +127,11 @@ class Code:
         flat = (self.indices + (1 + columns * torch.arange(books, device=self.device))).flatten()
         counts = flat.new_zeros(books * columns).index_add_(0, flat, torch.ones_like(flat))
         return counts.view(books, columns)[:, 1:]
+
+
+def joined(codes: Sequence[_Kind]) -> _Kind:
+    """Codes of images of one size, at least one, as a code of all their images in turn."""
+    return replace(codes[0], **{name: torch.cat([getattr(code, name) for code in codes]) for name in codes[0].tensors})
 
 
 def _same(first: torch.Tensor, second: torch.Tensor) -> bool:

@@ -25,6 +25,7 @@ class Coder:
     Attributes:
         levels (`tuple[int, ...]`): Size of the alphabet of each slot; empty where there is no code.
         ordered (`bool`): Whether the order of a site's slots is part of the code, or they are a set.
+        numeric (`bool`): Whether symbols are cells of a number in ascending order.
         coefficient_bits (`int`, *optional*): Bits of a coefficient; `None` for float32, and where there are none.
         slot_scales (`torch.Tensor` of shape `(S,)`, *optional*): Half-widths of the quantiser of coefficients; `None`
             where there are none.
@@ -33,6 +34,7 @@ class Coder:
 
     levels: tuple[int, ...] = ()
     ordered: bool = True
+    numeric: bool = False
     coefficient_bits: int | None = None
     slot_scales: torch.Tensor | None = None
     site_side: int = 1

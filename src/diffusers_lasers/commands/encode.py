@@ -20,6 +20,7 @@ AS_SAVED = object()
 EXAMPLE = """example:
   diffusers-lasers encode photo.png photo.code --model outputs/dl --psnr
   diffusers-lasers encode a.png b.png codes/ --model outputs/dl --sparsity 2
+  diffusers-lasers encode photo.png small.code --model outputs/dl --rate_weight 0.002
 """
 
 
@@ -60,6 +61,12 @@ class EncodeCommand:
             default=AS_SAVED,
             metavar="BITS",
             help="bits of a coefficient, 1 to 16 or `float`, of a dictionary model; default: as it was saved",
+        )
+        parser.add_argument(
+            "--rate_weight",
+            type=float,
+            metavar="LAMBDA",
+            help="take the code of the least error plus LAMBDA a bit of the prior, e.g. 0.001; default: as trained",
         )
         parser.add_argument(
             "--no_prior",
@@ -111,6 +118,8 @@ class EncodeCommand:
         if kind != "dictionary" and (self.args.sparsity is not None or new_bits):
             option = "--coefficient_bits" if new_bits else "--sparsity"
             raise ValueError(f"{option} is for models with a dictionary, {what}.")
+        if self.args.sparsity is not None and self.args.rate_weight is not None:
+            raise ValueError("--sparsity must be left out with --rate_weight, which chooses the number of atoms.")
         if kind == "none":
             raise ValueError(f"{what}, which makes no code.")
         channels = model.config.get("in_channels", 3)
@@ -126,7 +135,7 @@ class EncodeCommand:
         import torch
 
         with torch.no_grad():
-            code = model.encode_to_code(pixels)
+            code = model.encode_to_code(pixels, self.args.rate_weight, prior)
             if self.args.sparsity is not None:
                 code = model.coder.truncate(code, self.args.sparsity)
             sample = model.decode_from_code(code).sample if decoded else None

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   diffusers-lasers evaluate outputs/dl outputs/vq outputs/opq --data photos/ --json results.json
 """
-PRIOR_RATE = "prior_bits_per_pixel"
+PRIOR_RATE, RATE_WEIGHT = "prior_bits_per_pixel", "rate_weight"
 # Key, heading, format.
 COLUMNS = [
+    (RATE_WEIGHT, "rate weight", "{:g}"),
     ("psnr", "PSNR dB", "{:.2f}"),
     ("ssim", "SSIM", "{:.4f}"),
     ("flip", "FLIP", "{:.4f}"),
@@ -56,6 +57,13 @@ class EvaluateCommand:
             "--data",
             help="folder of images, one image, parquet, or a pattern; default: scikit-image's held-out photographs",
         )
+        parser.add_argument(
+            "--rate_weights",
+            type=float,
+            nargs="+",
+            metavar="LAMBDA",
+            help="a row for each: codes of the least error plus LAMBDA a bit of the prior; default: as trained",
+        )
         parser.add_argument("--max_images", type=int, metavar="N", help="take only the first N images")
         parser.add_argument("--json", metavar="FILE", help="also write the figures and how they were computed")
         add_device_argument(parser)
@@ -82,12 +90,13 @@ class EvaluateCommand:
         def judge(name: str) -> None:
             model = load_model(name, device=device)
             prior = load_prior(name, None, None, model) if model.levels else None
-            row, used, skipped = evaluate(name, model, source, dict(metrics), missing, device, prior)
-            for index in skipped.keys() - unreadable.keys():
-                report(args, skipped[index])
-            unreadable.update(skipped)
-            rows.append(row)
-            protocols.update(used)
+            for weight in (args.rate_weights or [None]) if model.levels else [None]:
+                row, used, skipped = evaluate(name, model, source, dict(metrics), missing, device, prior, weight)
+                for index in skipped.keys() - unreadable.keys():
+                    report(args, skipped[index])
+                unreadable.update(skipped)
+                rows.append(row)
+                protocols.update(used)
 
         failure = None
         try:
@@ -138,6 +147,7 @@ def evaluate(
     missing: dict[str, str],
     device: torch.device,
     prior: Any = None,
+    rate_weight: float | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any], dict[int, Exception]]:
     """
     One model's figures and the protocols of the metrics.
@@ -151,6 +161,7 @@ def evaluate(
         missing (`dict[str, str]`): What is not computed, and why; added to.
         device (`torch.device`): Where to compute.
         prior ([`FactorizedPrior`], *optional*): Prior of the model. Defaults to `None`: its rate is left out.
+        rate_weight (`float`, *optional*): λ of the codes. Defaults to `None`: as the model was trained.
 
     Returns:
         `tuple[dict, dict, dict]`: Row, protocols, and by their numbers the errors of images that could not be read
@@ -167,7 +178,7 @@ def evaluate(
 
     for metric in metrics.values():
         metric.reset()
-    coder, unreadable = _Coder(model, prior), {}
+    coder, unreadable = _Coder(model, prior, rate_weight), {}
     for index in tqdm(range(len(source)), desc=name, leave=False, disable=None):
         try:
             pixels = to_tensor(source[index]).to(device)
@@ -180,6 +191,7 @@ def evaluate(
     if len(unreadable) == len(source):
         raise unreadable[0]
     row = {"model": name, "class": type(model).__name__}
+    row |= {} if rate_weight is None else {RATE_WEIGHT: rate_weight}
     row |= computed(metrics, list(METRICS))
     return row | coder.rates(), {key: metric.protocol() for key, metric in metrics.items()}, unreadable
 
@@ -187,8 +199,9 @@ def evaluate(
 class _Coder:
     """Reconstructs images by their codes, and counts what the codes cost."""
 
-    def __init__(self, model: Any, prior: Any = None):
+    def __init__(self, model: Any, prior: Any = None, rate_weight: float | None = None):
         self.model, self.pixels, self.bits, self.rate = model, 0, 0.0, None
+        self.rate_weight = rate_weight
         self.prior, self.prior_bits = prior, 0.0
         if model.levels:
             from ..metrics import CodeRate
@@ -203,7 +216,7 @@ class _Coder:
             latents = model.encode(images).latents
             stored = latents.half().to(latents.dtype)
             return model.decode(stored, force_not_quantize=True).sample[..., :height, :width]
-        code = model.encode_to_code(images)
+        code = model.encode_to_code(images, self.rate_weight, self.prior)
         self.rate.update(code)
         if self.prior is not None:
             self.prior_bits += float(self.prior.bits(code).sum())
@@ -218,7 +231,8 @@ class _Coder:
 
 def table(rows: list[dict[str, Any]], about: str, missing: dict[str, str]) -> str:
     """A Markdown table whose columns stand under each other, and notes."""
-    columns = [column for column in COLUMNS if column[0] != PRIOR_RATE or any(PRIOR_RATE in row for row in rows)]
+    found = {key for row in rows for key in row}
+    columns = [column for column in COLUMNS if column[0] not in (PRIOR_RATE, RATE_WEIGHT) or column[0] in found]
     cells = [["model", *(title for _, title, _ in columns)]]
     for row in rows:
         figures = [form.format(row[key]) if row.get(key) is not None else "–" for key, _, form in columns]

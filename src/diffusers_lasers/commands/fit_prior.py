@@ -16,6 +16,7 @@ from .loading import PRIOR, add_model_arguments, get_device, load_model
 EXAMPLE = """example:
   diffusers-lasers fit-prior outputs/dl --data photos/
   diffusers-lasers encode photo.png photo.code --model outputs/dl
+  diffusers-lasers fit-prior outputs/dl --data photos/ --rate_weight 0.002
 """
 
 
@@ -40,14 +41,20 @@ class FitPriorCommand:
         parser.add_argument(
             "--no_contexts", action="store_true", help="probabilities that do not depend on neighbours: smaller tables"
         )
+        parser.add_argument(
+            "--rate_weight",
+            type=float,
+            metavar="LAMBDA",
+            help="fit it to codes of the least error plus LAMBDA a bit, for `encode --rate_weight` about as large; "
+            "default: to codes as the model was trained to make them",
+        )
         parser.set_defaults(command=FitPriorCommand)
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
 
     def run(self) -> None:
-        from ..models.priors import FactorizedPrior
-        from ..models.priors.image_codes import ImageCodes
+        from ..models.priors.image_codes import fit_prior
         from ..utils.image_sources import load_image_dataset
 
         args = self.args
@@ -61,8 +68,7 @@ class FitPriorCommand:
         model = load_model(args.model, args.subfolder, args.revision, get_device(args.device))
         source = load_image_dataset(train_data_dir=args.data, split="train", max_samples=args.max_images)
         arguments = {"contexts": False} if args.no_contexts else {}
-        prior = FactorizedPrior.from_coder(model, **arguments)
-        prior.fit(ImageCodes(model, Pictures(source)))
+        prior = fit_prior(model, Pictures(source), args.rate_weight, **arguments)
         prior.save_pretrained(target)
         size = sum(path.stat().st_size for path in target.iterdir() if path.is_file())
         site, nominal = int(prior.site_bits), model.coder.bits_per_site

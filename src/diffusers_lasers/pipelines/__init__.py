@@ -14,11 +14,15 @@ _import_structure = {
         "LatentDLXLPipeline",
     ],
     "model_based_latent_diffusion": ["ModelBasedLatentDiffusionOutput", "ModelBasedLatentDiffusionPipeline"],
+    "modular_blocks": ["CodeRoundTrip", "DecodeFromCode", "EncodeToCode"],
     "restoration": ["DLRestorationPipeline", "DLRestorationPipelineOutput"],
 }
 __all__ = [
+    "CodeRoundTrip",
     "DLRestorationPipeline",
     "DLRestorationPipelineOutput",
+    "DecodeFromCode",
+    "EncodeToCode",
     "LatentDLImg2ImgPipeline",
     "LatentDLPipeline",
     "LatentDLPipelineOutput",
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
         LatentDLXLPipeline,
     )
     from .model_based_latent_diffusion import ModelBasedLatentDiffusionOutput, ModelBasedLatentDiffusionPipeline
+    from .modular_blocks import CodeRoundTrip, DecodeFromCode, EncodeToCode
     from .restoration import DLRestorationPipeline, DLRestorationPipelineOutput
 else:
     import sys

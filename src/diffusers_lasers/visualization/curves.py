@@ -163,7 +163,7 @@ def rate_distortion(
         axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_formatter(ticker.NullFormatter())
-    axis.legend()
+    axis.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)  # beside the points, never over one
     return axis.figure
 
 

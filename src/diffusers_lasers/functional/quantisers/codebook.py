@@ -51,23 +51,30 @@ def nearest_codewords(signals: torch.Tensor, codebook: torch.Tensor) -> torch.Te
 
 
 def with_costs(
-    signals: torch.Tensor, codebooks: torch.Tensor, costs: torch.Tensor
+    signals: torch.Tensor, codebooks: torch.Tensor, costs: torch.Tensor, together: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     r"""
     Appends features that make a codeword's cost a part of its squared distance. Any search for the nearest codeword, or
     for the nearest sum of one codeword of each stage, then minimises the squared error plus the costs.
 
     Stage j has a feature of its own, where signals have 0 and codeword k has \(\sqrt{cost_{jk}}\). A sum of codewords
-    has such a root in each of these features, which adds \(\sum_j cost_{jk_j}\) to its squared distance.
+    has such a root in each of these features, which adds \(\sum_j cost_{jk_j}\) to its squared distance. The parts of a
+    product quantiser are searched one by one: one feature a part is enough.
 
     Args:
-        signals (`torch.Tensor` of shape `(N, n)`): Signals.
-        codebooks (`torch.Tensor` of shape `(m, codewords, n)`): One codebook for each stage.
+        signals (`torch.Tensor` of shape `(N, n)`; of a product quantiser `(N, m·n)`): Signals.
+        codebooks (`torch.Tensor` of shape `(m, codewords, n)`): One codebook for each stage, or part.
         costs (`torch.Tensor` of shape `(m, codewords)`): Costs, at least 0, in units of the squared error.
+        together (`bool`, defaults to `True`): Whether the codewords of all stages are added up, or those of a product
+            quantiser stand side by side.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Signals `(N, n + m)` and codebooks `(m, codewords, n + m)`.
+        `tuple[torch.Tensor, torch.Tensor]`: Signals `(N, n + m)` and codebooks `(m, codewords, n + m)`; of a product
+        quantiser `(N, m·(n + 1))` and `(m, codewords, n + 1)`.
     """
+    if not together:
+        parts = F.pad(signals.unflatten(1, (len(costs), -1)), (0, 1))
+        return parts.flatten(1), torch.cat([codebooks, costs.sqrt().unsqueeze(2)], 2)
     return F.pad(signals, (0, len(costs))), torch.cat(
         [codebooks, torch.diag_embed(costs.sqrt().t()).transpose(0, 1)], 2
     )

@@ -365,20 +365,23 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
 
     @apply_forward_hook
     @torch.no_grad()
-    def encode_to_code(self, x: torch.Tensor) -> Code:
+    def encode_to_code(self, x: torch.Tensor, rate_weight: float | None = None, prior: Any = None) -> Code:
         """
         The code of images.
 
         Args:
             x (`torch.Tensor` of shape `(B, in_channels, H, W)`): Images in [−1, 1].
+            rate_weight (`float`, *optional*): λ of this call: the code is that of the least error plus λ · bits. See
+                [`Bottleneck.encode_to_code`]. Defaults to `None`: as the model was trained.
+            prior ([`FactorizedPrior`], *optional*): The model's prior, whose bits count.
 
         Returns:
             [`SparseCode`] or [`IndexCode`]: The code, with the images' size.
 
         Raises:
-            ValueError: If the model has no bottleneck.
+            ValueError: If the model has no bottleneck, or λ and prior do not fit.
         """
-        code = self.bottleneck.encode(self._sliced(self._encode, x))
+        code = self.bottleneck.encode(self._sliced(self._encode, x), rate_weight, prior)
         return replace(code, image_size=tuple(x.shape[-2:]))
 
     @apply_forward_hook

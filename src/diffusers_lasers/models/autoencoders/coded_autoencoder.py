@@ -26,12 +26,21 @@ from ...utils.hub import LasersHubMixin
 from ..bottlenecks import Bottleneck
 from ..image_coder import ImageCoder
 from ..priors import FactorizedPrior
-from .diffusers_latents import encoder_latents, from_denoiser, spatial_factor, to_denoiser
+from .diffusers_latents import (
+    decode_latents,
+    encoder_latents,
+    for_bottleneck,
+    from_denoiser,
+    spatial_factor,
+    to_denoiser,
+    without_own_bottleneck,
+)
 
 
 __all__ = ["CodedAutoencoder"]
 
 _PARTS = ("autoencoder", "bottleneck", "prior")
+_HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "create_pr", "token")
 _LIBRARIES = ("diffusers", "diffusers_lasers")
 
 
@@ -42,6 +51,7 @@ class _SavedInParts:
         """Saves each part in a folder of its name, and config.json, which names their classes."""
         import diffusers
 
+        hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
         folder, classes = Path(save_directory), {"_class_name": type(self).__name__}
         for name in _PARTS:
             part = getattr(self, name)
@@ -51,6 +61,8 @@ class _SavedInParts:
                 part.save_pretrained(folder / name, *args, **kwargs)
         classes["_diffusers_version"] = diffusers.__version__
         write_text(folder / self.config_name, json.dumps(classes, indent=2, sort_keys=True) + "\n")
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
@@ -72,14 +84,14 @@ class _SavedInParts:
         classes = cls.load_config(pretrained_model_name_or_path, **where)
         subfolder, parts = kwargs.pop("subfolder", None), {}
         for name in _PARTS:
-            library, class_name = classes.get(name) or (None, None)
-            if class_name is None and name == "prior":
+            named = classes.get(name)
+            if named is None and name == "prior":
                 continue
-            model = getattr(diffusers, str(class_name), None) if library in _LIBRARIES else None
+            known = isinstance(named, list) and len(named) == 2 and named[0] in _LIBRARIES
+            model = getattr(diffusers, str(named[1]), None) if known else None
             if not isinstance(model, type) or not issubclass(model, ModelMixin):
                 raise ValueError(
-                    f"`{name}` in {cls.config_name} must be a model of {' or '.join(_LIBRARIES)}, got "
-                    f"{classes.get(name)!r}."
+                    f"`{name}` in {cls.config_name} must be a model of {' or '.join(_LIBRARIES)}, got {named!r}."
                 )
             place = "/".join(part for part in (subfolder, name) if part)
             parts[name] = model.from_pretrained(pretrained_model_name_or_path, *args, subfolder=place, **kwargs)
@@ -126,11 +138,11 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
         channels, expected = bottleneck.config.latent_channels, _latent_channels(autoencoder)
         if expected is not None and channels not in expected:
             raise ValueError(
-                f"`bottleneck` must be made for {' or '.join(map(str, expected))} latent channels as `autoencoder` "
+                f"`bottleneck` must be made for {' or '.join(map(str, expected))} latent channels as the autoencoder "
                 f"has them, got {channels}."
             )
         if prior is not None and int(prior.coder_fingerprint) != bottleneck.fingerprint:
-            raise ValueError("`prior` must be fitted to codes of `bottleneck`, it is of another one.")
+            raise ValueError("`prior` must be that of the codes of `bottleneck`, got that of other weights.")
         self.autoencoder = autoencoder
         self.bottleneck = bottleneck
         self.prior = prior
@@ -200,7 +212,9 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
 
     def _needed_prior(self) -> FactorizedPrior:
         if self.prior is None:
-            raise ValueError("`prior` must be there to compress codes, got None: use `pack`, or fit one.")
+            raise ValueError(
+                "`prior` must be that of the codes of `bottleneck`, got None: give `prior=...`, or use `pack`."
+            )
         return self.prior
 
     @torch.no_grad()
@@ -231,12 +245,15 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
             `torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`: Latents as `decode` of the autoencoder inside
             takes them.
         """
+        return from_denoiser(self.autoencoder, self._denoiser_latents(code, frames))
+
+    def _denoiser_latents(self, code: Code, frames: int | None) -> torch.Tensor:
         coded = self.bottleneck.decode(code).to(self.autoencoder.dtype)
         if self._is_of_video:
             if frames is not None and (frames < 1 or len(code) % frames):
                 raise ValueError(f"`frames` must divide the {len(code)} images of the code, got {frames}.")
-            coded = coded.unflatten(0, (-1, frames or max(len(code), 1))).transpose(1, 2)
-        return self._from_bottleneck(coded)
+            return coded.unflatten(0, (-1, frames or max(len(code), 1))).transpose(1, 2)
+        return self._patched(coded)
 
     @apply_forward_hook
     def encode(self, *args: Any, **kwargs: Any) -> Any:
@@ -261,21 +278,28 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
             coded = self.bottleneck(self._to_bottleneck(z)).latents.to(z.dtype)
             if z.ndim == 5:
                 coded = coded.unflatten(0, (z.shape[0], z.shape[2])).transpose(1, 2)
-            z = self._from_bottleneck(coded)
+            z = from_denoiser(self.autoencoder, self._patched(coded))
+            kwargs = kwargs | without_own_bottleneck(self.autoencoder)
         return self.autoencoder.decode(z, *args, **kwargs)
 
     def _to_bottleneck(self, latents: torch.Tensor) -> torch.Tensor:
-        scaled = to_denoiser(self.autoencoder, latents)
-        if scaled.ndim == 5:
-            return scaled.transpose(1, 2).flatten(0, 1)
-        split = scaled.shape[1] == 4 * self.bottleneck.config.latent_channels
-        return F.pixel_shuffle(scaled, 2) if split else scaled
+        return for_bottleneck(to_denoiser(self.autoencoder, latents), self.bottleneck.config.latent_channels)
 
-    def _from_bottleneck(self, coded: torch.Tensor) -> torch.Tensor:
-        expected = _latent_channels(self.autoencoder)
-        if expected is not None and len(expected) > 1 and coded.shape[1] == expected[0]:
-            coded = F.pixel_unshuffle(coded, 2)
-        return from_denoiser(self.autoencoder, coded)
+    def _patched(self, coded: torch.Tensor) -> torch.Tensor:
+        """Decoded latents on the denoiser's scale: in patches where it sees these and the bottleneck does not."""
+        channels = _latent_channels(self.autoencoder)
+        split = channels is not None and len(channels) > 1 and coded.shape[1] == channels[0]
+        return F.pixel_unshuffle(coded, 2) if split else coded
+
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:
+        """Images whose sides the autoencoder divides, on its device and of its type."""
+        factor = spatial_factor(self.autoencoder) * len(_latent_channels(self.autoencoder) or (1,))
+        height, width = x.shape[-2:]
+        margin = (0, -width % factor, 0, -height % factor)
+        if any(margin):
+            frames = F.pad(x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x, margin, mode="replicate")
+            x = frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2) if x.ndim == 5 else frames
+        return x.to(self.autoencoder.dtype)
 
     @apply_forward_hook
     @torch.no_grad()
@@ -293,19 +317,16 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
         Raises:
             ValueError: If the bottleneck makes no codes.
         """
-        factor = spatial_factor(self.autoencoder) * len(_latent_channels(self.autoencoder) or (1,))
-        height, width = x.shape[-2:]
-        margin = (0, -width % factor, 0, -height % factor)
-        if any(margin):
-            frames = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x
-            padded = F.pad(frames, margin, mode="replicate")
-            x = padded.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2) if x.ndim == 5 else padded
-        latents = encoder_latents(self.autoencoder.encode(x.to(self.autoencoder.dtype)))
-        return replace(self.latents_to_code(latents), image_size=(height, width))
+        latents = encoder_latents(self.autoencoder.encode(self._padded(x)))
+        return replace(self.latents_to_code(latents), image_size=tuple(x.shape[-2:]))
 
     @apply_forward_hook
     def decode_from_code(
-        self, code: Code, frames: int | None = None, return_dict: bool = True
+        self,
+        code: Code,
+        frames: int | None = None,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """
         Images or videos of a code.
@@ -314,19 +335,20 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
             code ([`SparseCode`] or [`IndexCode`]): A code of this model.
             frames (`int`, *optional*): Latent frames of a video; see [`code_to_latents`].
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+            generator (`torch.Generator`, *optional*): For decoders that draw.
 
         Returns:
             `DecoderOutput` or `tuple`: Images `(B, 3, H, W)` or videos `(B, 3, T, H, W)`, cropped to the code's
             `image_size` where it has one.
         """
-        sample = self.autoencoder.decode(self.code_to_latents(code, frames), return_dict=False)[0]
+        sample = decode_latents(self.autoencoder, self._denoiser_latents(code, frames), generator)
         if code.image_size is not None:
             sample = sample[..., : code.image_size[0], : code.image_size[1]]
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:
         """
-        Reconstructs images from their codes.
+        Reconstructs images from their codes; without codes, as the autoencoder does.
 
         Args:
             sample (`torch.Tensor` of shape `(B, 3, H, W)` or `(B, 3, T, H, W)`): Images in [−1, 1].
@@ -335,7 +357,9 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
         Returns:
             `DecoderOutput` or `tuple`: The reconstruction.
         """
-        decoded = self.decode(encoder_latents(self.autoencoder.encode(sample)), return_dict=False)[0]
+        height, width = sample.shape[-2:]
+        latents = encoder_latents(self.autoencoder.encode(self._padded(sample)))
+        decoded = self.decode(latents, return_dict=False)[0][..., :height, :width]
         return DecoderOutput(sample=decoded) if return_dict else (decoded,)
 
     def summary(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from diffusers import ModelMixin
 from torch.nn import functional as F
 
 
-__all__ = ["decode_latents", "encode_latents", "from_denoiser", "to_denoiser"]
+__all__ = ["decode_latents", "encode_latents", "for_bottleneck", "from_denoiser", "to_denoiser"]
 
 
 def _is_scaled(autoencoder: ModelMixin) -> bool:
@@ -46,7 +46,7 @@ def _scale(
     factor = 1.0 if factor is None else factor
     statistics = [config.get(name) for name in ("latents_mean", "latents_std")]
     if None in statistics:  # some have them as buffers
-        buffers = dict(autoencoder.named_buffers(recurse=False))
+        buffers = getattr(autoencoder, "_buffers", {})
         statistics = [buffers.get(name) for name in ("latents_mean", "latents_std")]
     if None not in statistics:
         shape = (1, -1, *[1] * (latents.ndim - 2))
@@ -94,6 +94,23 @@ def from_denoiser(autoencoder: ModelMixin, latents: torch.Tensor) -> torch.Tenso
         return F.pixel_shuffle(latents * deviation + mean, 2)
     offset, deviation, factor = _scale(autoencoder, latents)
     return latents * deviation / factor + offset
+
+
+def for_bottleneck(latents: torch.Tensor, channels: int) -> torch.Tensor:
+    """
+    Latents on the denoiser's scale as a bottleneck codes them.
+
+    Args:
+        latents (`torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`): Latents.
+        channels (`int`): Channels of the bottleneck.
+
+    Returns:
+        `torch.Tensor` of shape `(B, L, h, w)`: The same; of video its frames `(B · t, L, h, w)`; of patches of 2 × 2,
+        where L is four times `channels`, their latents `(B, L/4, 2 h, 2 w)`.
+    """
+    if latents.ndim == 5:
+        return latents.transpose(1, 2).flatten(0, 1)
+    return F.pixel_shuffle(latents, 2) if latents.shape[1] == 4 * channels else latents
 
 
 def _patch_statistics(autoencoder: ModelMixin, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,6 +197,13 @@ def spatial_factor(autoencoder: ModelMixin) -> int:
     )
 
 
+def without_own_bottleneck(autoencoder: ModelMixin) -> dict[str, bool]:
+    """The argument of `decode` by which an autoencoder passes over its own bottleneck; none where it has none."""
+    known = inspect.signature(autoencoder.decode).parameters
+    own = "force_not_quantize" in known and not autoencoder.config.get("lookup_from_codebook", False)
+    return {"force_not_quantize": True} if own else {}
+
+
 def decode_latents(
     autoencoder: ModelMixin,
     latents: torch.Tensor,
@@ -198,9 +222,7 @@ def decode_latents(
     Returns:
         `torch.Tensor` of shape `(B, 3, H, W)`: Images, about [−1, 1].
     """
-    known = inspect.signature(autoencoder.decode).parameters
-    own = "force_not_quantize" in known and not autoencoder.config.get("lookup_from_codebook", False)
-    arguments = {"force_not_quantize": force_not_quantize} if own else {}
-    if "generator" in known and generator is not None:
+    arguments = without_own_bottleneck(autoencoder) if force_not_quantize else {}
+    if generator is not None and "generator" in inspect.signature(autoencoder.decode).parameters:
         arguments["generator"] = generator
     return autoencoder.decode(from_denoiser(autoencoder, latents), return_dict=False, **arguments)[0]

@@ -97,9 +97,27 @@ class Bottleneck(LasersModelMixin, PackedCodes, RatedCodes, ModelMixin, ConfigMi
         """Symbols of the largest alphabet of a slot."""
         return max(self.levels, default=0)
 
-    def encode_to_code(self, latents: torch.Tensor) -> Code:
-        """The same as `encode`, by the name that all makers of codes share."""
-        return self.encode(latents)
+    def encode_to_code(self, latents: torch.Tensor, rate_weight: float | None = None, prior: Any = None) -> Code:
+        """
+        The same as `encode`, by the name that all makers of codes share.
+
+        Args:
+            latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            rate_weight (`float`, *optional*): λ of this call, from 0: the loss of one bit a latent value, beside a mean
+                squared error of pixels in [−1, 1]. 0 takes the nearest code, more takes the one of the least error plus
+                λ · bits. Defaults to `None`: as the bottleneck was trained.
+            prior ([`FactorizedPrior`], *optional*): The prior of this bottleneck, whose bits count where λ is given, as
+                means over its contexts. Defaults to `None`: the running tables, of a bottleneck that was trained with
+                a `rate_weight`.
+
+        Returns:
+            [`SparseCode`] or [`IndexCode`]: The code.
+
+        Raises:
+            ValueError: If the latents or λ do not fit, there is nothing that says what symbols cost, the prior is of
+                another model, or the bottleneck is one of another library.
+        """
+        return self.encode(latents, rate_weight, prior)
 
     def decode_from_code(self, code: Code) -> torch.Tensor:
         """The same as `decode`, by the name that all makers of codes share."""

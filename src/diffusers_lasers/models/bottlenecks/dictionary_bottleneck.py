@@ -42,6 +42,7 @@ from .bottleneck import Bottleneck, BottleneckOutput
 from .nested_training import NestedTraining
 from .quantized_coefficients import SCALE_SAMPLES, QuantizedCoefficients
 from .rate_tables import RATE_WEIGHT, RateTables
+from .rated_codes import Choice
 
 
 __all__ = ["DictionaryBottleneck"]
@@ -219,19 +220,25 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
 
     @apply_forward_hook
     @torch.no_grad()
-    def encode(self, latents: torch.Tensor) -> SparseCode:
+    def encode(self, latents: torch.Tensor, rate_weight: float | None = None, prior: Any = None) -> SparseCode:
         """
         Codes latents.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            rate_weight (`float`, *optional*): λ of this call; see [`Bottleneck.encode_to_code`].
+            prior ([`FactorizedPrior`], *optional*): Whose bits count.
 
         Returns:
             [`SparseCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites of `sparsity` slots; coefficients are float32, on the
             quantiser's grid where `coefficient_bits` is set.
+
+        Raises:
+            ValueError: If the latents have another number of channels, or λ and prior do not fit.
         """
-        indices, coefficients = self._choose(self.signals(latents))
-        return self._code(indices, self._quantize(indices, coefficients), latents)
+        choice = self._choice(rate_weight, prior)
+        indices, coefficients = self._choose(self.signals(latents), choice)
+        return self._code(indices, self._quantize(indices, coefficients, choice), latents)
 
     def truncate(self, code: SparseCode, sparsity: int) -> SparseCode:
         """
@@ -251,7 +258,7 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
         self._check_code(code)
         code = code.truncate(sparsity, self.dictionary)
         indices, coefficients = code.indices.flatten(0, 2), code.coefficients.flatten(0, 2)
-        coefficients = self._quantize(indices, coefficients).reshape(code.indices.shape)
+        coefficients = self._quantize(indices, coefficients, self._choice()).reshape(code.indices.shape)
         return replace(code, coefficients=coefficients)
 
     @apply_forward_hook
@@ -308,10 +315,11 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)
             dictionary = self.dictionary.float()
-            indices, exact = self._choose(signals)
+            choice = self._choice()
+            indices, exact = self._choose(signals, choice)
             if self.training:
                 self._track_scale(indices, exact)
-            coefficients = self._quantize(indices, exact)
+            coefficients = self._quantize(indices, exact, choice)
             code, kept = self._code(indices, coefficients, latents), self._kept_slots()
             rate = self._mean_rate(code, signals)
             if self.training:
@@ -319,7 +327,7 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
             if kept is not None:
                 fewer = self._code(indices, exact, latents).truncate(kept, dictionary)
                 indices, exact = fewer.indices.flatten(0, 2), fewer.coefficients.flatten(0, 2)
-                coefficients = self._quantize(indices, exact)
+                coefficients = self._quantize(indices, exact, choice)
             coded = synthesize(indices, coefficients, dictionary)
             codebook_loss = F.mse_loss(coded, signals.detach())
             commitment_loss = F.mse_loss(signals, coded.detach())
@@ -365,19 +373,19 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
             signals.detach(), dictionary, self.config.sparsity, self.config.tolerance, check_finite=check_finite
         )
 
-    def _choose(self, signals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes of signals `(N, p²·L)`; with tables only the first atoms of each site, where more would not pay."""
+    def _choose(self, signals: torch.Tensor, choice: Choice | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes of signals `(N, p²·L)`; with a choice only the first atoms of each site, where more would not pay."""
         indices, coefficients = self._pursue(signals)
-        if self.tables is None:
+        if choice is None:
             return indices, coefficients
-        weight, dictionary = self.tables.weight(self.config.rate_weight), self.dictionary.detach().float()
+        dictionary = self.dictionary.detach().float()
         exact = [torch.zeros_like(coefficients), *prefix_coefficients(indices, coefficients, dictionary)]
         slot, losses = torch.arange(indices.shape[1], device=indices.device), []
         for count, values in enumerate(exact):
             kept = torch.where(slot < count, indices, -1)
-            values = self._quantize(kept, values)
+            values = self._quantize(kept, values, choice)
             errors = (signals.detach() - synthesize(kept, values, dictionary)).square().sum(dim=1)
-            losses.append(errors + weight * self.tables.bits(kept, self._cells(values), self.ordered))
+            losses.append(errors + choice.weight * choice.bits.of(kept, self._cells(values)))
         count = torch.stack(losses).argmin(dim=0)  # the fewest of equal ones
         chosen = torch.stack(exact)[count, torch.arange(len(count), device=count.device)]
         chosen = torch.where(coefficients.isnan(), coefficients, chosen)  # of signals that are not finite
@@ -385,11 +393,12 @@ class DictionaryBottleneck(QuantizedCoefficients, NestedTraining, Bottleneck):
 
     def _site_bits(self, code: SparseCode) -> torch.Tensor:
         indices, coefficients = code.indices.flatten(0, 2), code.coefficients.flatten(0, 2).float()
-        return self.tables.bits(indices, self._cells(coefficients), self.ordered)
+        return self.tables.bits(self.ordered).of(indices, self._cells(coefficients))
 
     def _code_of_signals(self, signals: torch.Tensor) -> SparseCode:
-        indices, coefficients = self._choose(signals)
-        parts = (indices, self._quantize(indices, coefficients))
+        choice = self._choice()
+        indices, coefficients = self._choose(signals, choice)
+        parts = (indices, self._quantize(indices, coefficients, choice))
         side = self.config.patch_size
         return SparseCode(*(part[:, None, None] for part in parts), self.config.num_atoms, (side, side))
 

@@ -22,12 +22,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...coding import IndexCode
+from ...coding.symbol_bits import SymbolBits
 from ...functional.quantisers.cell_rates import cell_bits
+from ...functional.quantisers.cheapest_points import cheapest_points
 from ...utils import config_checks as checks
 from ...utils.distributed import broadcast
 from .bottleneck import BottleneckOutput
 from .index_bottleneck import IndexBottleneck
 from .rate_tables import IMAGE_VARIANCE, RATE_WEIGHT
+from .rated_codes import Choice
 
 
 __all__ = ["EntropyScalarBottleneck"]
@@ -68,6 +71,7 @@ class EntropyScalarBottleneck(IndexBottleneck):
 
     _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "offset", "log_steps", "density"]
     _decoding_config = ("bits",)
+    numeric = True
     _config_fields = {
         "latent_channels": checks.CHANNELS,
         "bits": checks.Integer(2, 16),
@@ -227,8 +231,19 @@ class EntropyScalarBottleneck(IndexBottleneck):
         upper = torch.where(cells >= half - 1, _FAR, middle + 0.5) * steps
         return cell_bits(lower, upper, *(_SPEED * density.float()))
 
-    def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
-        return self._positions(signals, self.steps).round().long() + self.num_symbols // 2
+    def _quantize(self, signals: torch.Tensor, choice: Choice | None = None) -> torch.Tensor:
+        cells = self._positions(signals, self.steps).round().long() + self.num_symbols // 2
+        if choice is None:
+            return cells
+        every = torch.arange(self.num_symbols, device=signals.device)[:, None]
+        return cheapest_points(signals, cells, self._dequantize(every).t(), choice.symbol_costs)
+
+    def _variance_under(self, bits: SymbolBits) -> torch.Tensor:
+        """That of the density: a prior gives cells that no code used too much weight, since they may lie far away."""
+        logits, locations, log_scales = _SPEED * self.density.detach().float()
+        weights = logits.softmax(dim=0)
+        squares = locations.square() + (math.pi * log_scales.exp()).square() / 3
+        return ((weights * squares).sum(dim=0) - (weights * locations).sum(dim=0).square()).mean()
 
     def _dequantize(self, indices: torch.Tensor) -> torch.Tensor:
         return self.offset + self.steps * (indices - self.num_symbols // 2)

@@ -261,7 +261,14 @@ class ExternalQuantizerBottleneck(IndexBottleneck):
         facts["bottleneck"]["quantizer"] = self.config.quantizer
         return facts
 
-    def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
+    def _choice(self, rate_weight: float | None = None, prior: Any = None) -> None:
+        if rate_weight:
+            raise ValueError(
+                f"`rate_weight` must be 0 for an ExternalQuantizerBottleneck, whose library chooses without bits, got "
+                f"{rate_weight!r}."
+            )
+
+    def _quantize(self, signals: torch.Tensor, choice: None = None) -> torch.Tensor:
         indices = self.inner(signals.unsqueeze(0))[1]
         return indices.reshape(len(signals), len(self.levels)).long()
 

@@ -14,11 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ...functional.quantisers.cheapest_points import cheapest_points
 from ...learning.principal_axes import affine_fit, standard_axes
 from ...utils import config_checks as checks
 from ...utils.distributed import broadcast
 from .bottleneck import sample_signals
 from .index_bottleneck import IndexBottleneck
+from .rated_codes import Choice
 
 
 __all__ = ["FSQBottleneck"]
@@ -39,6 +41,7 @@ class FSQBottleneck(IndexBottleneck):
     """
 
     _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "quantizer"]
+    numeric = True
     _config_fields = {
         "latent_channels": checks.CHANNELS,
         "levels": checks.Sequence(checks.Integer(3, 2**16), most=2**14),
@@ -142,8 +145,18 @@ class FSQBottleneck(IndexBottleneck):
         for parameter in self.quantizer.parameters():
             parameter.grad = None
 
-    def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
-        return self._bounded(signals).round().long() + self.half_widths
+    def _quantize(self, signals: torch.Tensor, choice: Choice | None = None) -> torch.Tensor:
+        bounded = self._bounded(signals)
+        levels = bounded.round().long() + self.half_widths
+        if choice is None:
+            return levels
+        # an error of a channel counts as it leaves `project_out`: its own, times the length of its column
+        weight = getattr(self.quantizer["project_out"], "weight", None)
+        unit = (1.0 if weight is None else weight.float().norm(dim=0)) / self.half_widths
+        every = torch.arange(max(self.levels), device=signals.device)
+        points = unit[:, None] * (every - self.half_widths[:, None])
+        points = points.masked_fill(every >= self.level_counts[:, None], float("inf"))
+        return cheapest_points(unit * bounded, levels, points, choice.symbol_costs)
 
     def _dequantize(self, indices: torch.Tensor) -> torch.Tensor:
         half = self.half_widths

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.configuration_utils import register_to_config
 
@@ -28,12 +30,14 @@ class IdentityBottleneck(Bottleneck):
         """Bits of one site: 16 a channel."""
         return 16.0 * self.config.latent_channels
 
-    def encode(self, latents: torch.Tensor) -> None:
+    def encode(self, latents: torch.Tensor, rate_weight: float | None = None, prior: Any = None) -> None:
         """
         There is no code.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            rate_weight (`float`, *optional*): Not read.
+            prior ([`FactorizedPrior`], *optional*): Not read.
 
         Raises:
             ValueError: Always.

@@ -8,6 +8,8 @@ the loss β‖z_e − sg[ẑ]‖² (third term of eq 3). Checks, losses, codes a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch.nn import functional as F
@@ -16,8 +18,10 @@ from ...coding import IndexCode
 from ...coding.checks import check_index
 from ...coding.container import CodeHeader
 from ...coding.payloads import pack_levels, unpack_levels
+from ...coding.symbol_bits import SymbolBits
 from ...functional.images.patch_signals import patch_grid
 from .bottleneck import Bottleneck, BottleneckOutput
+from .rated_codes import Choice
 
 
 __all__ = ["IndexBottleneck"]
@@ -31,21 +35,25 @@ class IndexBottleneck(Bottleneck):
 
     @apply_forward_hook
     @torch.no_grad()
-    def encode(self, latents: torch.Tensor) -> IndexCode:
+    def encode(self, latents: torch.Tensor, rate_weight: float | None = None, prior: Any = None) -> IndexCode:
         """
         Codes latents.
 
         Args:
             latents (`torch.Tensor` of shape `(B, L, H, W)`): Latents.
+            rate_weight (`float`, *optional*): λ of this call; see [`Bottleneck.encode_to_code`].
+            prior ([`FactorizedPrior`], *optional*): Whose bits count.
 
         Returns:
             [`IndexCode`]: `h × w = ⌈H/p⌉ × ⌈W/p⌉` sites with an index for each slot.
 
         Raises:
-            ValueError: If the latents have another number of channels or, on the CPU, are not finite.
+            ValueError: If the latents have another number of channels or, on the CPU, are not finite; or λ and prior do
+                not fit.
         """
         with torch.autocast(latents.device.type, enabled=False):
-            return self._code(self._quantize(self.finite_signals(latents)), latents)
+            choice = self._choice(rate_weight, prior)
+            return self._code(self._quantize(self.finite_signals(latents), choice), latents)
 
     @apply_forward_hook
     def decode(self, code: IndexCode) -> torch.Tensor:
@@ -82,7 +90,7 @@ class IndexBottleneck(Bottleneck):
         with torch.autocast(latents.device.type, enabled=False):
             signals = self.signals(latents)
             with torch.no_grad():
-                indices = self._quantize(signals)
+                indices = self._quantize(signals, self._choice())
                 quantized = self._dequantize(indices[:, : self._kept_slots()])
             code, weight = self._code(indices, latents), self.config.get("commitment_weight")
             commitment_loss = signals.new_zeros(()) if weight is None else F.mse_loss(signals, quantized)
@@ -102,8 +110,8 @@ class IndexBottleneck(Bottleneck):
         """First slots that `forward` decodes; `None` for all."""
         return None
 
-    def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
-        """Indices `(N, slots)` of signals `(N, p²·L)` in float32."""
+    def _quantize(self, signals: torch.Tensor, choice: Choice | None = None) -> torch.Tensor:
+        """Indices `(N, slots)` of signals `(N, p²·L)` in float32: the nearest, or those of a choice by bits."""
         raise NotImplementedError
 
     def _dequantize(self, indices: torch.Tensor) -> torch.Tensor:
@@ -123,7 +131,17 @@ class IndexBottleneck(Bottleneck):
         return IndexCode(indices.reshape(shape), self.levels, size)
 
     def _code_of_signals(self, signals: torch.Tensor) -> IndexCode:
-        return self._code_of_indices(self._quantize(signals))
+        return self._code_of_indices(self._quantize(signals, self._choice()))
+
+    def _variance_under(self, bits: SymbolBits) -> torch.Tensor:
+        total = torch.zeros((), device=bits.symbols.device)
+        for slot, level in enumerate(self.levels):  # decoding adds something for each slot
+            rows = torch.zeros(level, len(self.levels), dtype=torch.int64, device=total.device)
+            rows[:, slot] = torch.arange(level, device=total.device)
+            chance, parts = torch.exp2(-bits.symbols[slot, :level])[:, None], self._dequantize(rows)
+            mean = (chance * parts).sum(dim=0)
+            total += (chance * (parts - mean).square()).sum(dim=0).mean()
+        return total
 
     def _code_of_indices(self, indices: torch.Tensor) -> IndexCode:
         """Indices `(N, slots)` as the code of N images of one site."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 import torch
 
 from ...coding.coefficients import coefficient_scale, dequantize_coefficients, quantize_coefficients
+from ...coding.symbol_bits import SymbolBits
 from ...functional.quantisers.subquantizers import encode_product
 from ...functional.rates import support_bits
 from ...utils.distributed import all_gather, rank_and_world_size
+from .rated_codes import Choice
 
 
 SCALE_SAMPLES = 4096  # sites that a step's coefficient scale is read from
@@ -82,17 +84,18 @@ class QuantizedCoefficients:
         if self.tables is not None:
             self.tables.set_coefficient_bits(bits)
 
-    def _quantize(self, indices: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+    def _quantize(
+        self, indices: torch.Tensor, coefficients: torch.Tensor, choice: Choice | None = None
+    ) -> torch.Tensor:
         """Coefficients `(N, S)` on the quantiser's grid; unused slots stay 0."""
         bits = self.config.coefficient_bits
         if bits is None:
             return coefficients
         scale = self.slot_scales[: indices.shape[1]]
-        if self.tables is None:
+        if choice is None:
             cells = quantize_coefficients(coefficients, scale, bits)
         else:
-            costs = self.tables.weight(self.config.rate_weight) * self.tables.cell_bits(self.ordered)
-            cells = cheapest_cells(coefficients, scale, costs[: len(scale)])
+            cells = cheapest_cells(coefficients, scale, choice.cell_costs[: len(scale)])
         return torch.where(indices >= 0, dequantize_coefficients(cells, scale, bits), coefficients)  # 0, or NaN, stays
 
     def _cells(self, coefficients: torch.Tensor) -> torch.Tensor:
@@ -101,6 +104,18 @@ class QuantizedCoefficients:
         if bits is None:
             return torch.zeros_like(coefficients, dtype=torch.int64)
         return quantize_coefficients(coefficients, self.slot_scales[: coefficients.shape[1]], bits)
+
+    def _variance_under(self, bits: SymbolBits) -> torch.Tensor:
+        if self.config.coefficient_bits is None:
+            raise ValueError("`coefficient_bits` must be set for a `rate_weight` with a prior, got None.")
+        chance = [torch.exp2(-part) for part in (bits.symbols, bits.cells, bits.sizes)]
+        used = 1 - chance[2].cumsum(dim=0)[:-1]  # (S,): whether a site has more than so many atoms
+        cells = torch.arange(chance[1].shape[1], device=used.device)[:, None]
+        points = dequantize_coefficients(cells, self.slot_scales, self.config.coefficient_bits).t()  # (S, 2ⁿ)
+        mean, square = ((chance[1] * part).sum(dim=1) for part in (points, points.square()))
+        atoms = chance[0] @ self.dictionary.detach().float().t()  # (S, p²·L): the mean atom of each slot
+        total = used * square - (used * mean).square() * atoms.square().sum(dim=1)
+        return total.sum() / atoms.shape[1]
 
     @torch.no_grad()
     def _track_scale(self, indices: torch.Tensor, coefficients: torch.Tensor) -> None:

@@ -4,10 +4,8 @@ A table holds counts n of a training's codes, decayed from step to step. With A 
 
     b_k = −log₂ (n_k + ½) / (Σ_i n_i + A/2)
 
-bits, so that one that was never seen has finite bits too (Krichevsky & Trofimov, 1981). An index code has a table for
-each slot. A sparse code of s atoms a site costs b(s), the bits of its atoms and those of its quantised coefficients;
-if its atoms are a set, all slots share their tables, and log₂ s! bits of order are saved. A float coefficient counts as
-32 bits.
+bits, so that one that was never seen has finite bits too (Krichevsky & Trofimov, 1981). What a site costs by them is
+said in `coding/symbol_bits.py`. If the atoms of a sparse code are a set, all slots share their tables.
 
 Entropy-constrained quantisation (Chou, Lookabaugh & Gray, 1989) takes the code with the least
 
@@ -20,11 +18,10 @@ of pixels that is v / σ² times as large.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
+from ...coding.symbol_bits import FLOAT_BITS, SymbolBits
 from ...coding.symbol_counts import SymbolCounts
 from ...utils import config_checks as checks
 from ...utils.distributed import all_reduce_sum
@@ -34,7 +31,6 @@ __all__ = ["IMAGE_VARIANCE", "RATE_WEIGHT", "RateTables"]
 
 IMAGE_VARIANCE = 0.25  # v, of pixel values in [−1, 1]
 RATE_WEIGHT = checks.Number(low=0.0, high=1e6)  # λ, in configurations
-_FLOAT_BITS = 32.0
 
 
 class RateTables(nn.Module):
@@ -96,39 +92,14 @@ class RateTables(nn.Module):
         """w `()`: the squared error of a site that one bit is worth, for λ = `rate_weight`."""
         return rate_weight / IMAGE_VARIANCE * self.variance.float()
 
-    def symbol_bits(self, ordered: bool = True) -> torch.Tensor:
-        """Bits `(S, K)` of each symbol in each slot; the same in all slots if their order is not part of the code."""
-        return _bits(self.symbols, ordered)
-
-    def cell_bits(self, ordered: bool = True) -> torch.Tensor:
-        """The same `(S, 2ⁿ)` of each quantised coefficient, or of a float one."""
+    def bits(self, ordered: bool = True) -> SymbolBits:
+        """Bits of all symbols; the same in all slots if their order is not part of the code (`ordered`)."""
+        symbols = _bits(self.symbols, ordered)
+        if not self.sparse:
+            return SymbolBits(symbols)
         floats = self.cells.shape[1] == 1
-        return torch.full_like(self.cells, _FLOAT_BITS) if floats else _bits(self.cells, ordered)
-
-    def bits(self, indices: torch.Tensor, cells: torch.Tensor | None = None, ordered: bool = True) -> torch.Tensor:
-        """
-        Bits of sites.
-
-        Args:
-            indices (`torch.Tensor` of shape `(N, slots)`): Symbols of the first slots, int64; −1 where one is unused.
-            cells (`torch.Tensor` of shape `(N, slots)`, *optional*): Quantised coefficients of a sparse code; zeros for
-                floats.
-            ordered (`bool`, defaults to `True`): Whether the order of a site's slots is part of the code.
-
-        Returns:
-            `torch.Tensor` of shape `(N,)`: Bits, float32.
-        """
-        used = indices >= 0
-        found = _looked_up(self.symbol_bits(ordered), indices.clamp_min(0))
-        if self.sparse:
-            found = found + _looked_up(self.cell_bits(ordered), cells)
-        found = torch.where(used, found, 0.0).sum(dim=1)
-        if self.sparse:
-            size = used.sum(dim=1)
-            found = found + _bits(self.sizes.unsqueeze(0))[0][size]
-            if not ordered:
-                found = found - torch.lgamma(size + 1.0) / math.log(2.0)
-        return found
+        cells = torch.full_like(self.cells, FLOAT_BITS) if floats else _bits(self.cells, ordered)
+        return SymbolBits(symbols, cells, _bits(self.sizes.unsqueeze(0))[0], ordered)
 
     def set_coefficient_bits(self, bits: int | None) -> None:
         """Splits the counts of the coefficients' cells evenly, or merges them, for another number of bits."""
@@ -146,8 +117,3 @@ def _bits(counts: torch.Tensor, ordered: bool = True) -> torch.Tensor:
     pooled = counts if ordered else counts.sum(dim=0, keepdim=True)
     smooth = pooled + 0.5
     return (smooth.sum(dim=1, keepdim=True).log2() - smooth.log2()).expand_as(counts)
-
-
-def _looked_up(bits: torch.Tensor, symbols: torch.Tensor) -> torch.Tensor:
-    """Bits `(N, slots)` of symbols `(N, slots)` by tables `(S, K)`, S ≥ slots."""
-    return bits[: symbols.shape[1]].gather(1, symbols.t()).t()

@@ -20,10 +20,12 @@ import torch
 from diffusers.configuration_utils import register_to_config
 
 from ...functional.operands import may_look
+from ...functional.quantisers.cheapest_points import cheapest_points
 from ...learning.principal_axes import principal_axes
 from ...utils import config_checks as checks
 from .bottleneck import sample_signals
 from .index_bottleneck import IndexBottleneck
+from .rated_codes import Choice
 
 
 __all__ = ["ScalarQuantizerBottleneck"]
@@ -54,6 +56,7 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
     """
 
     _keep_in_fp32_modules = [*IndexBottleneck._keep_in_fp32_modules, "mean", "basis", "low", "steps", "points"]
+    numeric = True
     _config_fields = {
         "latent_channels": checks.CHANNELS,
         "bits": checks.OneOrEach(checks.Integer(1, 12), checks.Integer(0, 16), most=2**16),
@@ -169,13 +172,15 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
         last = torch.tensor(self.levels, device=turned.device) - 1.0
         return ((turned - low) / steps).round().clamp_min(0).minimum(last).long()
 
-    def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
+    def _quantize(self, signals: torch.Tensor, choice: Choice | None = None) -> torch.Tensor:
         """
         Cells `(N, p²·L)` of signals. The check synchronises, so that only the CPU has it, and breaks a compiled graph.
         """
         if may_look(self.steps) and not self.steps.any():
             raise ValueError("The ScalarQuantizerBottleneck is not fitted: call `fit` first.")
-        return self._cells((signals - self.mean.float()) @ self.basis.float(), self.low.float(), self.steps.float())
+        turned = (signals - self.mean.float()) @ self.basis.float()
+        cells = self._cells(turned, self.low.float(), self.steps.float())
+        return cells if choice is None else cheapest_points(turned, cells, self.points.float(), choice.symbol_costs)
 
     def _dequantize(self, indices: torch.Tensor) -> torch.Tensor:
         offsets = self.num_symbols * torch.arange(self.depth, device=indices.device)

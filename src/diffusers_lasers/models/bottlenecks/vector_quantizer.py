@@ -37,6 +37,7 @@ from .bottleneck import sample_signals
 from .index_bottleneck import IndexBottleneck
 from .nested_training import NestedTraining
 from .rate_tables import RATE_WEIGHT, RateTables
+from .rated_codes import Choice
 
 
 __all__ = ["ResidualVQBottleneck", "VectorQuantizerBottleneck"]
@@ -148,7 +149,7 @@ class _RunningMeanQuantizer(NestedTraining, IndexBottleneck):
             )
         self.codebook.copy_(torch.from_numpy(books))
         self._start_tables(signals)
-        indices = self._quantize(signals)
+        indices = self._quantize(signals, self._choice())
         for stage, given in enumerate(self._stage_inputs(signals, indices)):
             counts, _ = codeword_statistics(given, indices[:, stage], codewords)
             self.counts[stage] = counts.clamp_min(1e-3)
@@ -181,11 +182,10 @@ class _RunningMeanQuantizer(NestedTraining, IndexBottleneck):
                 pictures[f"usage_{stage}.png"] = usage_histogram(counts)
         return pictures
 
-    def _quantize(self, signals: torch.Tensor) -> torch.Tensor:
+    def _quantize(self, signals: torch.Tensor, choice: Choice | None = None) -> torch.Tensor:
         codebook, beam = self.codebook.float(), self.config.get("beam_size", 1)
-        if self.tables is not None:
-            costs = self.tables.weight(self.config.rate_weight) * self.tables.symbol_bits()
-            signals, codebook = with_costs(signals, codebook, costs)
+        if choice is not None:
+            signals, codebook = with_costs(signals, codebook, choice.symbol_costs)
         if beam > 1:
             return encode_residual(signals, codebook, beam)
         indices, residual = [], signals

@@ -27,6 +27,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from ...functional.images.color import rgb_to_ycbcr, ycbcr_to_rgb
 from ...functional.images.patch_signals import latents_to_signals, patch_grid, signals_to_latents
 from ...functional.operands import may_look
+from ...functional.quantisers.codebook import with_costs
 from ...functional.quantisers.subquantizers import decode_channels, encode_product, encode_residual
 from ...learning.codebooks import QUANTIZERS
 from ...utils import config_checks as checks
@@ -152,7 +153,11 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
     @apply_forward_hook
     @torch.no_grad()
     def encode(
-        self, pixel_values: torch.Tensor, return_dict: bool = True
+        self,
+        pixel_values: torch.Tensor,
+        return_dict: bool = True,
+        rate_weight: float | None = None,
+        prior: Any = None,
     ) -> ModelBasedVQCodecOutput | tuple[torch.Tensor, tuple[int, int]]:
         """
         Codes images, in float32 whatever the dtype of images and codec.
@@ -161,15 +166,21 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): RGB in [-1, 1]; of any size, its edge is repeated up
                 to whole patches.
             return_dict (`bool`, defaults to `True`): Whether to return an output class instead of a tuple.
+            rate_weight (`float`, *optional*): λ, from 0: the loss of one bit a pixel, beside the mean squared error of
+                RGB in [-1, 1]. Patches take the codewords of the least error plus λ · bits, where errors of Y, Cb and
+                Cr count by what they do to RGB, each channel alone. Defaults to `None`: the nearest, as with 0.
+            prior ([`FactorizedPrior`], *optional*): The codec's prior, whose bits count, as means over its contexts;
+                needed for a λ above 0.
 
         Returns:
             [`ModelBasedVQCodecOutput`] or `tuple`: The codes `(B, c̄, ⌈H/s⌉, ⌈W/s⌉)` and the images' size.
 
         Raises:
             ValueError: If there are not three channels, or, outside compiled graphs, the codec is not fitted or, on
-                the CPU, a value is not finite or out of range.
+                the CPU, a value is not finite or out of range; or λ and prior do not fit.
         """
         self._check_fitted()
+        costs = self._costs(rate_weight, prior)
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or not pixel_values.is_floating_point():
             raise ValueError(
                 "`pixel_values` must be floating point of shape (batch, 3, height, width), got "
@@ -191,6 +202,10 @@ class ModelBasedVQCodec(LasersModelMixin, PatchCodebooks, PatchCodes, ModelMixin
                     parts = signals.chunk(len(channels), dim=1)
                     signals = torch.cat([part @ rotation.t() for part, rotation in zip(parts, rotations)], dim=1)
                 books = torch.cat([getattr(self, f"codebooks_{channel}") for channel in channels]).float()
+                if costs is not None:
+                    together = self.config.quantizer == "RQ"
+                    wanted = torch.cat([costs[channel] for channel in channels])
+                    signals, books = with_costs(signals, books, wanted, together)
                 if self.config.quantizer == "RQ":
                     indices = encode_residual(signals, books, self.config.beam)
                 else:

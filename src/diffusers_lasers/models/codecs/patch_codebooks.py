@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...functional.images.color import ycbcr_to_rgb
 from ...functional.quantisers.ordering import codebook_order, score_order
 from ...learning.codebooks import fit_quantizer
 from ...learning.patch_sampling import sample_patches
+from ...utils import config_checks as checks
 from ...utils.import_utils import requires
 from ...visualization import atom_tiles
+from ..bottlenecks.rate_tables import RATE_WEIGHT
 from .fitting_images import fitting_images
 
 
@@ -157,6 +160,21 @@ class PatchCodebooks:
         for books in self.codebooks.values():
             books.copy_(torch.stack([book[codebook_order(book, kind, generator)] for book in books.float()]))
         return self
+
+    def _costs(self, rate_weight: float | None, prior: Any) -> dict[str, torch.Tensor] | None:
+        """Costs `(slots, K)` of the codewords of each channel, in units of its squared error; `None`: no costs."""
+        checks.check_fields({"rate_weight": checks.Optional(RATE_WEIGHT)}, {"rate_weight": rate_weight})
+        if not rate_weight:
+            return None
+        if prior is None:
+            raise ValueError(f"`prior` must be given with a `rate_weight` above 0, got `rate_weight` {rate_weight}.")
+        bits, found, first = prior.symbol_bits(self).symbols, {}, 0
+        gains = ycbcr_to_rgb(torch.eye(3)[:, :, None]).square().sum(dim=(0, 2)).tolist()
+        for (channel, book), gain in zip(self.codebooks.items(), gains):
+            slots, codewords, _ = book.shape
+            found[channel] = 3 * rate_weight / gain * bits[first : first + slots, :codewords]
+            first += slots
+        return found
 
     def _check_fitted(self) -> None:
         """

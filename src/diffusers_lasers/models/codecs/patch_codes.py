@@ -6,6 +6,8 @@ first, `(B, c̄, h, w)`, as networks take them.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput
 
@@ -121,12 +123,14 @@ class PatchCodes(ImageCoder):
             facts, {name: value.half() for name, value in self.state_dict().items() if name != "fitted"}
         )
 
-    def encode_to_code(self, images: torch.Tensor) -> IndexCode:
+    def encode_to_code(self, images: torch.Tensor, rate_weight: float | None = None, prior: Any = None) -> IndexCode:
         """
         The code of images, as a value: the same indices as of `encode`, slots last.
 
         Args:
             images (`torch.Tensor` of shape `(B, 3, H, W)`): RGB in [-1, 1].
+            rate_weight (`float`, *optional*): λ, the loss of one bit a pixel; see `encode`.
+            prior ([`FactorizedPrior`], *optional*): The codec's prior, whose bits count.
 
         Returns:
             [`IndexCode`]: Indices `(B, h, w, c̄)` with the images' size; its latents are patches.
@@ -134,7 +138,7 @@ class PatchCodes(ImageCoder):
         Raises:
             ValueError: As `encode`.
         """
-        output = self.encode(images)
+        output = self.encode(images, rate_weight=rate_weight, prior=prior)
         return self._code(output.codes, output.image_size)
 
     def decode_from_code(self, code: IndexCode, return_dict: bool = True) -> DecoderOutput | tuple[torch.Tensor]:

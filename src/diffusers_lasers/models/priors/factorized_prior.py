@@ -65,6 +65,8 @@ class FactorizedPrior(LasersModelMixin, PriorFiles, ModelMixin, ConfigMixin):
         components (`int`, defaults to 3): Gaussians of a coefficient's mixture.
         contexts (`bool`, defaults to `True`): Whether probabilities depend on symbols that come before: of an index
             code on neighbours and on earlier slots, of a coefficient on the largest earlier one of its site.
+        repeats (`bool`, defaults to `False`): Whether, with contexts, an index code says first whether a symbol is that
+            of all its neighbours.
 
     Attributes:
         coefficient_scale (`torch.Tensor` of shape `(S,)`): Half-widths of the coefficients' quantiser.
@@ -85,6 +87,7 @@ class FactorizedPrior(LasersModelMixin, PriorFiles, ModelMixin, ConfigMixin):
         "patch_size": checks.Integer(1, 2**10),
         "components": checks.Integer(1, 64),
         "contexts": checks.Flag(),
+        "repeats": checks.Flag(),
     }
 
     @register_to_config
@@ -97,6 +100,7 @@ class FactorizedPrior(LasersModelMixin, PriorFiles, ModelMixin, ConfigMixin):
         patch_size: int = 1,
         components: int = 3,
         contexts: bool = True,
+        repeats: bool = False,
     ):
         super().__init__()
         levels = tuple(levels)
@@ -116,7 +120,7 @@ class FactorizedPrior(LasersModelMixin, PriorFiles, ModelMixin, ConfigMixin):
             self.register_buffer("coefficient_scale", torch.ones(len(levels)))
             self.register_buffer("mixtures", torch.zeros(3, self.symbol_model.mixtures, components))
         else:
-            self.symbol_model = IndexModel(levels, contexts)
+            self.symbol_model = IndexModel(levels, contexts, repeats)
         shapes = self.symbol_model.shapes()
         checks.check_size(sum(math.prod(shape) for shape in shapes.values()), levels=levels)
         for name, shape in shapes.items():
@@ -134,7 +138,8 @@ class FactorizedPrior(LasersModelMixin, PriorFiles, ModelMixin, ConfigMixin):
             model ([`Coder`]): An autoencoder, a bottleneck or a patch codec, as it will be used: a change of its
                 weights or of `coefficient_bits` needs a new prior.
             **arguments: Further arguments of the class, e.g. `components`. `contexts` defaults to `False` where their
-                tables would have more than 2²² entries.
+                tables would have more than 2²² entries, `repeats` to `True` but where symbols are numbers, whose
+                neighbours tell more than whether they are the same.
 
         Returns:
             [`FactorizedPrior`]: The prior.
@@ -147,8 +152,9 @@ class FactorizedPrior(LasersModelMixin, PriorFiles, ModelMixin, ConfigMixin):
             raise ValueError(f"`model` must make codes, got {type(coder).__name__}, which makes none.")
         scales = coder.slot_scales
         if scales is None:
-            shapes = IndexModel(coder.levels, True).shapes().values()
+            shapes = IndexModel(coder.levels, True, False).shapes().values()
             arguments.setdefault("contexts", sum(math.prod(shape) for shape in shapes) <= _MOST_ENTRIES)
+            arguments.setdefault("repeats", not coder.numeric)
         prior = cls(
             levels=coder.levels,
             sparse=scales is not None,
@@ -185,7 +191,7 @@ class FactorizedPrior(LasersModelMixin, PriorFiles, ModelMixin, ConfigMixin):
                     "`codes` must be readable twice where there are contexts, got an iterator: give a list."
                 )
             second = self._count(codes, self.symbol_model.marginal_tables(counts))[0]
-            counts |= {name: part for name, part in second.items() if name.startswith("contexts")}
+            counts |= {name: part for name, part in second.items() if not name.startswith("symbols")}
         probabilities = self.symbol_model.probabilities(counts)
         if self.config.sparse:
             self.mixtures.copy_(self.symbol_model.fit_mixtures(counts["cells"]))

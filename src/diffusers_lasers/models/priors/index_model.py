@@ -11,6 +11,9 @@ those on the edges between, at distance d of up to four. Two numbers choose the 
 * **activity**, how improbable the symbols of earlier slots at the site and beside it were, and the neighbours of its
   own slot, in bits: which of 6 ranges around what is expected.
 
+Where all neighbours have the same symbol (`repeats`), a table of two says first whether the site has it, too; it needs
+no other table then. In flat areas that is nearly certain.
+
 The value helps where indices have an order that means something (scalar and finite scalar quantisation, sorted
 codebooks), the activity where signals are of different strength in different places, which images are everywhere. All
 of it is integers. Bits are those of the slots' tables without contexts, in eighths.
@@ -40,10 +43,11 @@ class IndexModel:
     Args:
         levels (`tuple[int, ...]`): Size of the alphabet of each slot.
         contexts (`bool`): Whether there are contexts.
+        repeats (`bool`): Whether there are tables of repetition beside them.
     """
 
-    def __init__(self, levels: tuple[int, ...], contexts: bool):
-        self.levels = levels
+    def __init__(self, levels: tuple[int, ...], contexts: bool, repeats: bool):
+        self.levels, self.repeats = levels, contexts and repeats
         self.contexts = (VALUES + 1) * ACTIVITIES if contexts else 0
         self.places = [levels[:slot].count(level) for slot, level in enumerate(levels)]  # of each slot in its bank
 
@@ -52,11 +56,13 @@ class IndexModel:
         shapes = {f"symbols_{level}": (self.levels.count(level), level) for level in dict.fromkeys(self.levels)}
         if self.contexts:
             shapes |= {f"contexts_{level}": (self.contexts * self.levels.count(level), level) for level in self.levels}
+        if self.repeats:
+            shapes["repeats"] = (ACTIVITIES * len(self.levels), 2)
         return shapes
 
     def coded(self) -> set[str]:
         """Banks by which symbols are coded."""
-        return {name for name in self.shapes() if name.startswith("contexts" if self.contexts else "symbols")}
+        return {name for name in self.shapes() if name.startswith("symbols") != (self.contexts > 0)}
 
     def walk(
         self,
@@ -92,15 +98,48 @@ class IndexModel:
             contexts = _SlotContexts(tables.banks[f"symbols_{level}"][place], activity, expected)
             for sites, neighbours in passes:
                 here = numbers[:, sites[0], sites[1]]
-                table = contexts.tables(sites, neighbours) + place * self.contexts
-                known_here = None if known is None else known[here.ravel()]
-                symbols = stream.code(f"contexts_{level}", table.ravel(), here.ravel(), known_here)
+                table, activity_level = contexts.tables(sites, neighbours)
+                symbols = np.empty(here.size, dtype=np.int64) if known is None else known[here.ravel()]
+                rest = slice(None)
+                if self.repeats and level > 1 and len(neighbours) > 1:
+                    rest = self._walk_repeats(
+                        stream,
+                        slot * ACTIVITIES + activity_level.ravel(),
+                        here.ravel(),
+                        symbols,
+                        contexts.common(sites, neighbours).ravel(),
+                        known is not None,
+                    )
+                symbols[rest] = stream.code(
+                    f"contexts_{level}",
+                    table.ravel()[rest] + place * self.contexts,
+                    here.ravel()[rest],
+                    None if known is None else symbols[rest],
+                )
                 contexts.learn(sites, symbols.reshape(here.shape))
             found[:, slot] = contexts.seen(contexts.symbols).ravel()
             costs = contexts.seen(contexts.bits)
             activity = activity + 4 * costs + _beside(costs)
             expected = expected + 8 * contexts.expected
         return found
+
+    @staticmethod
+    def _walk_repeats(
+        stream: SymbolStream,
+        tables: np.ndarray,
+        rows: np.ndarray,
+        symbols: np.ndarray,
+        common: np.ndarray,
+        known: bool,
+    ) -> np.ndarray:
+        """Places of the symbols that are not those of all neighbours, whose `common` symbol is −1 where they differ."""
+        agreed = np.flatnonzero(common >= 0)
+        given = (symbols[agreed] == common[agreed]).astype(np.int64) if known else None
+        repeated = agreed[stream.code("repeats", tables[agreed], rows[agreed], given) > 0]
+        symbols[repeated] = common[repeated]
+        rest = np.ones(len(symbols), dtype=bool)
+        rest[repeated] = False
+        return np.flatnonzero(rest)
 
     def probabilities(self, counts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Probabilities of each bank's symbols from their counts."""
@@ -111,6 +150,9 @@ class IndexModel:
                 inside = inside.view(len(found[name]), VALUES + 1, ACTIVITIES, -1)
                 wider = smoothed(inside.sum(dim=2), found[name][:, None], _TRUST)
                 found[name.replace("symbols", "contexts")] = smoothed(inside, wider[:, :, None], _TRUST).flatten(0, 2)
+        if "repeats" in counts:
+            inside = counts["repeats"].view(len(self.levels), ACTIVITIES, 2)
+            found["repeats"] = smoothed(inside, smoothed(inside.sum(dim=1))[:, None], _TRUST).flatten(0, 1)
         return found
 
     def marginal_tables(self, counts: dict[str, torch.Tensor]) -> Tables:
@@ -118,14 +160,24 @@ class IndexModel:
         names = [name for name in counts if name.startswith("symbols")]
         return Tables({name: frequencies(smoothed(counts[name])).numpy() for name in names})
 
+    def shares(self, tables: Tables) -> list[torch.Tensor]:
+        """Probabilities `(S, K)` of each slot's symbols without contexts; 0 beyond its levels."""
+        found = torch.zeros(len(self.levels), max(self.levels), dtype=torch.float64)
+        for slot, (level, place) in enumerate(zip(self.levels, self.places)):
+            found[slot, :level] = torch.from_numpy(tables.banks[f"symbols_{level}"][place]) / 2**PRECISION
+        return [found]
+
     def least_bits(self, tables: Tables, slots: int) -> float:
         """Bits below which no site costs."""
         if self.contexts:
-            costs = (
-                tables.least(f"contexts_{level}")[place * self.contexts : (place + 1) * self.contexts]
+            costs = [
+                tables.least(f"contexts_{level}")[place * self.contexts : (place + 1) * self.contexts].min()
                 for level, place in zip(self.levels[:slots], self.places)
-            )
-            return float(sum(part.min() for part in costs))
+            ]
+            if self.repeats:
+                repeated = tables.costs("repeats")[:, 1].reshape(len(self.levels), ACTIVITIES).min(axis=1)
+                costs = np.minimum(costs, repeated[:slots])
+            return float(sum(costs))
         levels = zip(self.levels[:slots], self.places)
         return float(sum(tables.least(f"symbols_{level}")[place] for level, place in levels))
 
@@ -154,12 +206,15 @@ class _SlotContexts:
         # of the sites that are known by now, and 0 around them
         self.symbols, self.bits = (np.pad(np.zeros(activity.shape, dtype=np.int32), margin) for _ in range(2))
 
-    def tables(self, sites: tuple[slice, slice], neighbours: tuple[tuple[int, int], ...]) -> np.ndarray:
-        """Table of each of some sites of all images, `(B, …, …)`."""
+    def tables(
+        self, sites: tuple[slice, slice], neighbours: tuple[tuple[int, int], ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Table of each of some sites of all images, and its range of activity, `(B, …, …)`."""
         shape = self.activity.shape
         activity = self.activity[:, sites[0], sites[1]]
         if not neighbours:
-            return VALUES * ACTIVITIES + self._level(activity + self.beside)
+            level = self._level(activity + self.beside)
+            return VALUES * ACTIVITIES + level, level
         count, total, bits = (
             sum(_moved(plane, shape, sites, offset) for offset in neighbours)
             for plane in (self.inside, self.symbols, self.bits)
@@ -169,7 +224,17 @@ class _SlotContexts:
         near = 8 * bits // some
         if count.min() == 0:
             value, near = np.where(count > 0, value, VALUES), np.where(count > 0, near, self.beside)
-        return value * ACTIVITIES + self._level(activity + near)
+        level = self._level(activity + near)
+        return value * ACTIVITIES + level, level
+
+    def common(self, sites: tuple[slice, slice], neighbours: tuple[tuple[int, int], ...]) -> np.ndarray:
+        """The symbol that all neighbours of some sites have, `(B, …, …)`; −1 where they differ, or one is missing."""
+        shape = self.activity.shape
+        first, *others = (_moved(self.symbols, shape, sites, offset) for offset in neighbours)
+        same = sum(_moved(self.inside, shape, sites, offset) for offset in neighbours) == len(neighbours)
+        for other in others:
+            same = same & (other == first)
+        return np.where(same, first, -1)
 
     def learn(self, sites: tuple[slice, slice], symbols: np.ndarray) -> None:
         """Takes the symbols `(B, …, …)` of some sites for those of later ones."""

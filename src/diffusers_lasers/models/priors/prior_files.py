@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ...coding import Code
+from ...coding.code import joined
 from ...coding.container import MAX_SITES, check_sites
 from ...coding.streams import StreamHeader, pack_streams, unpack_streams
 from ...coding.symbol_streams import ReadingStream, WritingStream
@@ -109,6 +110,5 @@ class PriorFiles(PriorSymbols):
         if not parts:
             stream = ReadingStream(tables, np.zeros(0, dtype=np.uint32))
             parts.append(self._found(stream, (0, *grid), header.slots, header.latent_size, header.image_size))
-        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0].tensors}
-        chosen = [rows[image] for image in wanted]
-        return replace(parts[0], **{name: found[chosen] for name, found in tensors.items()}).to(self.device)
+        found, chosen = joined(parts), [rows[image] for image in wanted]
+        return replace(found, **{name: getattr(found, name)[chosen] for name in found.tensors}).to(self.device)

@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...coding import Code, IndexCode, SparseCode
+from ...coding import Code, Coder, IndexCode, SparseCode
 from ...coding.checks import check_index, check_sparse, check_values
 from ...coding.coefficients import dequantize_coefficients, quantize_coefficients
 from ...coding.container import fingerprint
 from ...coding.frequencies import PRECISION
 from ...coding.payloads import by_magnitude
+from ...coding.symbol_bits import FLOAT_BITS, SymbolBits
 from ...coding.symbol_streams import SymbolStream, Tables
 from ...functional.images.patch_signals import patch_grid
 from ...utils import config_checks as checks
 from .sparse_model import DENSITY_BITS
 
 
+_BITS: weakref.WeakKeyDictionary[Tables, list] = weakref.WeakKeyDictionary()  # of symbols without contexts
 _READY: weakref.WeakKeyDictionary[PriorSymbols, tuple] = weakref.WeakKeyDictionary()  # tables made from buffers
 
 
@@ -104,6 +106,37 @@ class PriorSymbols:
             points, what = dequantize_coefficients(cells, scale, bits), f"points of the quantiser with {bits} bits"
         if not bool(((points == coefficients) | ~used).all() & (coefficients[~used] == 0).all()):
             raise ValueError(f"`code` must have coefficients that are {what}, and 0 in unused slots, got others.")
+
+    @torch.no_grad()
+    def symbol_bits(self, coder: Coder) -> SymbolBits:
+        """
+        Bits of the symbols when nothing is known of their neighbours, by which a code can be chosen: contexts are
+        averaged out, and the atoms of a set count as independent.
+
+        Args:
+            coder ([`Coder`]): The model whose codes are chosen.
+
+        Returns:
+            [`SymbolBits`]: Bits, on the device of the model.
+
+        Raises:
+            ValueError: If the prior is not fitted, or is that of another model.
+        """
+        coder = coder.coder
+        own = (int(self.coder_fingerprint), self.config.coefficient_bits)
+        if own != (coder.fingerprint, coder.coefficient_bits):
+            raise ValueError(
+                f"`prior` must be fitted to the codes of this {type(coder).__name__}, got that of another, of other "
+                "weights or of other `coefficient_bits`."
+            )
+        tables = self._tables()[0]
+        if tables not in _BITS:
+            chances = self.symbol_model.shares(tables)
+            _BITS[tables] = [-torch.log2(chance).float() for chance in chances]
+        parts = [part.to(coder.device) for part in _BITS[tables]]
+        if self.config.sparse and self.config.coefficient_bits is None:
+            parts[1] = torch.full((len(parts[0]), 1), FLOAT_BITS, device=coder.device)
+        return SymbolBits(*parts, ordered=self.config.ordered)
 
     def _tables(self) -> tuple[Tables, int]:
         """Tables as streams read them, and the fingerprint of the prior; made once for unchanged buffers."""

@@ -22,9 +22,10 @@ import math
 import numpy as np
 import torch
 
-from ...coding.frequencies import smoothed
+from ...coding.frequencies import PRECISION, smoothed
 from ...coding.symbol_streams import SymbolStream, Tables
 from ...functional.quantisers.gaussian_mixtures import fit_gaussian_mixture, gaussian_cell_log_probabilities
+from .sparse_shares import set_atoms, slot_cells
 
 
 _RANGES = 16  # of the largest earlier coefficient
@@ -243,6 +244,24 @@ class SparseModel:
         ends = _ends(self.cells)
         rows = [gaussian_cell_log_probabilities(*ends, *pair).exp() for pair in zip(*mixtures[1:].double())]
         return torch.stack([(row * weight[:, None]).sum(dim=0) for row, weight in zip(rows, mixtures[0].double())])
+
+    def shares(self, tables: Tables) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Probabilities of each slot's atoms `(S, K)`, of its cells `(S, 2ⁿ)` without contexts, and of the number of atoms
+        `(S + 1,)`. All slots of a set have those of their mean.
+        """
+        banks = {name: torch.from_numpy(part) / 2.0**PRECISION for name, part in tables.banks.items()}
+        banks = {name: part.double() for name, part in banks.items()}
+        cells = slot_cells(banks["cells"].view(-1, self.contexts, self.cells), self.sparsity)
+        if self.ordered:
+            ends = torch.cat([banks["atoms"][:, 0], torch.ones(1)])
+            going = torch.cat([torch.ones(1), (1 - ends[:-1]).cumprod(dim=0)])
+            return banks["atoms"][:, 1:] / (1 - ends[:-1, None]), cells, going * ends
+        sizes = banks["sizes"][-1]
+        used = 1 - sizes.cumsum(dim=0)[:-1, None]
+        mean = (used * cells).sum(dim=0) / used.sum()
+        atoms = set_atoms(banks, sizes, self.depth)[: self.atoms]
+        return atoms.expand(self.sparsity, -1), mean.expand(self.sparsity, -1), sizes
 
     def least_bits(self, tables: Tables, slots: int) -> float:
         """Bits below which no site costs."""

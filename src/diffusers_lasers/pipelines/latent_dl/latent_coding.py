@@ -13,18 +13,19 @@ import inspect
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 from diffusers.image_processor import PipelineImageInput
-from torch.nn import functional as F
 
 from ...coding import IndexCode, SparseCode
-from ...models.autoencoders.autoencoder_dl import AutoencoderDL
-from ...models.autoencoders.diffusers_latents import decode_latents, encode_latents
+from ...coding.streams import is_stream
+from ...models.autoencoders import AutoencoderDL, CodedAutoencoder, decode_latents
 from ...models.bottlenecks import (
     DictionaryBottleneck,
+    EntropyScalarBottleneck,
     ExternalQuantizerBottleneck,
     FSQBottleneck,
     IdentityBottleneck,
@@ -32,6 +33,7 @@ from ...models.bottlenecks import (
     ScalarQuantizerBottleneck,
     VectorQuantizerBottleneck,
 )
+from ...models.priors import FactorizedPrior
 from ...utils.image_inputs import preprocess_images
 from .pipeline_output import LatentDLPipelineOutput
 
@@ -43,6 +45,7 @@ AnyBottleneck = (
     | VectorQuantizerBottleneck
     | ResidualVQBottleneck
     | FSQBottleneck
+    | EntropyScalarBottleneck
     | ExternalQuantizerBottleneck
     | ScalarQuantizerBottleneck
     | IdentityBottleneck
@@ -63,17 +66,51 @@ def with_signature_of(other: Callable) -> Callable[[Callable], Callable]:
 
 def check_channels(vae, bottleneck) -> None:
     """Refuses a bottleneck that does not fit the autoencoder's latents."""
-    if vae is None or bottleneck is None:
-        return
-    channels, expected = bottleneck.config.latent_channels, vae.config.latent_channels
-    if channels != expected:
-        raise ValueError(
-            f"`bottleneck` must be made for {expected} latent channels as `vae` has them, got {channels}."
-        )
+    if vae is not None and bottleneck is not None:
+        CodedAutoencoder(vae, bottleneck)
+
+
+def _with_prior(components: dict[str, Any]) -> dict[str, Any]:
+    """Components that are handed over; a bottleneck without a prior brings that in `prior/` of its own folder."""
+    if "bottleneck" not in components or "prior" in components:
+        return components
+    place = getattr(components["bottleneck"], "config", {}).get("_name_or_path")  # where it was loaded from
+    found = place and (Path(place) / "prior" / "config.json").is_file()
+    prior = FactorizedPrior.from_pretrained(place, subfolder="prior") if found else None
+    return {**components, "prior": prior}
 
 
 class LatentCodingMixin:
-    """Codes of latents: `encode`, `decode` and `reconstruct`, and the end of a generating call."""
+    """
+    Codes of latents: `encode`, `decode`, `reconstruct` and `compress`, and the end of a generating call. A bottleneck
+    that is handed to `from_pretrained` or `from_pipe` brings the prior in the folder it was loaded from.
+    """
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        return super().from_pretrained(pretrained_model_name_or_path, **_with_prior(kwargs))
+
+    @classmethod
+    def from_pipe(cls, pipeline, **kwargs):
+        return super().from_pipe(pipeline, **_with_prior(kwargs))
+
+    @torch.no_grad()
+    def compress(self, code: SparseCode | IndexCode) -> bytes:
+        """
+        A code as bytes at the rate of the pipeline's prior. Needs constriction (extra `entropy`). Without a prior
+        `bottleneck.pack` writes a code with its nominal bits.
+
+        Args:
+            code ([`SparseCode`] or [`IndexCode`]): A code of this bottleneck.
+
+        Returns:
+            `bytes`: What `decode` reads.
+
+        Raises:
+            ValueError: If the pipeline has no prior of this bottleneck, or the code does not fit.
+            ImportError: If constriction is not installed.
+        """
+        return self._coded(with_prior=True).compress(code)
 
     @torch.no_grad()
     def encode(self, image: PipelineImageInput) -> SparseCode | IndexCode:
@@ -98,13 +135,13 @@ class LatentCodingMixin:
         return code
 
     @torch.no_grad()
-    def decode(self, code: SparseCode | IndexCode, output_type: str = "pil") -> Any:
+    def decode(self, code: SparseCode | IndexCode | bytes, output_type: str = "pil") -> Any:
         """
         Images of a code.
 
         Args:
-            code ([`SparseCode`] or [`IndexCode`]): A code of this bottleneck, from `encode` or from a call with
-                `output_type="code"`.
+            code ([`SparseCode`], [`IndexCode`] or `bytes`): A code of this bottleneck, from `encode` or from a call
+                with `output_type="code"`; or what `compress`, or the bottleneck's `pack`, made of one.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"`, or `"latent"`: latents on the denoiser's
                 scale.
 
@@ -113,16 +150,22 @@ class LatentCodingMixin:
             Images.
 
         Raises:
-            ValueError: If the pipeline has no bottleneck, or the code or the output type does not fit.
+            ValueError: If the pipeline has no bottleneck, or the code or the output type does not fit, or bytes are cut
+                off, changed, something else, or of another bottleneck or prior.
+            ImportError: If bytes of `compress` are given and constriction is not installed.
         """
         self._check_bottleneck()
         if output_type not in OUTPUT_TYPES[:4]:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES[:4]}, got {output_type!r}.")
-        latents = self.bottleneck.decode(code.to(self._execution_device))
-        if output_type != "latent":
-            images = self.image_processor.postprocess(self._decode(latents, code.image_size), output_type=output_type)
+        if isinstance(code, (bytes, bytearray, memoryview)):
+            code = self._coded(with_prior=True).decompress(code) if is_stream(code) else self.bottleneck.unpack(code)
+        code = code.to(self._execution_device)
+        if output_type == "latent":
+            found = self.bottleneck.decode(code)
+        else:
+            found = self.image_processor.postprocess(self._decode(code), output_type=output_type)
         self.maybe_free_model_hooks()
-        return latents if output_type == "latent" else images
+        return found
 
     @torch.no_grad()
     def reconstruct(
@@ -144,12 +187,12 @@ class LatentCodingMixin:
         """
         if output_type not in OUTPUT_TYPES[:3]:
             raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES[:3]}, got {output_type!r}.")
-        if not self._has_codes:
-            latents, size = self._latents(image)
-            images, code = self._decode(latents, size), None
+        code = self._encode(image) if self._has_codes else None
+        if code is None:
+            with self._upcast():
+                images = self._coded()(self._pixels(image)).sample
         else:
-            code = self._encode(image)
-            images = self._decode(self.bottleneck.decode(code), code.image_size)
+            images = self._decode(code)
         images = self.image_processor.postprocess(images, output_type=output_type)
         self.maybe_free_model_hooks()
         output = LatentDLPipelineOutput(images=images, code=code)
@@ -167,6 +210,13 @@ class LatentCodingMixin:
                 f"{None if self.bottleneck is None else type(self.bottleneck).__name__}."
             )
 
+    def _coded(self, with_prior: bool = False) -> CodedAutoencoder:
+        """The autoencoder with its bottleneck, and with the prior of its codes where that is needed."""
+        if with_prior:
+            self._check_bottleneck()
+        bottleneck = self.bottleneck or IdentityBottleneck(self.vae.config.latent_channels)
+        return CodedAutoencoder(self.vae, bottleneck, self.prior if with_prior else None)
+
     @contextmanager
     def _upcast(self):
         """
@@ -183,34 +233,23 @@ class LatentCodingMixin:
             if upcast:
                 self.vae.to(dtype=torch.float16)
 
-    def _latents(self, image: PipelineImageInput) -> tuple[torch.Tensor, tuple[int, int]]:
-        """Latents of images, which are padded to what the autoencoder divides, and the images' size before."""
-        pixel_values = preprocess_images(image, self.vae.config.get("in_channels", 3))
-        height, width = pixel_values.shape[-2:]
-        factor = self.vae_scale_factor
-        padded = F.pad(pixel_values, (0, -width % factor, 0, -height % factor), mode="replicate")
-        with self._upcast():
-            latents = encode_latents(self.vae, padded.to(self._execution_device, self.vae.dtype))
-        return latents, (height, width)
+    def _pixels(self, image: PipelineImageInput) -> torch.Tensor:
+        return preprocess_images(image, self.vae.config.get("in_channels", 3)).to(self._execution_device)
 
     def _start(self, image: PipelineImageInput) -> torch.Tensor:
         """What an image-to-image loop of diffusers starts from: images in [0, 1], or latents as they are."""
         if torch.is_tensor(image) and image.ndim == 4 and image.shape[1] == self.vae.config.latent_channels:
             return image
-        return preprocess_images(image, self.vae.config.get("in_channels", 3)) / 2 + 0.5
+        return self._pixels(image) / 2 + 0.5
 
     def _encode(self, image: PipelineImageInput) -> SparseCode | IndexCode:
-        latents, size = self._latents(image)
-        return replace(self.bottleneck.encode(latents), image_size=size)
-
-    def _decode(
-        self, latents: torch.Tensor, size: tuple[int, int] | None = None, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        """Images `(B, 3, H, W)` of latents on the denoiser's scale, cropped to `size`."""
         with self._upcast():
-            # without a bottleneck of ours, an autoencoder keeps its own
-            images = decode_latents(self.vae, latents.to(self.vae.dtype), generator, self.bottleneck is not None)
-        return images if size is None else images[..., : size[0], : size[1]]
+            return self._coded().encode_to_code(self._pixels(image))
+
+    def _decode(self, code: SparseCode | IndexCode, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Images `(B, 3, H, W)` of a code."""
+        with self._upcast():
+            return self._coded().decode_from_code(code, generator=generator).sample
 
     def _generate(self, call: Callable, args: tuple, kwargs: dict) -> LatentDLPipelineOutput | tuple:
         """Runs the parent's `call` for latents, then bottleneck, decoder, safety checker and watermark."""
@@ -231,8 +270,12 @@ class LatentCodingMixin:
             size = tuple(side * self.vae_scale_factor for side in latents.shape[-2:])
             images = code = replace(self.bottleneck.encode(latents), image_size=size)
         if output_type in ("pil", "np", "pt"):
-            coded = latents if code is None else self.bottleneck.decode(code)
-            images = self._decode(coded, generator=given.get("generator"))
+            if code is None:
+                with self._upcast():  # without a bottleneck of ours, an autoencoder keeps its own
+                    scaled, keeps = latents.to(self.vae.dtype), self.bottleneck is None
+                    images = decode_latents(self.vae, scaled, given.get("generator"), not keeps)
+            else:
+                images = self._decode(code, given.get("generator"))
             images, unsafe = self._check_and_mark(images)
             keep = None if unsafe is None else [not found for found in unsafe]
             code = None if unsafe is not None and any(unsafe) else code  # it would still decode to what was blocked

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from ...models.priors import FactorizedPrior
 from ...utils.hub import LasersHubMixin
 from ...utils.import_utils import requires
 from .latent_coding import AnyAutoencoder, AnyBottleneck, LatentCodingMixin, check_channels, with_signature_of
@@ -46,6 +47,7 @@ class LatentDLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionPipelin
             parent.
         image_encoder (`CLIPVisionModelWithProjection`, *optional*): For IP-Adapters.
         requires_safety_checker (`bool`, defaults to `True`): Whether to warn where there is no safety checker.
+        prior ([`FactorizedPrior`], *optional*): The prior of the bottleneck's codes, for `compress`.
 
     Raises:
         ValueError: If the bottleneck is made for another number of channels than the autoencoder's latents have.
@@ -53,8 +55,8 @@ class LatentDLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionPipelin
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
     # a bottleneck is small, and some have no parameters, which accelerate's hook asks for
-    _exclude_from_cpu_offload = [*StableDiffusionPipeline._exclude_from_cpu_offload, "bottleneck"]
-    _optional_components = ["safety_checker", "feature_extractor", "bottleneck", "image_encoder"]
+    _exclude_from_cpu_offload = [*StableDiffusionPipeline._exclude_from_cpu_offload, "bottleneck", "prior"]
+    _optional_components = ["safety_checker", "feature_extractor", "bottleneck", "image_encoder", "prior"]
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class LatentDLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionPipelin
         bottleneck: AnyBottleneck,
         image_encoder: CLIPVisionModelWithProjection = None,
         requires_safety_checker: bool = True,
+        prior: FactorizedPrior = None,
     ):
         check_channels(vae, bottleneck)
         super().__init__(
@@ -81,7 +84,7 @@ class LatentDLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionPipelin
             image_encoder=image_encoder,
             requires_safety_checker=requires_safety_checker,
         )
-        self.register_modules(bottleneck=bottleneck)
+        self.register_modules(bottleneck=bottleneck, prior=prior)
 
     @torch.no_grad()
     @with_signature_of(StableDiffusionPipeline.__call__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from ...models.priors import FactorizedPrior
 from ...utils.hub import LasersHubMixin
 from ...utils.import_utils import requires
 from .latent_coding import AnyAutoencoder, AnyBottleneck, LatentCodingMixin, check_channels, with_signature_of
@@ -52,14 +53,15 @@ class LatentDLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusion
             parent.
         image_encoder (`CLIPVisionModelWithProjection`, *optional*): For IP-Adapters.
         requires_safety_checker (`bool`, defaults to `True`): Whether to warn where there is no safety checker.
+        prior ([`FactorizedPrior`], *optional*): The prior of the bottleneck's codes, for `compress`.
 
     Raises:
         ValueError: If the bottleneck is made for another number of channels than the autoencoder's latents have.
     """
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->vae"
-    _exclude_from_cpu_offload = [*StableDiffusionImg2ImgPipeline._exclude_from_cpu_offload, "bottleneck"]
-    _optional_components = ["safety_checker", "feature_extractor", "bottleneck", "image_encoder"]
+    _exclude_from_cpu_offload = [*StableDiffusionImg2ImgPipeline._exclude_from_cpu_offload, "bottleneck", "prior"]
+    _optional_components = ["safety_checker", "feature_extractor", "bottleneck", "image_encoder", "prior"]
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class LatentDLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusion
         bottleneck: AnyBottleneck,
         image_encoder: CLIPVisionModelWithProjection = None,
         requires_safety_checker: bool = True,
+        prior: FactorizedPrior = None,
     ):
         check_channels(vae, bottleneck)
         super().__init__(
@@ -86,7 +89,7 @@ class LatentDLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusion
             image_encoder=image_encoder,
             requires_safety_checker=requires_safety_checker,
         )
-        self.register_modules(bottleneck=bottleneck)
+        self.register_modules(bottleneck=bottleneck, prior=prior)
 
     @torch.no_grad()
     @with_signature_of(StableDiffusionImg2ImgPipeline.__call__)
@@ -132,14 +135,15 @@ class LatentDLXLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusi
             zeros.
         add_watermarker (`bool`, *optional*): Whether to mark images. Defaults to `None`: where `invisible-watermark`
             is installed.
+        prior ([`FactorizedPrior`], *optional*): The prior of the bottleneck's codes, for `compress`.
 
     Raises:
         ValueError: If the bottleneck is made for another number of channels than the autoencoder's latents have.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
-    _exclude_from_cpu_offload = [*StableDiffusionXLImg2ImgPipeline._exclude_from_cpu_offload, "bottleneck"]
-    _optional_components = [*StableDiffusionXLImg2ImgPipeline._optional_components, "bottleneck"]
+    _exclude_from_cpu_offload = [*StableDiffusionXLImg2ImgPipeline._exclude_from_cpu_offload, "bottleneck", "prior"]
+    _optional_components = [*StableDiffusionXLImg2ImgPipeline._optional_components, "bottleneck", "prior"]
 
     def __init__(
         self,
@@ -156,6 +160,7 @@ class LatentDLXLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusi
         requires_aesthetics_score: bool = False,
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
+        prior: FactorizedPrior = None,
     ):
         check_channels(vae, bottleneck)
         super().__init__(
@@ -172,7 +177,7 @@ class LatentDLXLImg2ImgPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusi
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
             add_watermarker=add_watermarker,
         )
-        self.register_modules(bottleneck=bottleneck)
+        self.register_modules(bottleneck=bottleneck, prior=prior)
 
     @torch.no_grad()
     @with_signature_of(StableDiffusionXLImg2ImgPipeline.__call__)

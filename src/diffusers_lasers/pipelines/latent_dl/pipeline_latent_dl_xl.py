@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ...models.priors import FactorizedPrior
 from ...utils.hub import LasersHubMixin
 from ...utils.import_utils import requires
 from .latent_coding import AnyAutoencoder, AnyBottleneck, LatentCodingMixin, check_channels, with_signature_of
@@ -47,6 +48,7 @@ class LatentDLXLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionXLPip
             zeros.
         add_watermarker (`bool`, *optional*): Whether to mark images. Defaults to `None`: where `invisible-watermark` is
             installed.
+        prior ([`FactorizedPrior`], *optional*): The prior of the bottleneck's codes, for `compress`.
 
     Raises:
         ValueError: If the bottleneck is made for another number of channels than the autoencoder's latents have.
@@ -54,8 +56,8 @@ class LatentDLXLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionXLPip
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->image_encoder->unet->vae"
     # a bottleneck is small, and some have no parameters, which accelerate's hook asks for
-    _exclude_from_cpu_offload = [*StableDiffusionXLPipeline._exclude_from_cpu_offload, "bottleneck"]
-    _optional_components = [*StableDiffusionXLPipeline._optional_components, "bottleneck"]
+    _exclude_from_cpu_offload = [*StableDiffusionXLPipeline._exclude_from_cpu_offload, "bottleneck", "prior"]
+    _optional_components = [*StableDiffusionXLPipeline._optional_components, "bottleneck", "prior"]
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class LatentDLXLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionXLPip
         feature_extractor: CLIPImageProcessor = None,
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
+        prior: FactorizedPrior = None,
     ):
         check_channels(vae, bottleneck)
         super().__init__(
@@ -86,7 +89,7 @@ class LatentDLXLPipeline(LasersHubMixin, LatentCodingMixin, StableDiffusionXLPip
             force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
             add_watermarker=add_watermarker,
         )
-        self.register_modules(bottleneck=bottleneck)
+        self.register_modules(bottleneck=bottleneck, prior=prior)
 
     @torch.no_grad()
     @with_signature_of(StableDiffusionXLPipeline.__call__)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ...models.autoencoders.autoencoder_dl import AutoencoderDL
 from ...models.priors import FactorizedPrior
-from ...models.priors.image_codes import ImageCodes
+from ...models.priors.image_codes import fit_prior
 from ..data.training_images import TrainingImages
 
 
@@ -63,5 +63,4 @@ def fit_code_prior(
     count = math.ceil(count / accelerator.num_processes) * accelerator.num_processes
     if args.streaming:
         count //= accelerator.num_processes
-    prior = FactorizedPrior.from_coder(model).to(accelerator.device)
-    return prior.fit(ImageCodes(model, _Share(images, count, change)))
+    return fit_prior(model, _Share(images, count, change))

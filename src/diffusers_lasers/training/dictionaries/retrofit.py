@@ -15,7 +15,7 @@ import torch
 from diffusers import ModelMixin
 from tqdm.auto import tqdm
 
-from ...models.autoencoders.diffusers_latents import encode_latents
+from ...models.autoencoders.diffusers_latents import encode_latents, for_bottleneck
 from ...models.bottlenecks import Bottleneck
 from ..data.image_dataset import ImageDataset
 
@@ -58,11 +58,10 @@ def collect_latents(
         progress (`bool`, defaults to `True`): Whether to show a bar.
 
     Returns:
-        `list[torch.Tensor]`: Latents `(B, L, h, w)` of each batch, float32, on the CPU.
+        `list[torch.Tensor]`: Latents `(B, L, h, w)`, of video `(B, L, t, h, w)`, of each batch, float32, on the CPU.
 
     Raises:
-        ValueError: If there are no images, or the autoencoder does not give latents of four dimensions, or not finite
-            ones.
+        ValueError: If there are no images, or the autoencoder does not give latents, or not finite ones.
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"`batch_size` must be a positive integer, got {batch_size!r}.")
@@ -116,6 +115,7 @@ def fit_bottleneck(
     """
     _check(bottleneck, normalize)
     latents = collect_latents(autoencoder, images, batch_size, progress)
+    latents = [for_bottleneck(item, bottleneck.config.latent_channels) for item in latents]
     return fit_to_latents(bottleneck, latents, normalize, progress, **fit_arguments)
 
 
