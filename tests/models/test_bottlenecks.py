@@ -12,6 +12,7 @@ from diffusers_lasers import (
     DictionaryBottleneck,
     EntropyScalarBottleneck,
     ExternalQuantizerBottleneck,
+    FactorizedPrior,
     FSQBottleneck,
     IdentityBottleneck,
     ResidualVQBottleneck,
@@ -552,6 +553,10 @@ def test_each_value_of_a_site_may_have_its_own_bits(step, tmp_path):
     bottleneck.save_pretrained(tmp_path)
     loaded = ScalarQuantizerBottleneck.from_pretrained(tmp_path)
     assert torch.equal(loaded.decode(loaded.unpack(data)), bottleneck.decode(code))
+    prior = FactorizedPrior.from_coder(bottleneck).fit(code)
+    chosen = bottleneck.encode(z, 1.0, prior)  # by their bits, too: what a slot does not have is never chosen
+    assert (chosen.indices < torch.tensor(code.levels)).all()
+    assert prior.bits(chosen).sum() < 0.98 * prior.bits(code).sum()
 
 
 def test_least_squares_range_beats_the_largest_magnitude():

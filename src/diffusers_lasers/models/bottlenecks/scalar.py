@@ -180,7 +180,11 @@ class ScalarQuantizerBottleneck(IndexBottleneck):
             raise ValueError("The ScalarQuantizerBottleneck is not fitted: call `fit` first.")
         turned = (signals - self.mean.float()) @ self.basis.float()
         cells = self._cells(turned, self.low.float(), self.steps.float())
-        return cells if choice is None else cheapest_points(turned, cells, self.points.float(), choice.symbol_costs)
+        if choice is None:
+            return cells
+        costs = choice.symbol_costs
+        points = torch.where(costs.isinf(), torch.inf, self.points.float())  # a slot may have fewer
+        return cheapest_points(turned, cells, points, costs)
 
     def _dequantize(self, indices: torch.Tensor) -> torch.Tensor:
         offsets = self.num_symbols * torch.arange(self.depth, device=indices.device)
