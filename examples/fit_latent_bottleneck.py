@@ -30,6 +30,7 @@ from diffusers_lasers.commands.latent_figures import LatentFigures
 from diffusers_lasers.commands.scripts import add_device_flag, run_script
 from diffusers_lasers.metrics import PSNR
 from diffusers_lasers.models.autoencoders import decode_latents
+from diffusers_lasers.models.autoencoders.diffusers_latents import latent_channels
 from diffusers_lasers.models.priors import FactorizedPrior
 from diffusers_lasers.training import ImageDataset
 from diffusers_lasers.training.data.image_flags import add_data_flags, check_held_out_images, open_images
@@ -201,7 +202,7 @@ def main(args):
         held_out = crops(held_out, own or args.validation_data_dir is not None)
     train = crops(open_images(args), own, args.skip_unreadable)
     autoencoder = AutoModel.from_pretrained(args.autoencoder, subfolder=args.subfolder).to(args.device).eval()
-    bottleneck, fit_arguments = build_bottleneck(args, autoencoder.config.latent_channels)
+    bottleneck, fit_arguments = build_bottleneck(args, (latent_channels(autoencoder) or [0])[-1])
     bottleneck.to(args.device)
     if args.push_to_hub:
         create_repository(folder, args.hub_model_id, args.hub_token)

@@ -84,7 +84,7 @@ def test_the_scale_is_that_of_pipelines():
 
 
 def test_what_is_no_autoencoder_of_images_is_refused():
-    class Odd:
+    class Odd(torch.nn.Module):
         config = {}
 
         def encode(self, x):

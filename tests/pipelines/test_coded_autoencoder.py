@@ -326,7 +326,8 @@ def test_pipelines_draw_the_same_without_a_code_and_what_its_code_says_with_one(
     (z, args, kwargs), *_ = seen
     code = coded.unpack(coded.pack(coded.latents_to_code(z)))
     with torch.no_grad():
-        expected = inside.decode(coded.code_to_latents(code), *args, **{**kwargs, "return_dict": False})[0]
+        frames = z.shape[2] if z.ndim == 5 else None
+        expected = inside.decode(coded.code_to_latents(code, frames), *args, **{**kwargs, "return_dict": False})[0]
         decoded = coded.decode(z, *args, **{**kwargs, "return_dict": False})[0]
     torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-5)
     assert code.num_sites == z.numel() // z.shape[1] // (4 if name == "flux2" else 1)
@@ -374,8 +375,21 @@ def test_a_video_has_a_code_of_its_latent_frames():
     assert len(code) == 2 * frames
     sample = vae.decode_from_code(code, frames=frames).sample
     torch.testing.assert_close(sample, vae(x).sample, rtol=0, atol=1e-5)
-    with pytest.raises(ValueError, match=r"`frames` must divide the \d+ images of the code, got 3."):
-        vae.decode_from_code(code, frames=3)
+    for frames in (3, 1.0):
+        with pytest.raises(ValueError, match=rf"`frames` must divide the \d+ images of a code of video, got {frames}"):
+            vae.decode_from_code(code, frames=frames)
+
+
+@torch.no_grad()
+def test_images_of_an_autoencoder_of_video_are_images():
+    pipeline, _, _ = build("qwen_image")
+    vae, x = CodedAutoencoder(pipeline.vae, scalar(4, bits=12)), images(24, 20)
+    code = vae.encode_to_code(x)
+    sample = vae.decode_from_code(code).sample
+    assert len(code) == 2 and sample.shape == x.shape
+    for row in range(2):
+        torch.testing.assert_close(vae.decode_from_code(code[row : row + 1]).sample, sample[row : row + 1])
+    torch.testing.assert_close(vae(x).sample, sample, rtol=0, atol=1e-5)
 
 
 def test_everything_else_is_the_autoencoders():
@@ -388,6 +402,9 @@ def test_everything_else_is_the_autoencoders():
     with torch.no_grad():
         assert torch.equal(vae.encode(x).latent_dist.mode(), inside.encode(x).latent_dist.mode())
     assert set(dict(vae.named_children())) == {"autoencoder", "bottleneck"}
+    vae.use_slicing = False
+    vae.register_to_config(force_upcast=False)
+    assert not inside.use_slicing and not inside.config.force_upcast and not vae.config.force_upcast
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         vae.nothing
 
@@ -402,7 +419,7 @@ def test_its_bottleneck_is_fitted_to_what_it_codes(name, channels):
     vae = CodedAutoencoder(pipeline.vae, bottleneck)
     with torch.no_grad():
         z = vae.encode(x).latent_dist.mode()
-    error = vae.code_to_latents(vae.latents_to_code(z), frames=1 if name == "wan" else None) - z
+    error = vae.code_to_latents(vae.latents_to_code(z)) - z
     assert error.square().mean() < 1e-3 * z.var()
 
 
@@ -433,6 +450,22 @@ def test_half_precision(dtype):
         z = vae.encode(images(16, 16).to(dtype)).latents
         assert vae.dtype == sample.dtype == dtype and vae.decode(z).sample.dtype == dtype
     assert torch.isfinite(sample).all()
+
+
+def test_casts_of_the_decoder_leave_bottleneck_and_prior_as_they_are(tmp_path):
+    """Stable Diffusion XL casts its autoencoder to float32 and back around each image."""
+    pipeline, call, _ = build("sdxl")
+    bottleneck = DictionaryBottleneck(4, num_atoms=16, sparsity=2, coefficient_bits=4)
+    prior = FactorizedPrior.from_coder(bottleneck).fit(bottleneck.encode(torch.randn(4, 4, 8, 8)))
+    mark = bottleneck.fingerprint
+    pipeline.vae.register_to_config(force_upcast=True)
+    pipeline.vae = vae = CodedAutoencoder(pipeline.vae, bottleneck, prior).to(torch.float16)
+    assert vae.dtype == torch.float16 and bottleneck.dictionary.dtype == torch.float32
+    seen = spied(vae)
+    drawn = [torch.as_tensor(draw(pipeline, call, output_type="pt")) for _ in range(2)]
+    assert torch.equal(*drawn) and bottleneck.fingerprint == mark and len(seen) == 2
+    vae.save_pretrained(tmp_path)
+    assert CodedAutoencoder.from_pretrained(tmp_path).prior is not None
 
 
 FRESH = """
@@ -496,16 +529,28 @@ def test_what_does_not_fit_is_one_sentence(tmp_path):
         CodedAutoencoder(tiny(), scalar(8))
     with pytest.raises(ValueError, match="`bottleneck` must be made for 4 or 16 latent channels .* got 8."):
         CodedAutoencoder(build("flux2")[0].vae, scalar(8))
+    with pytest.raises(ValueError, match="`bottleneck` must be a Bottleneck, got NoneType."):
+        CodedAutoencoder(tiny(), None)
+    with pytest.raises(ValueError, match=r"`shift` and `scale` must have shape \(1,\), got \(4,\)"):
+        fit_bottleneck(tiny(), images(), ScalarQuantizerBottleneck(1, bits=4), progress=False)  # 4 are no patches of 1
     one, other = (DictionaryBottleneck(4, num_atoms=atoms, sparsity=2, coefficient_bits=4) for atoms in (8, 16))
     with pytest.raises(ValueError, match="`prior` must be that .* got that of other weights"):
         CodedAutoencoder(tiny(), one, FactorizedPrior.from_coder(other))
     vae = CodedAutoencoder(tiny(), one)
     with pytest.raises(ValueError, match="`prior` must be that .* got None: give"):
         vae.compress(vae.encode_to_code(images()))
+    for wrong in (images()[0], images()[:, :, None], "x"):
+        with pytest.raises(ValueError, match=r"`x` must be images \(B, 3, H, W\)"):
+            vae.encode_to_code(wrong)
     vae.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     for named in (["os", "system"], ["diffusers", "DDIMScheduler"], ["diffusers", "nothing"], None, "x", 3):
         path.write_text(json.dumps(config | {"autoencoder": named}))
-        with pytest.raises(ValueError, match="`autoencoder` in config.json must be a model of diffusers"):
+        with pytest.raises(
+            ValueError, match="`autoencoder` in config.json must name a class of that kind in diffusers"
+        ):
             CodedAutoencoder.from_pretrained(tmp_path)
+    path.write_text(json.dumps(config | {"bottleneck": ["diffusers", "AutoencoderTiny"]}))
+    with pytest.raises(ValueError, match="`bottleneck` in config.json must name a class of that kind"):
+        CodedAutoencoder.from_pretrained(tmp_path)

@@ -1,6 +1,6 @@
 """Models: autoencoders, bottlenecks, codecs, priors, denoisers, refiner, discriminator and perceptual network."""
 
-from .autoencoders import AutoencoderDL, AutoencoderDLEncoderOutput, AutoencoderDLOutput
+from .autoencoders import AutoencoderDL, AutoencoderDLEncoderOutput, AutoencoderDLOutput, CodedAutoencoder
 from .bottlenecks import (
     Bottleneck,
     BottleneckOutput,
@@ -30,6 +30,7 @@ __all__ = [
     "BottleneckOutput",
     "CategoricalUNet2DModel",
     "CategoricalUNet2DOutput",
+    "CodedAutoencoder",
     "DictionaryBottleneck",
     "EntropyScalarBottleneck",
     "ExternalQuantizerBottleneck",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch.nn import functional as F
 
 from ...coding import Code
+from ...utils.config_checks import described
 from ...utils.files import write_text
 from ...utils.hub import LasersHubMixin
 from ..bottlenecks import Bottleneck
@@ -28,9 +30,11 @@ from ..image_coder import ImageCoder
 from ..priors import FactorizedPrior
 from .diffusers_latents import (
     decode_latents,
-    encoder_latents,
+    encode_latents,
     for_bottleneck,
     from_denoiser,
+    is_of_video,
+    latent_channels,
     spatial_factor,
     to_denoiser,
     without_own_bottleneck,
@@ -39,7 +43,7 @@ from .diffusers_latents import (
 
 __all__ = ["CodedAutoencoder"]
 
-_PARTS = ("autoencoder", "bottleneck", "prior")
+_KINDS = {"autoencoder": ModelMixin, "bottleneck": Bottleneck, "prior": FactorizedPrior}
 _HUB_ARGUMENTS = ("repo_id", "commit_message", "private", "create_pr", "token")
 _LIBRARIES = ("diffusers", "diffusers_lasers")
 
@@ -53,15 +57,16 @@ class _SavedInParts:
 
         hub = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
         folder, classes = Path(save_directory), {"_class_name": type(self).__name__}
-        for name in _PARTS:
+        for name in _KINDS:
             part = getattr(self, name)
             if part is not None:
                 library = type(part).__module__.split(".")[0]
                 classes[name] = [library, type(part).__name__]
                 part.save_pretrained(folder / name, *args, **kwargs)
         classes["_diffusers_version"] = diffusers.__version__
-        write_text(folder / self.config_name, json.dumps(classes, indent=2, sort_keys=True) + "\n")
-        if push_to_hub:
+        if kwargs.get("is_main_process", True):
+            write_text(folder / self.config_name, json.dumps(classes, indent=2, sort_keys=True) + "\n")
+        if push_to_hub and kwargs.get("is_main_process", True):
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
     @classmethod
@@ -83,15 +88,16 @@ class _SavedInParts:
         where = {name: kwargs[name] for name in places if name in kwargs}
         classes = cls.load_config(pretrained_model_name_or_path, **where)
         subfolder, parts = kwargs.pop("subfolder", None), {}
-        for name in _PARTS:
+        for name in _KINDS:
             named = classes.get(name)
             if named is None and name == "prior":
                 continue
             known = isinstance(named, list) and len(named) == 2 and named[0] in _LIBRARIES
             model = getattr(diffusers, str(named[1]), None) if known else None
-            if not isinstance(model, type) or not issubclass(model, ModelMixin):
+            if not isinstance(model, type) or not issubclass(model, _KINDS[name]) or not hasattr(model, "config"):
                 raise ValueError(
-                    f"`{name}` in {cls.config_name} must be a model of {' or '.join(_LIBRARIES)}, got {named!r}."
+                    f"`{name}` in {cls.config_name} must name a class of that kind in {' or '.join(_LIBRARIES)}, got "
+                    f"{named!r}."
                 )
             place = "/".join(part for part in (subfolder, name) if part)
             parts[name] = model.from_pretrained(pretrained_model_name_or_path, *args, subfolder=place, **kwargs)
@@ -101,14 +107,15 @@ class _SavedInParts:
 class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, ConfigMixin):
     r"""
     An autoencoder of diffusers with a bottleneck. As `vae` of a pipeline it decodes the code of the latents in place of
-    the latents. All else is the autoencoder's: `config`, attributes, `encode`, tiling, slicing.
+    the latents. All else is the autoencoder's: `config`, attributes, `encode`, tiling, slicing. A cast to another type
+    casts the autoencoder and leaves the bottleneck in float32.
 
     Args:
         autoencoder (`ModelMixin`): An autoencoder of images, such as `AutoencoderKL`, `AutoencoderTiny`,
             `AutoencoderDC`, `AutoencoderKLFlux2`, `AutoencoderKLQwenImage`, or of video, such as `AutoencoderKLWan`,
             whose latents `(B, L, t, h, w)` are coded frame by frame.
-        bottleneck ([`Bottleneck`]): Codes latents on the denoiser's scale; see `fit_bottleneck`. Where denoisers see
-            patches of 2 × 2 (Flux.2), it may have L channels or 4 L.
+        bottleneck ([`Bottleneck`]): Codes latents on the denoiser's scale; see `fit_bottleneck`. It stays in evaluation
+            mode. Where denoisers see patches of 2 × 2 (Flux.2), it may have L channels or 4 L.
         prior ([`FactorizedPrior`], *optional*): For [`compress`].
 
     Raises:
@@ -135,7 +142,11 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
 
     def __init__(self, autoencoder: ModelMixin, bottleneck: Bottleneck, prior: FactorizedPrior | None = None):
         super().__init__()
-        channels, expected = bottleneck.config.latent_channels, _latent_channels(autoencoder)
+        given = {"autoencoder": autoencoder, "bottleneck": bottleneck, "prior": prior}
+        for name, kind in _KINDS.items():
+            if not isinstance(given[name], kind) and (name, given[name]) != ("prior", None):
+                raise ValueError(f"`{name}` must be a {kind.__name__}, got {type(given[name]).__name__}.")
+        channels, expected = bottleneck.config.latent_channels, latent_channels(autoencoder)
         if expected is not None and channels not in expected:
             raise ValueError(
                 f"`bottleneck` must be made for {' or '.join(map(str, expected))} latent channels as the autoencoder "
@@ -144,7 +155,7 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
         if prior is not None and int(prior.coder_fingerprint) != bottleneck.fingerprint:
             raise ValueError("`prior` must be that of the codes of `bottleneck`, got that of other weights.")
         self.autoencoder = autoencoder
-        self.bottleneck = bottleneck
+        self.bottleneck = bottleneck.eval()
         self.prior = prior
 
     def __getattr__(self, name: str) -> Any:
@@ -154,6 +165,39 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
         if "autoencoder" not in modules or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(modules["autoencoder"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Settings of the autoencoder, such as `use_slicing`, are set in it."""
+        inside = self.__dict__.get("_modules", {}).get("autoencoder")
+        own = name.startswith("_") or name in self.__dict__ or hasattr(type(self), name) or name in _KINDS
+        if own or inside is None or not hasattr(inside, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(inside, name, value)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> CodedAutoencoder:
+        """
+        A cast of the model, as pipelines make around their decoder, casts the autoencoder. Bottleneck and prior only
+        change devices: in half precision they would make other codes, also after a cast back.
+        """
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            changed = fn(tensor)
+            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+        for name, part in self.named_children():
+            part._apply(fn if name == "autoencoder" else moved, recurse)
+        return self
+
+    def train(self, mode: bool = True) -> CodedAutoencoder:
+        """Training mode of the autoencoder; the bottleneck stays as it was fitted."""
+        super().train(mode)
+        self.bottleneck.eval()
+        return self
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Changes the autoencoder's configuration, as some pipelines do."""
+        self.autoencoder.register_to_config(**kwargs)
 
     @property
     def config(self) -> Any:
@@ -183,12 +227,8 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
     @property
     def _is_patched(self) -> bool:
         """Whether the bottleneck codes patches of 2 × 2 latents."""
-        expected = _latent_channels(self.autoencoder)
+        expected = latent_channels(self.autoencoder)
         return expected is not None and len(expected) > 1 and self.bottleneck.config.latent_channels == expected[1]
-
-    @property
-    def _is_of_video(self) -> bool:
-        return any(isinstance(module, torch.nn.Conv3d) for module in self.autoencoder.modules())
 
     def bits(self, code: Code) -> float:
         """Nominal bits of a code of all its images; see [`Coder.bits`]."""
@@ -239,21 +279,28 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
 
         Args:
             code ([`SparseCode`] or [`IndexCode`]): A code of this model.
-            frames (`int`, *optional*): Latent frames t of a video. Defaults to all images of the code, which are one.
+            frames (`int`, *optional*): Latent frames t of a video. Defaults to `None`: the code is of images.
 
         Returns:
             `torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`: Latents as `decode` of the autoencoder inside
-            takes them.
+            takes them; t is 1 for images of an autoencoder of video.
+
+        Raises:
+            ValueError: If the code's images are no multiple of `frames`, or the autoencoder is of images.
         """
-        return from_denoiser(self.autoencoder, self._denoiser_latents(code, frames))
+        latents = from_denoiser(self.autoencoder, self._denoiser_latents(code, frames))
+        return latents[:, :, None] if latents.ndim == 4 and is_of_video(self.autoencoder) else latents
 
     def _denoiser_latents(self, code: Code, frames: int | None) -> torch.Tensor:
         coded = self.bottleneck.decode(code).to(self.autoencoder.dtype)
-        if self._is_of_video:
-            if frames is not None and (frames < 1 or len(code) % frames):
-                raise ValueError(f"`frames` must divide the {len(code)} images of the code, got {frames}.")
-            return coded.unflatten(0, (-1, frames or max(len(code), 1))).transpose(1, 2)
-        return self._patched(coded)
+        if frames is None:
+            return self._patched(coded)
+        if not isinstance(frames, int) or frames < 1 or len(code) % frames or not is_of_video(self.autoencoder):
+            raise ValueError(
+                f"`frames` must divide the {len(code)} images of a code of video, got {frames} with "
+                f"{type(self.autoencoder).__name__}."
+            )
+        return coded.unflatten(0, (-1, frames)).transpose(1, 2)
 
     @apply_forward_hook
     def encode(self, *args: Any, **kwargs: Any) -> Any:
@@ -283,17 +330,20 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
         return self.autoencoder.decode(z, *args, **kwargs)
 
     def _to_bottleneck(self, latents: torch.Tensor) -> torch.Tensor:
-        return for_bottleneck(to_denoiser(self.autoencoder, latents), self.bottleneck.config.latent_channels)
+        return self._as_coded(to_denoiser(self.autoencoder, latents))
+
+    def _as_coded(self, scaled: torch.Tensor) -> torch.Tensor:
+        return for_bottleneck(self.autoencoder, scaled, self.bottleneck.config.latent_channels)
 
     def _patched(self, coded: torch.Tensor) -> torch.Tensor:
         """Decoded latents on the denoiser's scale: in patches where it sees these and the bottleneck does not."""
-        channels = _latent_channels(self.autoencoder)
+        channels = latent_channels(self.autoencoder)
         split = channels is not None and len(channels) > 1 and coded.shape[1] == channels[0]
         return F.pixel_unshuffle(coded, 2) if split else coded
 
     def _padded(self, x: torch.Tensor) -> torch.Tensor:
-        """Images whose sides the autoencoder divides, on its device and of its type."""
-        factor = spatial_factor(self.autoencoder) * len(_latent_channels(self.autoencoder) or (1,))
+        """Images whose sides the autoencoder divides, of its type."""
+        factor = spatial_factor(self.autoencoder) * len(latent_channels(self.autoencoder) or (1,))
         height, width = x.shape[-2:]
         margin = (0, -width % factor, 0, -height % factor)
         if any(margin):
@@ -303,22 +353,32 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
 
     @apply_forward_hook
     @torch.no_grad()
-    def encode_to_code(self, x: torch.Tensor) -> Code:
+    def encode_to_code(
+        self, x: torch.Tensor, rate_weight: float | None = None, prior: FactorizedPrior | None = None
+    ) -> Code:
         """
         The code of images or videos.
 
         Args:
             x (`torch.Tensor` of shape `(B, 3, H, W)` or `(B, 3, T, H, W)`): Images in [−1, 1]. Sides that the
                 autoencoder does not divide are padded by repeating the edge.
+            rate_weight (`float`, *optional*): λ of a choice by error and bits, see [`Bottleneck.encode`].
+            prior ([`FactorizedPrior`], *optional*): Whose bits count then. Defaults to the model's own.
 
         Returns:
-            [`SparseCode`] or [`IndexCode`]: The code, with the images' size.
+            [`SparseCode`] or [`IndexCode`]: The code, with the images' size; of a video its latent frames in turn.
 
         Raises:
-            ValueError: If the bottleneck makes no codes.
+            ValueError: If the bottleneck makes no codes, or `x` has another shape.
         """
-        latents = encoder_latents(self.autoencoder.encode(self._padded(x)))
-        return replace(self.latents_to_code(latents), image_size=tuple(x.shape[-2:]))
+        if not torch.is_tensor(x) or x.ndim != 4 and not (x.ndim == 5 and is_of_video(self.autoencoder)):
+            raise ValueError(
+                "`x` must be images (B, 3, H, W), or videos (B, 3, T, H, W) for an autoencoder of video, got "
+                f"{described(x)}."
+            )
+        latents = self._as_coded(encode_latents(self.autoencoder, self._padded(x)))
+        code = self.bottleneck.encode(latents, rate_weight, self.prior if prior is None else prior)
+        return replace(code, image_size=tuple(x.shape[-2:]))
 
     @apply_forward_hook
     def decode_from_code(
@@ -358,8 +418,13 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
             `DecoderOutput` or `tuple`: The reconstruction.
         """
         height, width = sample.shape[-2:]
-        latents = encoder_latents(self.autoencoder.encode(self._padded(sample)))
-        decoded = self.decode(latents, return_dict=False)[0][..., :height, :width]
+        scaled = encode_latents(self.autoencoder, self._padded(sample))
+        if self.levels:
+            coded = self.bottleneck(self._as_coded(scaled)).latents.to(scaled.dtype)
+            scaled = (
+                coded.unflatten(0, (scaled.shape[0], -1)).transpose(1, 2) if scaled.ndim == 5 else self._patched(coded)
+            )
+        decoded = decode_latents(self.autoencoder, scaled, force_not_quantize=bool(self.levels))[..., :height, :width]
         return DecoderOutput(sample=decoded) if return_dict else (decoded,)
 
     def summary(self) -> dict[str, Any]:
@@ -369,14 +434,3 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
     def pictures(self, method: str = "pca") -> dict[str, Any]:
         """Those of the bottleneck; see [`Coder.pictures`]."""
         return self.bottleneck.pictures(method)
-
-
-def _latent_channels(autoencoder: ModelMixin) -> tuple[int, ...] | None:
-    """Channels that a bottleneck may have; `None` where the configuration does not tell."""
-    names = ("latent_channels", "z_dim")
-    channels = next((autoencoder.config[name] for name in names if autoencoder.config.get(name) is not None), None)
-    if channels is None:
-        return None
-    return (
-        (channels, 4 * channels) if isinstance(getattr(autoencoder, "bn", None), torch.nn.BatchNorm2d) else (channels,)
-    )

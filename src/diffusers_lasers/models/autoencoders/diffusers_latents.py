@@ -96,11 +96,35 @@ def from_denoiser(autoencoder: ModelMixin, latents: torch.Tensor) -> torch.Tenso
     return latents * deviation / factor + offset
 
 
-def for_bottleneck(latents: torch.Tensor, channels: int) -> torch.Tensor:
+def latent_channels(autoencoder: ModelMixin) -> tuple[int, ...] | None:
+    """
+    Channels that a bottleneck may have.
+
+    Args:
+        autoencoder (`ModelMixin`): The autoencoder.
+
+    Returns:
+        `tuple[int, ...]` or `None`: L, and 4 L where denoisers see patches of 2 × 2; `None` where the configuration
+        does not tell.
+    """
+    names = ("latent_channels", "z_dim")
+    channels = next((autoencoder.config[name] for name in names if autoencoder.config.get(name) is not None), None)
+    if channels is None:
+        return None
+    return (channels, 4 * channels) if _has_patches(autoencoder) else (channels,)
+
+
+def is_of_video(autoencoder: ModelMixin) -> bool:
+    """Whether its images have a dimension of time: `(B, 3, T, H, W)`."""
+    return any(isinstance(module, torch.nn.Conv3d) for module in autoencoder.modules())
+
+
+def for_bottleneck(autoencoder: ModelMixin, latents: torch.Tensor, channels: int) -> torch.Tensor:
     """
     Latents on the denoiser's scale as a bottleneck codes them.
 
     Args:
+        autoencoder (`ModelMixin`): The autoencoder.
         latents (`torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`): Latents.
         channels (`int`): Channels of the bottleneck.
 
@@ -110,7 +134,8 @@ def for_bottleneck(latents: torch.Tensor, channels: int) -> torch.Tensor:
     """
     if latents.ndim == 5:
         return latents.transpose(1, 2).flatten(0, 1)
-    return F.pixel_shuffle(latents, 2) if latents.shape[1] == 4 * channels else latents
+    split = _has_patches(autoencoder) and latents.shape[1] == 4 * channels
+    return F.pixel_shuffle(latents, 2) if split else latents
 
 
 def _patch_statistics(autoencoder: ModelMixin, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,8 +176,8 @@ def encode_latents(autoencoder: ModelMixin, pixel_values: torch.Tensor) -> torch
     Args:
         autoencoder (`ModelMixin`): An autoencoder of images: `AutoencoderKL`, `AutoencoderTiny`, `VQModel`,
             `AutoencoderDC`, [`AutoencoderDL`], …
-        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Images in [−1, 1]; `(B, 3, T, H, W)` for autoencoders of
-            video.
+        pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): Images in [−1, 1]; or `(B, 3, T, H, W)` for autoencoders
+            of video, to which an image is a video of one frame.
 
     Returns:
         `torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`: Latents.
@@ -160,12 +185,13 @@ def encode_latents(autoencoder: ModelMixin, pixel_values: torch.Tensor) -> torch
     Raises:
         ValueError: If the autoencoder does not give latents of such a shape.
     """
-    latents = encoder_latents(autoencoder.encode(pixel_values))
+    single = pixel_values.ndim == 4 and is_of_video(autoencoder)
+    latents = encoder_latents(autoencoder.encode(pixel_values[:, :, None] if single else pixel_values))
     if latents.ndim not in (4, 5):
         raise ValueError(
             f"`autoencoder` must give latents of shape (B, L, h, w) or (B, L, t, h, w), got {tuple(latents.shape)}."
         )
-    return to_denoiser(autoencoder, latents)
+    return to_denoiser(autoencoder, latents[:, :, 0] if single else latents)
 
 
 def spatial_factor(autoencoder: ModelMixin) -> int:
@@ -215,14 +241,17 @@ def decode_latents(
 
     Args:
         autoencoder (`ModelMixin`): The autoencoder.
-        latents (`torch.Tensor` of shape `(B, L, h, w)`): Latents on the denoiser's scale.
+        latents (`torch.Tensor` of shape `(B, L, h, w)` or `(B, L, t, h, w)`): Latents on the denoiser's scale.
         generator (`torch.Generator`, *optional*): For decoders that draw.
         force_not_quantize (`bool`, defaults to `True`): Whether an autoencoder's own bottleneck is passed over.
 
     Returns:
-        `torch.Tensor` of shape `(B, 3, H, W)`: Images, about [−1, 1].
+        `torch.Tensor` of shape `(B, 3, H, W)` or `(B, 3, T, H, W)`: Images, about [−1, 1].
     """
     arguments = without_own_bottleneck(autoencoder) if force_not_quantize else {}
     if generator is not None and "generator" in inspect.signature(autoencoder.decode).parameters:
         arguments["generator"] = generator
-    return autoencoder.decode(from_denoiser(autoencoder, latents), return_dict=False, **arguments)[0]
+    latents = from_denoiser(autoencoder, latents)
+    if latents.ndim == 4 and is_of_video(autoencoder):
+        return autoencoder.decode(latents[:, :, None], return_dict=False, **arguments)[0][:, :, 0]
+    return autoencoder.decode(latents, return_dict=False, **arguments)[0]

@@ -66,6 +66,8 @@ class RatedCodes:
         check_fields({"rate_weight": RATE_WEIGHT}, {"rate_weight": rate_weight})
         if rate_weight == 0:
             return None
+        if prior is not None and not hasattr(prior, "symbol_bits"):
+            raise ValueError(f"`prior` must be a FactorizedPrior, got {type(prior).__name__}.")
         if prior is not None:
             bits = prior.symbol_bits(self)
             return Choice(rate_weight / IMAGE_VARIANCE * self._variance_under(bits), bits)

@@ -157,7 +157,9 @@ class PriorSymbols:
             banks[name] = state[f"table_{name}"].cpu().numpy()
             if (banks[name] < 1).any() or (banks[name].sum(axis=1, dtype=np.int64) != 2**PRECISION).any():
                 raise ValueError(f"The tables of a FactorizedPrior must sum to 2^{PRECISION}, table_{name} does not.")
-        facts = (type(self).__name__, [(name, self.config[name]) for name in sorted(self._config_fields)])
+        # files of priors from before `repeats` was an argument stay readable
+        names = [name for name in sorted(self._config_fields) if name != "repeats" or self.config.repeats]
+        facts = (type(self).__name__, [(name, self.config[name]) for name in names])
         facts = repr(facts).replace("[", "(").replace("]", ")")  # JSON makes lists of tuples
         weights = {name: tensor for name, tensor in state.items() if name != "mixtures"}
         _READY[self] = key, Tables(banks), fingerprint(facts, weights)

@@ -115,7 +115,7 @@ def fit_bottleneck(
     """
     _check(bottleneck, normalize)
     latents = collect_latents(autoencoder, images, batch_size, progress)
-    latents = [for_bottleneck(item, bottleneck.config.latent_channels) for item in latents]
+    latents = [for_bottleneck(autoencoder, item, bottleneck.config.latent_channels) for item in latents]
     return fit_to_latents(bottleneck, latents, normalize, progress, **fit_arguments)
 
 
