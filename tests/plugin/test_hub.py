@@ -172,8 +172,8 @@ def test_tokens_are_hidden_and_folders_pushed(monkeypatch, tmp_path):
         def __init__(self, token=None):
             calls["token"] = token
 
-        def create_repo(self, name, exist_ok):
-            assert exist_ok
+        def create_repo(self, name, exist_ok, repo_type):
+            assert exist_ok and repo_type == "model"
             return type("Url", (), {"repo_id": f"me/{name}"})
 
         def upload_folder(self, **arguments):
@@ -191,7 +191,7 @@ def test_tokens_are_hidden_and_folders_pushed(monkeypatch, tmp_path):
     class NetworkError(Exception):
         pass
 
-    def refuse(self, name, exist_ok):
+    def refuse(self, name, exist_ok, repo_type):
         raise NetworkError("two\nlines")
 
     monkeypatch.setattr(Api, "create_repo", refuse)
