@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("check_floors", "check_repo", "check_doc_toc", "check_lines")
 
-MOST_PUBLIC_NAMES = 119
+MOST_PUBLIC_NAMES = 127
 
 INIT = """
 _import_structure = {"models": [], "models.codec": ["Codec"], "functional": []}
