@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+from diffusers.modular_pipelines import ModularPipelineBlocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,7 +122,8 @@ def test_every_class_with_a_configuration_says_what_its_arguments_may_be():
         if isinstance(cls, type)
         and hasattr(cls, "from_config")
         and cls.__module__.startswith("diffusers_lasers.")
-        and cls.__name__ not in ("Bottleneck", "IndexBottleneck")
+        and cls.__name__ not in ("Bottleneck", "IndexBottleneck", "CodedAutoencoder")  # the last has parts
+        and not issubclass(cls, ModularPipelineBlocks)
         and not cls.__name__.endswith("Pipeline")
     ]
     assert set(ours) == set(SMALL)
