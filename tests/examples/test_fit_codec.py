@@ -106,7 +106,7 @@ def test_the_hub_gets_the_codec_and_no_token(pictures, tmp_path, monkeypatch):
         def __init__(self, token=None):
             calls["token"] = token
 
-        def create_repo(self, name, exist_ok):
+        def create_repo(self, name, exist_ok, repo_type):
             return type("Url", (), {"repo_id": f"me/{name}"})
 
         def upload_folder(self, **arguments):

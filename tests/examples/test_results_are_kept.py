@@ -198,7 +198,7 @@ class Api:
     def __init__(self, token=None):
         assert token == "hf_SECRET"
 
-    def create_repo(self, name, exist_ok):
+    def create_repo(self, name, exist_ok, repo_type):
         return type("Url", (), {"repo_id": f"me/{name}"})
 
     def upload_folder(self, **arguments):

@@ -265,7 +265,7 @@ def test_the_hub_gets_the_model_without_checkpoints_or_token(run, monkeypatch):
         def __init__(self, token=None):
             calls["token"] = token
 
-        def create_repo(self, name, exist_ok):
+        def create_repo(self, name, exist_ok, repo_type):
             calls["name"] = name
             return type("Url", (), {"repo_id": f"me/{name}"})
 
@@ -646,7 +646,7 @@ def test_the_token_is_nowhere(run, monkeypatch, capfd, caplog, tmp_path):
         def __init__(self, token=None):
             assert token == "hf_secret"
 
-        def create_repo(self, name, exist_ok):
+        def create_repo(self, name, exist_ok, repo_type):
             return type("Url", (), {"repo_id": f"me/{name}"})
 
         def upload_folder(self, **arguments):
