@@ -365,6 +365,15 @@ def test_images_of_any_size_have_a_code(make):
     assert vae.bits_per_pixel(23, 21) == pytest.approx(vae.bits(code) / (2 * 23 * 21))
 
 
+def test_its_bits_are_those_of_its_bottleneck():
+    bottleneck = DictionaryBottleneck(4, num_atoms=16, sparsity=2, coefficient_bits=4)
+    vae = CodedAutoencoder(tiny(), bottleneck)
+    code = vae.encode_to_code(images())
+    assert vae.bits_per_site == bottleneck.bits_per_site > 2 * 4
+    assert vae.bits_per_pixel(24, 20) * 24 * 20 == pytest.approx(vae.bits(code) / 2)
+    assert vae.bits(code) <= 8 * len(vae.pack(code))
+
+
 @torch.no_grad()
 def test_a_video_has_a_code_of_its_latent_frames():
     pipeline, _, _ = build("wan")

@@ -387,6 +387,27 @@ def test_bad_arguments_are_one_sentence(photos, vae, tmp_path, arguments, words)
     assert "\n" not in str(caught.value) and not (tmp_path / "cache" / "cache.json").exists()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../../elsewhere.parquet"},
+        {"name": "/etc/passwd"},
+        {"name": 3},
+        {"bytes": "many"},
+        {"bytes": True},
+        {"sha256": None},
+    ],
+)
+def test_a_strangers_list_of_shards_leads_nowhere_else(cache, tmp_path, change):
+    folder = tmp_path / "cache"
+    shutil.copytree(cache, folder)
+    facts = json.loads((folder / "cache.json").read_text())
+    facts["shards"][0] |= change
+    (folder / "cache.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match="is damaged: its shards must have a name such as 00000-"):
+        load_latent_cache(folder)
+
+
 def test_bad_folders_and_columns_are_one_sentence(cache, photos, vae, tmp_path, capsys):
     with pytest.raises(ValueError, match="has `target_snr` 30.0, got 20.0"):
         write(cache, photos, vae, target_snr=20.0)

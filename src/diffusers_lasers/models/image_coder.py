@@ -5,9 +5,11 @@ Diffusion on codebook indices needs the last of these, of a patch codec as of an
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from ..coding import Coder, IndexCode
+from ..coding import Code, Coder, IndexCode
 from ..functional.images.patch_signals import patch_grid
 from ..utils.config_checks import described
 
@@ -88,3 +90,45 @@ class ImageCoder(Coder):
 
     def _check_has_indices(self) -> None:
         """Raises a `ValueError` where the model's codes are not indices."""
+
+
+class BottleneckCoder(ImageCoder):
+    """Base of the autoencoders whose codes are those of their `bottleneck`."""
+
+    bottleneck: Any
+
+    @property
+    def coder(self) -> Any:
+        """The bottleneck, which makes the codes."""
+        return self.bottleneck
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Size of the alphabet of each slot of its codes; empty where the bottleneck makes none."""
+        return self.bottleneck.levels
+
+    @property
+    def bits_per_site(self) -> float:
+        """Nominal bits of one site's code."""
+        return self.bottleneck.bits_per_site
+
+    @property
+    def pixels_per_site(self) -> int:
+        """Image pixels a site of the code, along each side."""
+        return self.downsampling_factor * self.bottleneck.patch_size
+
+    def bits(self, code: Code) -> float:
+        """Nominal bits of a code of all its images; see [`Coder.bits`]."""
+        return self.bottleneck.bits(code)
+
+    def pack(self, code: Code) -> bytes:
+        """A code as bytes of its nominal bits; see [`Bottleneck.pack`]."""
+        return self.bottleneck.pack(code)
+
+    def unpack(self, data: bytes, max_sites: int | None = None) -> Code:
+        """The code of packed bytes; see [`Bottleneck.unpack`]."""
+        return self.bottleneck.unpack(data, max_sites)
+
+    def pictures(self, method: str = "pca") -> dict[str, Any]:
+        """Those of the bottleneck; see [`Coder.pictures`]."""
+        return self.bottleneck.pictures(method)

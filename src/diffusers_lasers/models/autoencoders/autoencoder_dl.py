@@ -30,7 +30,6 @@ from ...learning.principal_axes import mean_and_covariance, principal_axes
 from ...utils import config_checks as checks
 from ...utils.model_loading import LasersModelMixin
 from ..bottlenecks import (
-    Bottleneck,
     DictionaryBottleneck,
     EntropyScalarBottleneck,
     ExternalQuantizerBottleneck,
@@ -39,7 +38,7 @@ from ..bottlenecks import (
     ResidualVQBottleneck,
     VectorQuantizerBottleneck,
 )
-from ..image_coder import ImageCoder
+from ..image_coder import BottleneckCoder
 from .networks import build_networks
 from .residual import STEM, set_transform
 from .tiling import TiledNetworks
@@ -108,7 +107,7 @@ class AutoencoderDLOutput(BaseOutput):
     rate: torch.Tensor | None = None
 
 
-class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderDL(LasersModelMixin, BottleneckCoder, TiledNetworks, ModelMixin, AutoencoderMixin, ConfigMixin):
     r"""
     An autoencoder whose latents are coded by a learned dictionary (DL-VAE of LASERS, 2024) or by a baseline bottleneck.
 
@@ -291,11 +290,6 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
         """
         return (self.decoder.up[-1] if self.config.backbone == "light" else self.decoder.conv_out).weight
 
-    @property
-    def pixels_per_site(self) -> int:
-        """Image pixels a site of the code, along each side."""
-        return self.downsampling_factor * self.bottleneck.patch_size
-
     @apply_forward_hook
     def encode(self, x: torch.Tensor, return_dict: bool = True) -> AutoencoderDLEncoderOutput | tuple[torch.Tensor]:
         """
@@ -335,33 +329,6 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
         quantized = z if force_not_quantize else self._sliced(lambda part: self.bottleneck(part).latents, z)
         sample = self._sliced(self._decode, quantized)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
-
-    @property
-    def coder(self) -> Bottleneck:
-        """The bottleneck, which makes the codes."""
-        return self.bottleneck
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """Size of the alphabet of each slot of its codes; empty without a bottleneck."""
-        return self.bottleneck.levels
-
-    @property
-    def bits_per_site(self) -> float:
-        """Nominal bits of one site's code."""
-        return self.bottleneck.bits_per_site
-
-    def bits(self, code: Code) -> float:
-        """Nominal bits of a code of all its images; see [`Coder.bits`]."""
-        return self.bottleneck.bits(code)
-
-    def pack(self, code: Code) -> bytes:
-        """A code as bytes; see [`Bottleneck.pack`]."""
-        return self.bottleneck.pack(code)
-
-    def unpack(self, data: bytes, max_sites: int | None = None) -> Code:
-        """The code of packed bytes; see [`Bottleneck.unpack`]."""
-        return self.bottleneck.unpack(data, max_sites)
 
     @apply_forward_hook
     @torch.no_grad()
@@ -459,10 +426,6 @@ class AutoencoderDL(LasersModelMixin, ImageCoder, TiledNetworks, ModelMixin, Aut
         }
         bottleneck = {"type": self.config.bottleneck_type} | self.bottleneck.summary()["bottleneck"]
         return {"rate": rate, "bottleneck": bottleneck}
-
-    def pictures(self, method: str = "pca") -> dict[str, Any]:
-        """Those of the bottleneck; see [`Coder.pictures`]."""
-        return self.bottleneck.pictures(method)
 
     def _check_has_indices(self) -> None:
         if self.config.bottleneck_type not in ("vq", "residual_vq"):

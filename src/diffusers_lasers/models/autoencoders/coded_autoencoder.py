@@ -26,7 +26,7 @@ from ...utils.config_checks import described
 from ...utils.files import write_text
 from ...utils.hub import LasersHubMixin
 from ..bottlenecks import Bottleneck
-from ..image_coder import ImageCoder
+from ..image_coder import BottleneckCoder
 from ..priors import FactorizedPrior
 from .diffusers_latents import (
     decode_latents,
@@ -104,7 +104,7 @@ class _SavedInParts:
         return cls(**parts)
 
 
-class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, ConfigMixin):
+class CodedAutoencoder(LasersHubMixin, _SavedInParts, BottleneckCoder, ModelMixin, ConfigMixin):
     r"""
     An autoencoder of diffusers with a bottleneck. As `vae` of a pipeline it decodes the code of the latents in place of
     the latents. All else is the autoencoder's: `config`, attributes, `encode`, tiling, slicing. A cast to another type
@@ -205,42 +205,15 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
         return self.autoencoder.config
 
     @property
-    def coder(self) -> Bottleneck:
-        """The bottleneck, which makes the codes."""
-        return self.bottleneck
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """Size of the alphabet of each slot of its codes; empty where the bottleneck makes none."""
-        return self.bottleneck.levels
-
-    @property
     def downsampling_factor(self) -> int:
         """Image pixels a position of the coded latents, along each side."""
         return spatial_factor(self.autoencoder) * (2 if self._is_patched else 1)
-
-    @property
-    def pixels_per_site(self) -> int:
-        """Image pixels a site of the code, along each side."""
-        return self.downsampling_factor * self.bottleneck.patch_size
 
     @property
     def _is_patched(self) -> bool:
         """Whether the bottleneck codes patches of 2 × 2 latents."""
         expected = latent_channels(self.autoencoder)
         return expected is not None and len(expected) > 1 and self.bottleneck.config.latent_channels == expected[1]
-
-    def bits(self, code: Code) -> float:
-        """Nominal bits of a code of all its images; see [`Coder.bits`]."""
-        return self.bottleneck.bits(code)
-
-    def pack(self, code: Code) -> bytes:
-        """A code as bytes of its nominal bits; see [`Bottleneck.pack`]."""
-        return self.bottleneck.pack(code)
-
-    def unpack(self, data: bytes, max_sites: int | None = None) -> Code:
-        """The code of packed bytes; see [`Bottleneck.unpack`]."""
-        return self.bottleneck.unpack(data, max_sites)
 
     def compress(self, code: Code) -> bytes:
         """A code as bytes by the prior; see [`FactorizedPrior.compress`]. A `ValueError` without one."""
@@ -430,7 +403,3 @@ class CodedAutoencoder(LasersHubMixin, _SavedInParts, ImageCoder, ModelMixin, Co
     def summary(self) -> dict[str, Any]:
         """The summary of the bottleneck, and what it stands in; see [`Coder.summary`]."""
         return {"autoencoder": {"type": type(self.autoencoder).__name__}} | self.bottleneck.summary()
-
-    def pictures(self, method: str = "pca") -> dict[str, Any]:
-        """Those of the bottleneck; see [`Coder.pictures`]."""
-        return self.bottleneck.pictures(method)

@@ -16,7 +16,7 @@ from ...models.bottlenecks import Bottleneck
 from ...models.priors import FactorizedPrior
 from ...utils.files import write_json, write_text
 from .latent_code import LatentCode
-from .shards import DATA, read_shard
+from .shards import DATA, SHARD_NAME, read_shard
 
 
 __all__ = ["CACHE_FILE", "CODEC", "DEVIATION", "check_shards", "finish_cache", "load_code", "read_cache"]
@@ -24,6 +24,7 @@ __all__ = ["CACHE_FILE", "CODEC", "DEVIATION", "check_shards", "finish_cache", "
 CACHE_FILE = "cache.json"
 CODEC = "codec"
 DEVIATION = f"{CODEC}/deviation"
+_EXAMPLE = "00000-0123456789abcdef.parquet"
 _SHOWN = (("bits", "bits_per_element"), ("snr", "snr_db"))  # on the card
 _CARD = """---
 tags: [diffusers_lasers, latents]
@@ -71,7 +72,21 @@ def read_cache(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {error}.") from error
     if not isinstance(facts, dict) or not {"settings", "shards"} <= set(facts):
         raise ValueError(f"{path} is damaged: it lacks settings or shards.")
+    shards = [] if facts["shards"] is None else facts["shards"]
+    if not isinstance(shards, list) or not all(map(_is_shard, shards)):
+        raise ValueError(f"{path} is damaged: its shards must have a name such as {_EXAMPLE}, bytes and a checksum.")
     return facts
+
+
+def _is_shard(entry: Any) -> bool:
+    """Whether this may stand in `cache.json`, which may be a stranger's: a name leads nowhere else."""
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and SHARD_NAME.fullmatch(entry["name"]) is not None
+        and type(entry.get("bytes")) is int
+        and isinstance(entry.get("sha256"), str)
+    )
 
 
 def load_code(folder: Path, place: str = CODEC) -> LatentCode | None:

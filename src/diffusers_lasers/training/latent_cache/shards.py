@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from ...utils.files import atomic_file
 from ...utils.import_utils import requires
 
 
-__all__ = ["DATA", "OWN_COLUMNS", "read_shard", "shard_name", "write_shard"]
+__all__ = ["DATA", "OWN_COLUMNS", "SHARD_NAME", "read_shard", "shard_name", "write_shard"]
 
 DATA = "data"  # folder of the shards
+SHARD_NAME = re.compile(r"[0-9]{5,}-[0-9a-f]{16}\.parquet")
 #: Columns of a cache by name, with their types. Those of the caller come after them.
 OWN_COLUMNS = {
     "key": "string",
